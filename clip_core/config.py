@@ -1,0 +1,242 @@
+"""The typed twin of `params.yaml`: every key, its type and its allowed range."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Name = Annotated[str, Field(min_length=1)]
+Template = Annotated[str, Field(pattern=r"\{\}")]
+
+
+class Section(BaseModel):
+    """A part of `params.yaml`: no defaults, no unknown keys, no silent conversions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class EmojiSource(Section):
+    """The built-in real data: emoji pictures of eight artworks with their Chinese and English names."""
+
+    source: Literal["emoji"]
+    path: Name  # the checked cache that set-up filled
+    train_artworks: Annotated[tuple[Name, ...], Field(min_length=1)]
+    valid_artwork: Name
+    test_artwork: Name
+    unseen_percent: Annotated[int, Field(ge=1, le=40)]  # of the concepts, for valid and for test each
+
+    @model_validator(mode="after")
+    def _artworks_are_distinct(self) -> "EmojiSource":
+        artworks = (*self.train_artworks, self.valid_artwork, self.test_artwork)
+        if len(set(artworks)) < len(artworks):
+            raise ValueError("train_artworks, valid_artwork and test_artwork must name different artworks")
+        return self
+
+
+class TableSource(Section):
+    """A CSV with the columns `image` and `caption` (and, if wanted, `split` and `language`) and a folder of pictures."""
+
+    source: Literal["table"]
+    path: Name  # the CSV
+    images: Name  # the folder that the column `image` is relative to
+    licence: Name  # of the pictures
+    valid_percent: Annotated[int, Field(ge=1, le=40)]  # of the pictures; used where the CSV has no column `split`
+    test_percent: Annotated[int, Field(ge=1, le=40)]
+
+
+class Limits(Section):
+    """What a picture or a caption may be; a row outside is quarantined."""
+
+    min_side: Count  # pixels
+    max_pixels: Count
+    max_bytes: Count
+    max_aspect: Annotated[float, Field(ge=1)]  # longer side / shorter side
+    max_caption_length: Count  # characters
+
+
+class Validate(Section):
+    limits: Limits
+    min_mean_cjk_share: Share  # over the Chinese captions of the batch
+    max_bad_share: Share  # of the rows; above it the pipeline stops
+
+
+class Curate(Section):
+    near_duplicate_distance: Annotated[int, Field(ge=0, le=16)]  # bits in which two perceptual hashes may differ
+
+
+class Pack(Section):
+    shard_mib: Count
+
+
+class ImageTower(Section):
+    name: Name  # of a timm model
+    options: dict[str, int | float | str | bool | tuple[int, ...]]  # passed to timm.create_model
+
+
+class TextTower(Section):
+    """BERT's architecture, in the words of transformers' BertConfig."""
+
+    hidden_size: Count
+    num_hidden_layers: Count
+    num_attention_heads: Count
+    intermediate_size: Count
+    dropout: Share
+
+
+class Model(Section):
+    image_tower: ImageTower
+    text_tower: TextTower
+    embed_dim: Count
+    image_size: Annotated[int, Field(ge=8, le=1024)]
+    context_length: Annotated[int, Field(ge=4, le=512)]  # tokens with [CLS] and [SEP]
+
+
+class Schedule(Section):
+    num_steps: Count
+    warmup_steps: Annotated[int, Field(ge=0)]
+    peak_lr: Annotated[float, Field(gt=0, le=1)]
+
+    @model_validator(mode="after")
+    def _warmup_fits(self) -> "Schedule":
+        if self.warmup_steps >= self.num_steps:
+            raise ValueError(f"warmup_steps ({self.warmup_steps}) must be less than num_steps ({self.num_steps})")
+        return self
+
+
+class Optimizer(Section):
+    """AdamW."""
+
+    beta1: Annotated[float, Field(gt=0, lt=1)]
+    beta2: Annotated[float, Field(gt=0, lt=1)]
+    eps: Positive
+    weight_decay: Annotated[float, Field(ge=0)]
+    max_grad_norm: Positive
+
+
+class Augmentation(Section):
+    """Random changes of a training picture; 0 switches one off."""
+
+    scale: Share  # up to this share smaller or larger
+    rotate: Annotated[float, Field(ge=0, le=180)]  # degrees either way
+    shift: Share  # of the side, either way
+    brightness: Share
+
+
+class CaptionMix(Section):
+    """How a training caption is drawn for a picture that has a name and keywords; shares add up to 1."""
+
+    templated_name: Share
+    keywords: Share
+    name_and_keywords: Share
+    group_and_name: Share
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> "CaptionMix":
+        total = self.templated_name + self.keywords + self.name_and_keywords + self.group_and_name
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"the shares must add up to 1, not {total:g}")
+        return self
+
+
+class Captions(Section):
+    language: Literal["zh", "en"]
+    templates: Annotated[tuple[Template, ...], Field(min_length=1)]
+    mix: CaptionMix
+
+
+class Training(Section):
+    """One training stage."""
+
+    schedule: Schedule
+    optimizer: Optimizer
+    global_batch: Annotated[int, Field(ge=2)]
+    augmentation: Augmentation
+    captions: Captions
+    log_every: Count
+    evaluate_every: Count
+    save_every: Count  # steps between checkpoints
+
+
+class Init(Section):
+    """Where stage 1 starts."""
+
+    bert_folder: Name | None  # a local BERT for the text tower; null: BERT's architecture, random start
+    warm_start: Training  # of the image tower, as an English CLIP
+
+
+class Evaluate(Section):
+    num_bootstrap: Annotated[int, Field(ge=100)]
+    confidence: Annotated[float, Field(gt=0.5, lt=1)]
+    prompt_templates: Annotated[tuple[Template, ...], Field(min_length=1)]  # for zero-shot classification
+
+
+class Export(Section):
+    opset: Annotated[int, Field(ge=18, le=23)]
+    max_feature_difference: Positive
+    tie_margin: Positive  # scores closer than this may change places in the top 10
+
+
+class Index(Section):
+    top_k: Annotated[int, Field(ge=1, le=100)]
+    min_recall: Share  # of the index against the exact search
+
+
+class Deploy(Section):
+    num_golden: Count  # golden queries sent to a release before it serves
+    num_timed: Count  # requests behind the latencies
+    max_feature_difference: Positive
+
+
+class Params(Section):
+    """All of `params.yaml`."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**31)]
+    data: Annotated[EmojiSource | TableSource, Field(discriminator="source")]
+    validate_: Annotated[Validate, Field(alias="validate")]  # pydantic owns the bare name
+    curate: Curate
+    pack: Pack
+    model: Model
+    init: Init
+    stage1: Training
+    stage2: Training
+    evaluate: Evaluate
+    gates: dict[Name, Share]  # metric of the validation benchmark -> the least it may be
+    export: Export
+    index: Index
+    deploy: Deploy
+
+
+def load_params(path: Path) -> Params:
+    """The checked parameters in the YAML file `path`.
+
+    Raises ValueError that names every wrong key at once, with its value and what is allowed.
+    """
+    return check_params(read_yaml(path), path)
+
+
+def read_yaml(path: Path) -> dict:
+    """The mapping in the YAML file `path`, parsed as DVC parses it; comments are kept for writing it back."""
+    try:
+        tree = YAML().load(path)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file. Run from the project's folder.") from None
+    except YAMLError as error:
+        raise ValueError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path}: must hold a mapping of sections, not {type(tree).__name__}")
+    return tree
+
+
+def check_params(tree: dict, path: Path) -> Params:
+    """`tree` (as read from `path`) as checked parameters; raises ValueError that lists all that is wrong."""
+    try:
+        return Params.model_validate_json(json.dumps(tree))
+    except ValidationError as error:
+        lines = [f"  {'.'.join(map(str, e['loc']))}: {e['msg']} (found {e['input']!r:.80})" for e in error.errors()]
+        raise ValueError(f"{path}: {len(lines)} wrong:\n" + "\n".join(lines)) from None

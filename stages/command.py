@@ -1,0 +1,17 @@
+"""The command line of a stage, made from the signature of its `main`."""
+
+import sys
+from collections.abc import Callable
+
+from clip_core.env import set_switches
+
+
+def run(main: Callable[..., None]) -> None:
+    """Runs `main` with arguments from the command line; a mistake of the user's becomes a message and exit code 1."""
+    set_switches()
+    import tyro
+
+    try:
+        tyro.cli(main)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
