@@ -1,0 +1,83 @@
+"""Writing files so that a reader never sees half of one, and naming bytes by their sha256."""
+
+import errno
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def sha256_file(path: Path) -> str:
+    """The sha256 of the file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def atomic_write(path: Path, data: bytes | str) -> None:
+    """Writes `data` aside, syncs it and renames it onto `path`; the folder is made if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.aside")
+    try:
+        with _named_when_full(path), aside.open("wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+    _sync(path.parent)
+
+
+@contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """Gives a temporary folder beside `folder` that takes its place on success and vanishes on failure."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(
+        tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".aside", dir=folder.parent)
+    )
+    aside.chmod(0o755)  # mkdtemp makes it private
+    try:
+        with _named_when_full(folder):
+            yield aside
+            for path in [*aside.rglob("*"), aside]:
+                _sync(path)
+        if folder.exists():
+            old = Path(
+                tempfile.mkdtemp(
+                    prefix=f".{folder.name}.", suffix=".old", dir=folder.parent
+                )
+            )
+            folder.rename(
+                old / folder.name
+            )  # a folder can not be renamed onto a full one
+            aside.rename(folder)
+            shutil.rmtree(old)
+        else:
+            aside.rename(folder)
+        _sync(folder.parent)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _named_when_full(path: Path) -> Iterator[None]:
+    """Turns a full disk into a message that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        free = shutil.disk_usage(path.parent).free // 2**20
+        message = f"the disk is full ({free} MiB free); make room and run again: what is finished is kept"
+        raise OSError(error.errno, message, str(path)) from None
