@@ -5,7 +5,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def atomic_write(path: Path, data: bytes | str) -> None:
 
 
 @contextmanager
-def replacing_folder(folder: Path) -> Iterator[Path]:
+def replacing_folder(folder: Path) -> Generator[Path]:
     """Gives a temporary folder beside `folder` that takes its place on success and vanishes on failure."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(
@@ -71,7 +71,7 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
-def _named_when_full(path: Path) -> Iterator[None]:
+def _named_when_full(path: Path) -> Generator[None]:
     """Turns a full disk into a message that says what to do."""
     try:
         yield
