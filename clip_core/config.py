@@ -1,10 +1,13 @@
 """The typed twin of `params.yaml`: every key, its type and its allowed range."""
 
+import difflib
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -40,7 +43,7 @@ class EmojiSource(Section):
 
 
 class TableSource(Section):
-    """A CSV with the columns `image` and `caption` (and, if wanted, `split` and `language`) and a folder of pictures."""
+    """A CSV with the columns `image` and `caption` (perhaps `split` and `language`) and a folder of pictures."""
 
     source: Literal["table"]
     path: Name  # the CSV
@@ -238,5 +241,33 @@ def check_params(tree: dict, path: Path) -> Params:
     try:
         return Params.model_validate_json(json.dumps(tree))
     except ValidationError as error:
-        lines = [f"  {'.'.join(map(str, e['loc']))}: {e['msg']} (found {e['input']!r:.80})" for e in error.errors()]
+        lines = [
+            f"  {'.'.join(map(str, e['loc']))}: {e['msg']} (found {e['input']!r:.80}){hint(e)}" for e in error.errors()
+        ]
         raise ValueError(f"{path}: {len(lines)} wrong:\n" + "\n".join(lines)) from None
+
+
+def hint(error: ErrorDetails) -> str:
+    """For an unknown key the known one that it resembles."""
+    if error["type"] != "extra_forbidden":
+        return ""
+    close = difflib.get_close_matches(str(error["loc"][-1]), known_keys(), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def known_keys() -> set[str]:
+    """Every key that any section knows."""
+    fields = {name: field for section in Section.__subclasses__() for name, field in section.model_fields.items()}
+    return {field.alias or name for name, field in fields.items()}
+
+
+def main() -> None:
+    """Checks a parameter file: `python -m clip_core.config params.yaml`."""
+    try:
+        load_params(Path(sys.argv[1]))
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

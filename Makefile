@@ -1,0 +1,59 @@
+# Two commands: `make run` and `make test`. Everything else: `make help`.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= $(firstword $(shell command -v python3.12 python3.11 python3))
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export PYTHONUNBUFFERED := 1
+unexport PYTHONPATH VIRTUAL_ENV
+.PHONY: help setup run test serve platform rollout ablation recipe doctor clean browser
+
+help: ## this list
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):[^#]*## (.*)/  make \1|\2/' | column -t -s '|'
+
+.venv/ready: requirements.lock
+	@$(PYTHON) clip_core/doctor.py || { echo "error: mend what is MISSING above, then call make again" >&2; exit 1; }
+	@echo "setting up .venv (the first time this fetches about 3 GB of packages)"
+	@$(PYTHON) -m venv --clear .venv
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check uv
+	@.venv/bin/uv pip sync --require-hashes --python .venv/bin/python requirements.lock || \
+	  { echo "error: packages could not be installed: check the network and the disk, then call make again" >&2; exit 1; }
+	@touch $@
+
+setup: .venv/ready ## the environment, Triton and the built-in pictures (everything that needs the network)
+	@python -m clip_core.serve.install
+	@python -m clip_core.data.sources.emoji_fetch .cache/emoji
+
+run: setup ## set up, then the main job: `dvc repro`, from pictures to a served model
+	@python -m clip_core.config params.yaml
+	@dvc repro
+	@python -m clip_core.evaluate.summary
+
+test: setup browser ## set up, then lint, types, import rules and all tests
+	@ruff check && ruff format --check && ty check && lint-imports
+	@python -m pytest
+
+browser: # the page's tests need one; on Debian as root it is installed here, elsewhere they are skipped with the reason
+	@if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] && \
+	  ! { command -v chromium && fc-list :lang=zh | grep -q .; } >/dev/null 2>&1; then \
+	  echo "installing chromium and a Chinese font"; \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -yqq --no-install-recommends \
+	    chromium fontconfig fonts-wqy-microhei >/dev/null || echo "note: no browser could be installed; its tests are skipped"; fi
+
+serve: setup ## the page where one types Chinese and sees pictures (Ctrl-C stops everything)
+	@python -m clip_core.serve.gateway
+
+platform: setup ## Prefect server, its page, a worker and the deployments (Ctrl-C stops everything)
+	@python -m flows.platform
+
+ablation: setup ## the paper's ablation, three seeds (about half an hour); writes reports/ablation.json
+	@dvc repro recipes/ablation/dvc.yaml
+
+recipe: setup ## merge recipes/NAME.yaml into params.yaml: make recipe NAME=smoke
+	@python -m clip_core.recipe recipes/$(NAME).yaml
+
+doctor: ## look at this machine: what is missing, and the remedy
+	@$(PYTHON) clip_core/doctor.py
+
+clean: ## remove what can be made again; your params, the environment and DVC's cache of results stay
+	@rm -rf data models serving .work .pytest_cache .ruff_cache .import_linter_cache
+	@echo "removed; the next run takes unchanged results from DVC's cache (to empty that too: dvc gc --workspace)"

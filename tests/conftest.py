@@ -1,0 +1,80 @@
+"""The small pipeline that the tests share: `dvc repro` with recipes/smoke.yaml, once per session, and copies of it."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from clip_core.env import SWITCHES
+from clip_core.recipe import apply_recipe
+
+ROOT = Path(__file__).resolve().parents[1]
+ENVIRONMENT = {
+    **os.environ,
+    **SWITCHES,
+    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    "PYTHONUNBUFFERED": "1",
+    "CLIP_TRITON_HOME": os.environ.get("CLIP_TRITON_HOME", str(ROOT / ".triton")),
+}
+ENVIRONMENT.pop("PYTHONPATH", None)  # a copy runs its own code
+
+
+def run_in(project: Path, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Runs `command` in `project`, both outputs together as text; a failure shows the end of them."""
+    result = subprocess.run(
+        command, cwd=project, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    assert not check or result.returncode == 0, (
+        f"{' '.join(command)}: exit {result.returncode}\n{result.stdout[-5000:]}"
+    )
+    return result
+
+
+def new_project(folder: Path) -> Path:
+    """The project as a newcomer's clone of it would be, in `folder`, with set-up's pictures already there."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+    )
+    for name in filter(None, listed.stdout.decode().split("\0")):
+        if (ROOT / name).is_file() and not name.startswith("reports/"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    (folder / "dvc.lock").unlink(missing_ok=True)  # it is of the full recipe
+    shutil.copytree(ROOT / ".cache" / "emoji", folder / ".cache" / "emoji", copy_function=os.link)
+    commit_all(folder, "init", "-q", "-b", "main")
+    return folder
+
+
+def commit_all(project: Path, *first: str) -> None:
+    """Commits everything in `project`, after the git command `first` if there is one."""
+    if first:
+        run_in(project, "git", *first)
+    run_in(project, "git", "add", "-A")
+    run_in(project, "git", "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "-qm", "test")
+
+
+@pytest.fixture(scope="session")
+def smoke_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project on which `dvc repro` with the smoke recipe has finished. Read only: `project_copy` is for changing."""
+    project = new_project(tmp_path_factory.mktemp("smoke") / "project")
+    apply_recipe(project / "recipes" / "smoke.yaml", project / "params.yaml")
+    result = run_in(project, "dvc", "repro")
+    (project / "repro.log").write_text(result.stdout)
+    return project
+
+
+@pytest.fixture
+def project_copy(smoke_project: Path, tmp_path: Path) -> Path:
+    """A private copy of the smoke project, which shares DVC's cache with it."""
+    copy = tmp_path / "project"
+    shutil.copytree(smoke_project, copy, ignore=shutil.ignore_patterns("cache", "tmp", ".cache", ".git", ".prefect"))
+    shutil.copytree(smoke_project / ".cache", copy / ".cache", copy_function=os.link)
+    (copy / ".dvc" / "config.local").write_text(f"[cache]\n    dir = {smoke_project / '.dvc' / 'cache'}\n")
+    commit_all(copy, "init", "-q", "-b", "main")
+    return copy

@@ -1,0 +1,87 @@
+"""A mistake in params.yaml is named before anything starts."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from clip_core.config import check_params, load_params, read_yaml
+from clip_core.recipe import apply_recipe, merged
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+
+
+@pytest.fixture
+def params_file(tmp_path: Path) -> Path:
+    copy = tmp_path / "params.yaml"
+    copy.write_bytes((ROOT / "params.yaml").read_bytes())
+    return copy
+
+
+def test_all_wrong_keys_are_named_at_once_with_what_is_allowed(params_file: Path) -> None:
+    tree = merged(
+        read_yaml(params_file),
+        {
+            "stage1": {"schedule": {"peak_lr": 7.0, "num_stepz": 3}},
+            "pack": {"shard_mib": "256"},
+            "evaluate": {"confidence": 1.5},
+            "stagge3": 1,
+        },
+    )
+    with pytest.raises(ValueError, match="5 wrong") as error:
+        check_params(tree, params_file)
+    message = str(error.value)
+    assert "params.yaml" in message
+    assert re.search(r"stage1\.schedule\.peak_lr: .*less than or equal to 1 \(found 7", message)
+    assert re.search(r"stage1\.schedule\.num_stepz: .*did you mean num_steps", message)
+    assert re.search(r"pack\.shard_mib: .*integer", message)
+    assert re.search(r"evaluate\.confidence: .*less than 1 ", message)
+    assert "stagge3" in message
+
+
+def test_numbers_that_contradict_each_other_are_refused(params_file: Path) -> None:
+    tree = merged(read_yaml(params_file), {"stage2": {"schedule": {"num_steps": 10, "warmup_steps": 10}}})
+    with pytest.raises(ValueError, match="warmup_steps"):
+        check_params(tree, params_file)
+
+
+def test_a_missing_or_broken_file_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no such file"):
+        load_params(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text("a: [1\n")
+    with pytest.raises(ValueError, match="not valid YAML"):
+        load_params(tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_merges_into_valid_params_and_keeps_the_comments(recipe: Path, params_file: Path) -> None:
+    apply_recipe(recipe, params_file)
+    for section, overlay in read_yaml(recipe).items():
+        assert (
+            read_yaml(params_file)[section]
+            == merged({section: read_yaml(ROOT / "params.yaml")[section]}, {section: overlay})[section]
+        )
+    assert "# image tower frozen" in params_file.read_text()
+
+
+def test_a_recipe_for_one_stage_leaves_the_others_alone_though_yaml_anchors_are_shared(
+    params_file: Path, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("stage1: {optimizer: {weight_decay: 0.5}}\n")
+    before = load_params(params_file)
+    apply_recipe(recipe, params_file)
+    after = load_params(params_file)
+    assert after.stage1.optimizer.weight_decay == 0.5
+    assert after.stage2 == before.stage2
+    assert after.init == before.init
+
+
+def test_a_wrong_recipe_changes_nothing(params_file: Path, tmp_path: Path) -> None:
+    before = params_file.read_bytes()
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("stage1: {optimiser: {weight_decay: 0.5}}\n")
+    with pytest.raises(ValueError, match=r"stage1\.optimiser"):
+        apply_recipe(recipe, params_file)
+    assert params_file.read_bytes() == before
