@@ -33,6 +33,13 @@ def run_in(project: Path, *command: str, check: bool = True) -> subprocess.Compl
     return result
 
 
+def without_network() -> list[str]:
+    """What to put before a command so that it has loopback alone; empty where the kernel does not allow it."""
+    prefix = ["unshare", "-rn", sys.executable, str(ROOT / "tests" / "loopback_only.py")]
+    allowed = shutil.which("unshare") and subprocess.run([*prefix, "true"], capture_output=True).returncode == 0
+    return prefix if allowed else []
+
+
 def new_project(folder: Path) -> Path:
     """The project as a newcomer's clone of it would be, in `folder`, with set-up's pictures already there."""
     listed = subprocess.run(
@@ -64,8 +71,8 @@ def smoke_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project on which `dvc repro` with the smoke recipe has finished. Read only: `project_copy` is for changing."""
     project = new_project(tmp_path_factory.mktemp("smoke") / "project")
     apply_recipe(project / "recipes" / "smoke.yaml", project / "params.yaml")
-    result = run_in(project, "dvc", "repro")
-    (project / "repro.log").write_text(result.stdout)
+    result = run_in(project, *without_network(), "dvc", "repro")
+    (project / ".work" / "repro.log").write_text(result.stdout)
     return project
 
 

@@ -1,0 +1,56 @@
+"""`dvc repro` runs what changed, and nothing else."""
+
+import re
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from tests.conftest import run_in
+
+
+def stages_run(output: str) -> set[str]:
+    return set(re.findall(r"Running stage '([^']+)'", output))
+
+
+def edit(project: Path, section: str, key: str, value: object) -> None:
+    yaml = YAML()
+    tree = yaml.load(project / "params.yaml")
+    assert tree[section][key] != value
+    tree[section][key] = value
+    yaml.dump(tree, project / "params.yaml")
+
+
+def test_run_again_it_does_nothing(project_copy: Path) -> None:
+    assert stages_run(run_in(project_copy, "dvc", "repro").stdout) == set()
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "reruns"),
+    [
+        # the packed bytes come out the same, so what follows does not run
+        ("pack", "shard_mib", 255, {"pack"}),
+        # other intervals: the gate looks again, finds the same model, and the ONNX files come out the same
+        ("evaluate", "num_bootstrap", 101, {"evaluate@valid", "evaluate@test", "export", "deploy", "report"}),
+        ("deploy", "num_timed", 7, {"deploy", "report"}),
+    ],
+)
+def test_an_edited_value_reruns_only_what_depends_on_it(
+    section: str, key: str, value: object, reruns: set[str], project_copy: Path
+) -> None:
+    edit(project_copy, section, key, value)
+    assert stages_run(run_in(project_copy, "dvc", "repro").stdout) == reruns
+
+
+def test_a_misspelt_key_stops_the_pipeline_before_any_stage_works(project_copy: Path) -> None:
+    yaml = YAML()
+    tree = yaml.load(project_copy / "params.yaml")
+    tree["pack"]["shard_mb"] = 12
+    tree["stage2"]["schedule"]["peak_lr"] = -1.0
+    yaml.dump(tree, project_copy / "params.yaml")
+    result = run_in(project_copy, "dvc", "repro", check=False)
+    assert result.returncode != 0
+    assert "pack.shard_mb" in result.stdout
+    assert "stage2.schedule.peak_lr" in result.stdout
+    assert stages_run(result.stdout) == {"pack"}  # the first one that would have run said so
+    assert not (project_copy / "data" / "packed").exists()  # and made nothing
