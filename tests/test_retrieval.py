@@ -1,0 +1,135 @@
+"""Recall, ranks and chance levels against slow and obvious versions of themselves."""
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from clip_core.evaluate import retrieval
+from clip_core.evaluate.benchmark import questions, read_benchmark
+from clip_core.evaluate.retrieval import chance_at, quick_recall, ranks, recall_at, top
+
+
+def unit(rows: int, width: int, seed: int) -> np.ndarray:
+    features = np.random.default_rng(seed).normal(size=(rows, width)).astype(np.float32)
+    return features / np.linalg.norm(features, axis=1, keepdims=True)
+
+
+def full_sort_rank(query: np.ndarray, candidates: np.ndarray, right: Sequence[int]) -> int:
+    """All candidates sorted by score, the wrong ones first among equals; then counted from the top."""
+    order = sorted(range(len(candidates)), key=lambda i: (-float(query @ candidates[i]), i in right))
+    return 1 + min(order.index(i) for i in right)
+
+
+def emoji_store(rows: list[tuple[str, str, bool, str]]) -> SimpleNamespace:
+    """A packed split of (image_id, name, seen, group) rows, as read_benchmark sees it."""
+    pairs = pd.DataFrame(rows, columns=["image_id", "caption", "seen", "group"])
+    pairs = pairs.assign(language="zh", caption_kind="name", text_id="zh-name-" + pairs.caption)
+    return SimpleNamespace(pairs=pairs, image_ids=sorted(set(pairs.image_id)), image_bytes=lambda i: b"%d" % i)
+
+
+@pytest.mark.parametrize("max_scores", [1, 100, 2**24])
+def test_chunked_ranks_equal_the_full_sort(monkeypatch: pytest.MonkeyPatch, max_scores: int) -> None:
+    monkeypatch.setattr(retrieval, "MAX_SCORES", max_scores)
+    rng = np.random.default_rng(1)
+    queries, candidates = unit(40, 8, seed=2), unit(57, 8, seed=3)
+    relevant = [sorted(rng.choice(57, size=rng.integers(1, 6), replace=False).tolist()) for _ in queries]
+    expected = [full_sort_rank(q, candidates, right) for q, right in zip(queries, relevant, strict=True)]
+    assert ranks(queries, candidates, relevant).tolist() == expected
+
+
+def test_a_tie_never_counts_in_favour_of_the_truth() -> None:
+    query = np.ones((1, 1), dtype=np.float32)
+    equal = np.ones((4, 1), dtype=np.float32)
+    for place in range(4):
+        assert ranks(query, equal, [[place]]).tolist() == [4]
+    assert ranks(query, equal, [[0, 1, 2, 3]]).tolist() == [1]
+
+
+def test_constant_features_score_zero_however_the_sums_are_rounded() -> None:
+    one = unit(1, 129, seed=4)
+    queries, candidates = np.repeat(one, 33, axis=0), np.repeat(one, 1537, axis=0)
+    found = ranks(queries, candidates, [[i] for i in range(33)])
+    assert found.tolist() == [1537] * 33
+
+
+def test_any_of_several_right_answers_counts() -> None:
+    scores = np.array([[0.9, 0.8, 0.7, 0.6]], dtype=np.float32)
+    assert ranks(scores, np.eye(4, dtype=np.float32), [[3, 1]]).tolist() == [2]
+
+
+def test_recall_is_one_when_there_are_fewer_candidates_than_k() -> None:
+    found = ranks(unit(5, 4, seed=5), unit(3, 4, seed=6), [[0], [1], [2], [0], [1]])
+    assert recall_at(found, 10) == 1.0
+
+
+def test_broken_features_and_unanswerable_queries_are_refused() -> None:
+    features = unit(2, 4, seed=7)
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        ranks(np.full((1, 4), np.nan, dtype=np.float32), features, [[0]])
+    with pytest.raises(ValueError, match="query 1 has no right answer"):
+        ranks(features, features, [[0], []])
+
+
+def test_the_top_ten_agrees_with_the_ranks() -> None:
+    rng = np.random.default_rng(8)
+    queries, candidates = unit(30, 4, seed=9), unit(25, 4, seed=10)[rng.integers(0, 25, 60)]  # many exact ties
+    relevant = [rng.choice(60, size=2, replace=False) for _ in queries]
+    places, scores = top(queries, candidates, relevant, k=10)
+    found = ranks(queries, candidates, relevant)
+    for row, right, rank in zip(places, relevant, found, strict=True):
+        hits = np.flatnonzero(np.isin(row, right))
+        assert (hits[0] + 1 == rank) if rank <= 10 else len(hits) == 0
+    assert (np.diff(scores) <= retrieval.TIE).all()
+
+
+def test_chance_is_what_random_orders_score() -> None:
+    rng = np.random.default_rng(11)
+    num_right = [1, 1, 3, 7]
+    orders = np.array([[rng.permutation(20)[:n].min() for n in num_right] for _ in range(20_000)])
+    for k in (1, 5, 10):
+        assert chance_at(num_right, 20, k) == pytest.approx((orders < k).mean(), abs=0.01)
+    assert chance_at([1], 1000, 5) == pytest.approx(0.005)
+    assert chance_at([1, 2], 4, 10) == 1.0
+
+
+def test_seen_queries_search_seen_pictures_and_all_queries_all_pictures() -> None:
+    store = emoji_store([("a-1", "猫", True, "动物"), ("a-2", "狗", True, "动物"), ("a-3", "钟", False, "物品")])
+    benchmark = read_benchmark(store)
+    sizes = {g: (len(questions(benchmark, g).texts), len(questions(benchmark, g).images)) for g in ("seen", "all")}
+    assert sizes == {"seen": (2, 2), "all": (3, 3)}
+    unseen = questions(benchmark, "unseen")
+    assert [benchmark.texts[i] for i in unseen.texts] == ["钟"]
+    assert [benchmark.image_ids[i] for i in unseen.images] == ["a-3"]
+
+
+def test_pictures_with_the_same_text_are_all_right_and_asked_once() -> None:
+    store = emoji_store([("b", "猫", True, "动物"), ("a", "猫", True, "动物"), ("c", "狗", True, "动物")])
+    benchmark = read_benchmark(store)
+    asked = questions(benchmark, "all")
+    by_text = {
+        benchmark.texts[t]: [benchmark.image_ids[i] for i in right]
+        for t, right in zip(asked.texts, asked.right_images, strict=True)
+    }
+    assert by_text == {"猫": ["a", "b"], "狗": ["c"]}
+    assert [len(right) for right in asked.right_texts] == [1, 1, 1]
+
+
+def test_a_source_without_unseen_concepts_has_no_unseen_questions() -> None:
+    benchmark = read_benchmark(emoji_store([("a", "猫", True, "动物")]))
+    unseen = questions(benchmark, "unseen")
+    assert (len(unseen.texts), len(unseen.images), unseen.right_images, unseen.right_texts) == (0, 0, [], [])
+
+
+def test_quick_recall_asks_the_seen_names_only() -> None:
+    names = ["猫", "狗", "钟", "心"]
+    store = emoji_store([(f"a-{i}", name, i < 3, "物品") for i, name in enumerate(names)])
+    eye = np.eye(4, dtype=np.float32)
+    answer = quick_recall(
+        lambda texts: eye[[names.index(text) for text in texts]],
+        lambda images: eye[[int(image) for image in images]],
+        store,
+    )
+    assert answer == {"text_to_image_mean_recall": 1.0}
