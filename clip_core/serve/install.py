@@ -1,0 +1,122 @@
+"""Set-up of the local Triton server: `python -m clip_core.serve.install` makes `.triton/` (or $CLIP_TRITON_HOME).
+
+The server comes from PyPI's nvidia-pytriton. Its Python stub needs numpy<2 (under numpy 2 it computes wrong numbers
+without a word), so `.triton/` is an overlay environment: the packages of triton.lock first, the main one's behind them.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from clip_core.files import replacing_folder, sha256_file
+
+PROJECT = Path(__file__).resolve().parents[2]
+LOCK = PROJECT / "triton.lock"  # the pins, with hashes
+NEEDED_BYTES = 1_000_000_000  # 150 MB of wheels, unpacked 500 MB
+PACKAGES = Path("lib", f"python{sys.version_info.major}.{sys.version_info.minor}", "site-packages")
+
+
+def triton_home() -> Path:
+    """Where the local Triton server is installed; copies of the project may share one through $CLIP_TRITON_HOME."""
+    return Path(os.environ.get("CLIP_TRITON_HOME") or PROJECT / ".triton").absolute()
+
+
+def libpython_folder() -> Path:
+    """The folder of the shared libpython, which Triton's stub loads; ValueError where Python has none."""
+    name = sysconfig.get_config_var("INSTSONAME") or ""
+    for folder in (sysconfig.get_config_var("LIBDIR") or "", Path(sys.base_prefix, "lib")):
+        if ".so" in name and Path(folder, name).exists():
+            return Path(folder)
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    raise ValueError(
+        f"this Python ({sys.base_prefix}) has no shared libpython, which Triton's Python stub loads. "
+        f"On Debian: apt-get install libpython{version}. With pyenv: PYTHON_CONFIGURE_OPTS=--enable-shared "
+        f"pyenv install --force {version}. Or let uv bring one: uv venv --managed-python --python {version} .venv"
+    )
+
+
+def install() -> Path:
+    """Makes the overlay unless it is there and up to date; an interrupted run leaves nothing half made."""
+    home = triton_home()
+    wanted = _wanted()
+    if is_installed(home, wanted):
+        return home
+    libpython_folder()  # refused before the download
+    home.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(home.parent).free
+    if free < NEEDED_BYTES:
+        raise ValueError(f"{home.parent}: {free // 2**20} MiB free, Triton needs {NEEDED_BYTES // 2**20}; make room")
+    with (home.parent / f".{home.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another set-up may be at it
+        if not is_installed(home, wanted):
+            print("installing the local Triton server (150 MB) ...", flush=True)
+            with replacing_folder(home) as folder:
+                _fill(folder)
+                (folder / "installed.json").write_text(json.dumps(wanted, indent=2) + "\n")
+    return home
+
+
+def is_installed(home: Path, wanted: dict[str, str] | None = None) -> bool:
+    """Whether `home` holds what this Python and this triton.lock ask for."""
+    try:
+        return json.loads((home / "installed.json").read_text()) == (wanted or _wanted())
+    except (OSError, ValueError):
+        return False
+
+
+def _wanted() -> dict[str, str]:
+    return {
+        "lock": sha256_file(LOCK),
+        "python": sys.version.split()[0],
+        "packages": sysconfig.get_path("purelib"),  # of the main environment
+    }
+
+
+def _fill(folder: Path) -> None:
+    """Makes the overlay environment and Triton's Python backend in `folder`."""
+    environment = folder / "environment"
+    _uv("venv", "--quiet", "--relocatable", "--python", sys.executable, str(environment))
+    _uv(
+        *("pip", "install", "--quiet", "--no-deps", "--require-hashes", "--only-binary", ":all:"),
+        *("--python", str(environment / "bin" / "python"), "--requirements", str(LOCK)),
+    )
+    packages = environment / PACKAGES
+    (packages / "zz_main.pth").write_text(sysconfig.get_path("purelib") + "\n")  # zz: behind the overlay's own
+    server = packages / "pytriton" / "tritonserver"
+    backend = folder / "backends" / "python"
+    backend.mkdir(parents=True)
+    stub = server / "python_backend_stubs" / PACKAGES.parts[1].removeprefix("python") / "triton_python_backend_stub"
+    for file in [*(server / "backends" / "python").iterdir(), stub]:
+        if file.is_file():
+            shutil.copy2(file, backend)
+    for file in (server / "bin" / "tritonserver", backend / stub.name):
+        file.chmod(0o755)
+
+
+def _uv(*arguments: str) -> None:
+    uv = shutil.which("uv", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+    if uv is None:
+        raise ValueError("no `uv` beside this Python or on PATH: run `make setup`, or pip install uv")
+    result = subprocess.run([uv, *arguments], stderr=subprocess.PIPE, text=True)
+    if result.returncode:
+        raise ValueError(
+            f"uv {' '.join(arguments[:2])} failed: {result.stderr.strip()[-2000:]}\n"
+            "Remedy: check the connection to the package registry and the space on the disk, then run again; "
+            "what is downloaded is kept."
+        )
+
+
+def main() -> None:
+    try:
+        print(f"Triton: {install()}")
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
