@@ -1,0 +1,38 @@
+"""A benchmark's texts, pictures and classes as features."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from clip_core.data.store import Store
+from clip_core.evaluate.benchmark import Benchmark
+from clip_core.evaluate.zeroshot import classifier
+from clip_core.predictor import Predictor
+
+IMAGES_AT_ONCE = 512  # encoded bytes in memory
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a model makes of a benchmark; `classes` holds a row for each of `class_names`."""
+
+    texts: np.ndarray
+    images: np.ndarray
+    class_names: list[str]
+    classes: np.ndarray
+
+
+def embed(predictor: Predictor, store: Store, benchmark: Benchmark, templates: tuple[str, ...]) -> Features:
+    """The features of all texts, pictures and class names of `benchmark`; prints how far it is."""
+    images = []
+    for start in range(0, len(store), IMAGES_AT_ONCE):
+        stop = min(start + IMAGES_AT_ONCE, len(store))
+        images.append(predictor.encode_images([store.image_bytes(i) for i in range(start, stop)]))
+        print(f"  {stop} of {len(store)} pictures encoded", flush=True)
+    names = sorted({name for name in benchmark.classes if name is not None})
+    return Features(
+        texts=predictor.encode_texts(benchmark.texts),
+        images=np.concatenate(images),
+        class_names=names,
+        classes=classifier(predictor.encode_texts, names, templates) if names else np.empty((0, 0)),
+    )

@@ -1,0 +1,42 @@
+"""DVC stage: a model's metrics on one benchmark (a held-out split), with those of earlier models beside them."""
+
+import json
+from pathlib import Path
+
+from stages.command import run
+
+
+def main(
+    packed: Path,
+    benchmark: str,
+    model: Path,
+    others: tuple[Path, ...],
+    out: Path,
+    params_file: Path = Path("params.yaml"),
+) -> None:
+    from clip_core.config import load_params
+    from clip_core.data.store import open_store
+    from clip_core.evaluate.benchmark import read_benchmark
+    from clip_core.evaluate.embed import embed
+    from clip_core.evaluate.measure import details, measure
+    from clip_core.evaluate.table import metrics_table
+    from clip_core.files import atomic_write
+    from clip_core.predictor import load
+
+    params = load_params(params_file)
+    store = open_store(packed / benchmark)
+    asked = read_benchmark(store)
+    measured = {}
+    for folder in (*others, model):
+        print(f"{folder.name}: {len(asked.texts)} texts and {len(store)} pictures of {benchmark}", flush=True)
+        features = embed(load(folder), store, asked, params.evaluate.prompt_templates)
+        measured[folder.name] = measure(features, asked, params.evaluate, params.seed)
+    metrics = {**measured.pop(model.name), "others": measured}
+    atomic_write(out / "metrics.json", json.dumps(metrics, indent=1))
+    # `features` are still the model's own, which comes last
+    atomic_write(out / "details.json", json.dumps(details(features, asked), ensure_ascii=False))
+    print(metrics_table(metrics, title=f"{model.name} on {benchmark}"))
+
+
+if __name__ == "__main__":
+    run(main)
