@@ -1,0 +1,57 @@
+"""CLIP: an image tower and a text tower that meet in one space of `embed_dim` dimensions."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from clip_core.model.contract import Architecture
+from clip_core.model.image_tower import make_image_tower
+from clip_core.model.text_tower import BertTextTower
+
+MAX_LOGIT_SCALE = math.log(100)  # as in the CLIP paper
+
+
+class CLIP(nn.Module):
+    """Encodes pictures and texts as unit vectors; `logit_scale` is the learned log of the inverse temperature."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.image_tower, image_width = make_image_tower(architecture.image_tower)
+        self.image_projection = nn.Linear(image_width, architecture.embed_dim, bias=False)
+        self.text_tower = BertTextTower(architecture.text_tower)
+        text_width = architecture.text_tower.hidden_size
+        self.text_projection = nn.Linear(text_width, architecture.embed_dim, bias=False)
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        for projection in (self.image_projection, self.text_projection):
+            nn.init.normal_(projection.weight, std=projection.in_features**-0.5)
+        # Constants of the contract, not weights: they are not saved.
+        preprocessing = architecture.preprocessing
+        self.register_buffer("mean", torch.tensor(preprocessing.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(preprocessing.std).view(3, 1, 1), persistent=False)
+
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """(batch, 3, image_size, image_size) uint8 -> (batch, embed_dim), L2-normalised."""
+        normalised = (pixels.float() / 255 - self.mean) / self.std
+        return normalize(self.image_projection(self.image_tower(normalised)), dim=-1)
+
+    def encode_texts(self, token_ids: Tensor) -> Tensor:
+        """(batch, length) padded with 0 -> (batch, embed_dim), L2-normalised."""
+        return normalize(self.text_projection(self.text_tower(token_ids)), dim=-1)
+
+    @torch.no_grad()
+    def clamp_logit_scale(self) -> None:
+        """Keeps the logits' factor between 1 and 100."""
+        self.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
+
+
+def make_clip(architecture: Architecture, seed: int) -> CLIP:
+    """A new model; its weights are a function of `seed`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return CLIP(architecture)

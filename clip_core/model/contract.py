@@ -1,0 +1,101 @@
+"""What a weights folder says about itself (`model.json`), readable without torch."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Literal
+
+from pydantic import ValidationError
+
+from clip_core.config import Count, ImageTower, Section, TextTower
+
+MODEL_FILE = "model.json"
+WEIGHTS_FILE = "model.safetensors"
+TOKENIZER_FILE = "tokenizer.json"
+
+
+class Preprocessing(Section):
+    """From a picture to the numbers that the image tower sees: done by `clip_core.image` and inside the model."""
+
+    resize: Literal["squash-bicubic"] = "squash-bicubic"  # to a square, without cropping
+    convert: Literal["before"] = "before"  # to RGB, before resizing
+    background: Literal["white"] = "white"  # behind transparent pixels
+    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)  # of CLIP
+    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+
+
+class TextArchitecture(TextTower):
+    """BERT's architecture with the sizes that the tokenizer decides."""
+
+    vocab_size: Count
+    num_positions: Count
+
+
+class Architecture(Section):
+    """All that is needed to build the model without its weights."""
+
+    image_tower: ImageTower
+    text_tower: TextArchitecture
+    embed_dim: Count
+    image_size: Count
+    context_length: Count
+    preprocessing: Preprocessing
+
+
+class Made(Section):
+    """Where the weights come from: fingerprints, no paths and no times, so that the same run writes the same bytes."""
+
+    stage: str
+    params: str
+    data: str
+    parent: str | None  # release of the weights that training started from
+    text_tower: str  # what the text tower started from
+
+
+class Contract(Section):
+    """The content of `model.json`."""
+
+    format: Literal["clip_core/1"] = "clip_core/1"
+    architecture: Architecture
+    tokenizer: Literal["tokenizer.json"] = "tokenizer.json"
+    made: Made
+
+    @property
+    def embed_dim(self) -> int:
+        return self.architecture.embed_dim
+
+    @property
+    def image_size(self) -> int:
+        return self.architecture.image_size
+
+    @property
+    def context_length(self) -> int:
+        return self.architecture.context_length
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        return self.architecture.preprocessing
+
+
+def read_contract(folder: Path) -> Contract:
+    """The contract in the weights folder; raises ValueError when it is not one that this version can read."""
+    path = folder / MODEL_FILE
+    try:
+        return Contract.model_validate_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{folder}: not a weights folder: it has no {MODEL_FILE}") from None
+    except ValidationError as error:
+        lines = [f"  {'.'.join(map(str, e['loc']))}: {e['msg']} (found {e['input']!r:.80})" for e in error.errors()]
+        raise ValueError(f"{path}: not a model this version can read:\n" + "\n".join(lines)) from None
+
+
+def release_of(folder: Path) -> str:
+    """The fingerprint (16 hex digits) of what the model in `folder` computes: weights, tokenizer, architecture."""
+    architecture = read_contract(folder).architecture.model_dump(mode="json")
+    digest = hashlib.sha256(json.dumps(architecture, sort_keys=True).encode())
+    for name in (WEIGHTS_FILE, TOKENIZER_FILE):
+        try:
+            digest.update(hashlib.sha256((folder / name).read_bytes()).digest())
+        except FileNotFoundError:
+            raise ValueError(f"{folder}: not a weights folder: it has no {name}") from None
+    return digest.hexdigest()[:16]
