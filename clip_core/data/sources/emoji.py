@@ -1,0 +1,104 @@
+"""The built-in source: emoji of eight artworks with their Chinese and English names, from the cache that set-up fills."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clip_core.config import EmojiSource
+from clip_core.data.pairs import ORIGIN
+from clip_core.data.sources import Harvest
+from clip_core.data.sources.emoji_families import family_of, split_of
+from clip_core.files import sha256_file
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+GROUPS = {  # emojibase's group -> its Chinese name; CLDR's own are poor ("people with charm" for fantasy)
+    0: "表情与情感",
+    1: "人物与身体",
+    3: "动物与自然",
+    4: "食物与饮料",
+    5: "旅行与地点",
+    6: "活动",
+    7: "物品",
+    8: "符号",
+}
+
+
+def harvest_emoji(data: EmojiSource) -> Harvest:
+    """Every artwork's pictures with their names and keywords.
+
+    The train artworks show the concepts of training; the artworks of valid and test show these too (seen concepts in an
+    unseen style) and, each, concepts of their own (unseen).
+    """
+    import pandas as pd
+
+    cache = Path(data.path)
+    licences = check_cache(cache, (*data.train_artworks, data.valid_artwork, data.test_artwork))
+    concepts = pd.read_parquet(cache / "concepts.parquet")
+    concepts["family"] = [family_of(*row) for row in zip(concepts["subgroup"], concepts["en_name"], strict=True)]
+    concepts["side"] = [split_of(family, data.unseen_percent) for family in concepts["family"]]
+    pictures = pd.read_parquet(cache / "pictures.parquet", columns=["artwork", "hexcode"])
+    split_of_artwork = dict.fromkeys(data.train_artworks, "train")
+    split_of_artwork |= {data.valid_artwork: "valid", data.test_artwork: "test"}
+    pictures["split"] = pictures["artwork"].map(split_of_artwork)
+    pictures = pictures.merge(concepts[["hexcode", "family", "group", "side"]], on="hexcode")
+    pictures = pictures[(pictures["side"] == "train") | (pictures["side"] == pictures["split"])].dropna(subset="split")
+    pictures["image_id"] = pictures["artwork"] + "-" + pictures["hexcode"]
+    pictures["group"] = pictures["group"].map(GROUPS)
+    pictures["licence"] = pictures["artwork"].map(licences)
+    pairs = pictures.merge(pd.DataFrame(captions_of(concepts)), on="hexcode")
+    pairs["pair_id"] = pairs["image_id"] + "/" + pairs["text_id"]
+    pairs["source"] = "emoji/" + pairs["artwork"]
+    pairs = pairs.rename(columns={"hexcode": "concept_id"}).drop(columns=["artwork", "side"])
+    return Harvest(
+        pairs=pairs,
+        images=read_pictures(cache, set(pictures["image_id"])),
+        rejected=pd.DataFrame(columns=list(ORIGIN)),
+        more={"concepts": dict(sorted(Counter(concepts["side"]).items())), "families": concepts["family"].nunique()},
+    )
+
+
+def check_cache(cache: Path, artworks: tuple[str, ...]) -> dict[str, str]:
+    """Each artwork's licence; refuses a cache that is missing, damaged or lacks one of `artworks`."""
+    remedy = "Run `make setup`: it fetches the built-in pictures."
+    try:
+        manifest = json.loads((cache / "manifest.json").read_text())
+    except FileNotFoundError:
+        raise ValueError(f"{cache}: the built-in pictures are not there. {remedy}") from None
+    for name, expected in manifest["sha256"].items():
+        if not (cache / name).exists() or sha256_file(cache / name) != expected:
+            raise ValueError(f"{cache / name}: missing or damaged, its sha256 is not {expected}. {remedy}")
+    for artwork in artworks:
+        if artwork not in manifest["artworks"]:
+            known = ", ".join(manifest["artworks"])
+            raise ValueError(f"params.yaml: data names the artwork {artwork!r}, which is not among {known}")
+    return {artwork: manifest["artworks"][artwork]["licence"]["spdx"] for artwork in artworks}
+
+
+def captions_of(concepts: "pd.DataFrame") -> Iterator[dict[str, str]]:
+    """Each concept's names and keywords in both languages; a keyword that repeats the name is left out."""
+    for concept in concepts.to_dict("records"):
+        for language in ("zh", "en"):
+            name = concept[f"{language}_name"]
+            row = {"hexcode": concept["hexcode"], "language": language}
+            yield row | {"caption": name, "caption_kind": "name", "text_id": f"{language}-name-{concept['hexcode']}"}
+            for keyword in dict.fromkeys(concept[f"{language}_keywords"]):
+                if keyword != name:
+                    text_id = f"{language}-keyword-{sha256(keyword.encode()).hexdigest()[:12]}"
+                    yield row | {"caption": keyword, "caption_kind": "keyword", "text_id": text_id}
+
+
+def read_pictures(cache: Path, image_ids: set[str]) -> Iterator[tuple[str, bytes]]:
+    """The wanted pictures (id, PNG bytes), in the cache's order."""
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(cache / "pictures.parquet") as file:
+        for batch in file.iter_batches(batch_size=1000):
+            for row in batch.to_pylist():
+                image_id = f"{row['artwork']}-{row['hexcode']}"
+                if image_id in image_ids:
+                    yield image_id, row["image"]

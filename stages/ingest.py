@@ -1,0 +1,31 @@
+"""DVC stage: the pairs of the source that `params.data` names, as one table and picture shards."""
+
+from pathlib import Path
+
+from stages.command import run
+
+
+def main(out: Path, quarantine: Path, params_file: Path = Path("params.yaml")) -> None:
+    """Writes the pair table and its pictures to `out`, and the rows that the source refused to `quarantine`."""
+    from clip_core.config import load_params
+    from clip_core.data.pairs import write_counts, write_images, write_pairs, write_rejected
+    from clip_core.data.sources import MEASURED, harvest, measured
+    from clip_core.files import replacing_folder
+
+    found = harvest(load_params(params_file).data)
+    with replacing_folder(quarantine) as folder:
+        write_rejected(found.rejected, folder)
+    with replacing_folder(out) as folder:
+        facts: dict[str, tuple] = {}
+        write_images(measured(found.images, facts), folder)
+        pairs = found.pairs
+        for position, column in enumerate(MEASURED):
+            pairs[column] = pairs["image_id"].map({image_id: fact[position] for image_id, fact in facts.items()})
+        write_pairs(pairs, folder / "pairs.parquet")
+        num_read = len(pairs) + len(found.rejected)
+        write_counts(folder, num_read, len(pairs), found.rejected["reason"], images=len(facts), **found.more)
+    print(f"ingest: {len(pairs)} pairs of {len(facts)} pictures; {len(found.rejected)} rows rejected")
+
+
+if __name__ == "__main__":
+    run(main)
