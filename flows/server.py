@@ -1,0 +1,138 @@
+"""The project's own Prefect: a server on loopback, its state in `.prefect`, and what runs against it.
+
+`python -m flows.server` is the platform: server, UI, deployments of `prefect.yaml` and a worker, until Ctrl-C.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from clip_core.env import set_switches
+from flows.group import start, stop
+
+HOST = "127.0.0.1"
+PATIENCE = 120  # seconds for the server to come up; 6 to 17 on two quiet cores
+POOL = "clip"  # the work pool in prefect.yaml
+
+
+def set_environment() -> None:
+    """Keeps Prefect's state in the project and says where that is; what the user has set stays."""
+    set_switches()
+    root = Path.cwd()
+    os.environ.setdefault("PREFECT_HOME", str(root / ".prefect"))
+    os.environ.setdefault("PREFECT_SERVER_ALLOW_EPHEMERAL_MODE", "false")  # else a mistyped address starts a server
+    os.environ["CLIP_PROJECT"] = str(root)  # the working directory of deployed flows, see prefect.yaml
+    if url := running_server():
+        os.environ["PREFECT_API_URL"] = url
+
+
+def home() -> Path:
+    return Path(os.environ["PREFECT_HOME"])
+
+
+def running_server() -> str | None:
+    """The API address of the server that the user named, or of the project's own where one answers."""
+    if url := os.environ.get("PREFECT_API_URL"):
+        return url
+    with suppress(FileNotFoundError):
+        url = (home() / "url").read_text()
+        return url if is_up(url) else None
+    return None
+
+
+def is_up(url: str) -> bool:
+    with suppress(OSError), urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
+        return answer.status == 200
+    return False
+
+
+@contextmanager
+def server(port: int) -> Iterator[str]:
+    """A Prefect server with its UI on loopback; gives its API address and stops it afterwards."""
+    home().mkdir(parents=True, exist_ok=True)
+    log = home() / "server.log"
+    url = f"http://{HOST}:{port}/api"
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)]
+    with log.open("w") as output:
+        process = start(command, stdout=output, stderr=subprocess.STDOUT)
+    try:
+        deadline = time.monotonic() + PATIENCE
+        while not is_up(url):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise ValueError(f"the Prefect server did not start; it said:\n{log.read_text()[-2000:]}")
+            time.sleep(0.5)
+        yield url
+    finally:
+        stop(process)
+
+
+def ensure_server(module: str) -> None:
+    """Returns when a Prefect server is running; else runs `python -m module` on one that lives as long, and exits."""
+    set_environment()
+    if running_server():
+        return
+    print("No Prefect server is running: starting one for this run.", flush=True)
+    with server(free_port()) as url:
+        process = start([sys.executable, "-m", module, *sys.argv[1:]], env={**os.environ, "PREFECT_API_URL": url})
+        try:
+            code = process.wait()
+        finally:
+            stop(process)
+    sys.exit(code)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return probe.getsockname()[1]
+
+
+def platform(port: int = 4200) -> None:
+    """Starts Prefect's server, UI and worker and deploys `prefect.yaml`; Ctrl-C stops it all.
+
+    Args:
+        port: of the server and its UI, on loopback.
+    """
+    set_environment()
+    if url := running_server():
+        raise ValueError(f"a Prefect server is already running: {url}. Use it, or stop it first.")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            raise ValueError(f"port {port} is in use. Free it, or choose another one: --port {port + 1}") from None
+    print("Starting the Prefect server ...", flush=True)
+    with server(port) as url:
+        os.environ["PREFECT_API_URL"] = url
+        (home() / "url").write_text(url)
+        prefect("work-pool", "create", "--type", "process", "--overwrite", POOL)
+        prefect("--no-prompt", "deploy", "--all")
+        worker = start([sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL])
+        try:
+            print(f"Prefect is up: {url.removesuffix('/api')} (Ctrl-C stops it)", flush=True)
+            worker.wait()
+        except KeyboardInterrupt:
+            print("Stopping ...", flush=True)
+        finally:
+            stop(worker)
+            (home() / "url").unlink()
+
+
+def prefect(*arguments: str) -> None:
+    """Runs a `prefect` command; raises ValueError with its output when it fails."""
+    done = subprocess.run([sys.executable, "-m", "prefect", *arguments], capture_output=True, text=True)
+    if done.returncode != 0:
+        raise ValueError(f"`prefect {' '.join(arguments)}` failed:\n{done.stdout}{done.stderr}")
+
+
+if __name__ == "__main__":
+    from stages.command import run
+
+    run(platform)
