@@ -88,17 +88,20 @@ def _recalls(way: str, found: np.ndarray, right: list, num_candidates: int, para
 def _zero_shot(features: Features, benchmark: Benchmark, params: Evaluate, seed: int) -> dict:
     pictures, right = classified(features, benchmark)
     seen = benchmark.is_seen[pictures]
-    metrics = {"num_queries": len(pictures), "num_candidates": len(features.class_names)}
+    sizes = {"num_queries": len(pictures), "num_candidates": len(features.class_names)}
+    accuracies = {}
     for part, chosen in zip(PARTS, (np.ones_like(seen), seen, ~seen), strict=True):
         if chosen.any():
             name, chance = f"{part}top1_accuracy", 1 / len(features.class_names)
-            metrics |= _entries([name], right[chosen, None], [chance], params, seed)
-            _, sizes = np.unique([benchmark.classes[i] for i in pictures[chosen]], return_counts=True)
-            metrics[name]["majority"] = float(sizes.max() / sizes.sum())  # always answering the commonest class
-    return metrics
+            accuracies |= _entries([name], right[chosen, None], [chance], params, seed)
+            _, times = np.unique([benchmark.classes[i] for i in pictures[chosen]], return_counts=True)
+            accuracies[name]["majority"] = float(times.max() / times.sum())  # always answering the commonest class
+    return accuracies | sizes
 
 
-def _entries(names: list[str], values: np.ndarray, chances: list[float], params: Evaluate, seed: int) -> dict:
+def _entries(
+    names: list[str], values: np.ndarray, chances: list[float], params: Evaluate, seed: int
+) -> dict[str, dict[str, float]]:
     bounds = intervals(values, params.num_bootstrap, params.confidence, seed)
     return {
         name: {"value": float(value), "low": float(low), "high": float(high), "chance": chance}

@@ -12,7 +12,7 @@ AT = (1, 5, 10)
 TIE = 1e-6  # float32 scores of equal features differ by rounding, by less than this
 MAX_SCORES = 2**24  # in memory at a time: 64 MiB
 
-Relevant = Sequence[Sequence[int] | np.ndarray]  # for each query, the places of its right answers
+Relevant = Sequence[Sequence[int] | np.ndarray] | np.ndarray  # for each query, the places of its right answers
 Encode = Callable[[list], np.ndarray]  # texts or encoded pictures -> (n, embed_dim), L2-normalised
 
 

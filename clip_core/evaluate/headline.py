@@ -1,0 +1,34 @@
+"""The few figures that a run is known by: `reports/metrics.json`."""
+
+from collections.abc import Mapping
+
+KEPT = (
+    "text_to_image_recall@1",
+    "text_to_image_recall@5",
+    "text_to_image_recall@10",
+    "text_to_image_mean_recall",
+    "image_to_text_mean_recall",
+    "mean_recall",
+    "top1_accuracy",
+    "seen_top1_accuracy",
+    "unseen_top1_accuracy",
+    "num_queries",
+    "num_candidates",
+)
+
+
+def headline(benchmarks: Mapping[str, Mapping], confidence: float) -> dict:
+    """The headline metrics of each benchmark's metrics.json, without those of earlier models, to four digits."""
+    groups = {
+        name: {group: _kept(entries) for group, entries in metrics.items() if group != "others"}
+        for name, metrics in benchmarks.items()
+    }
+    return {"confidence": confidence, **groups}
+
+
+def _kept(entries: Mapping) -> dict:
+    return {name: _rounded(entry) for name, entry in entries.items() if name in KEPT}
+
+
+def _rounded(entry: Mapping[str, float] | int) -> dict[str, float] | int:
+    return {key: round(value, 4) for key, value in entry.items()} if isinstance(entry, Mapping) else entry

@@ -1,0 +1,49 @@
+"""What `make run` says when it is done: the headline metrics, where the report lies, and how to go on."""
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from clip_core.evaluate.table import percent
+
+COLUMNS = {"text_to_image_recall@1": "R@1", "text_to_image_recall@10": "R@10", "text_to_image_mean_recall": "mean recall"}
+GROUPS = {"seen": "concepts trained on", "unseen": "concepts never seen", "all": "all together"}
+
+
+def summary(metrics: Mapping, report: Path) -> str:
+    """The end of a run in a few lines; `metrics` is `reports/metrics.json`."""
+    test = metrics["test"]
+    lines = [
+        f"Chinese text -> picture on the test pictures, in % [{100 * metrics['confidence']:g} % interval] (chance)",
+        f"  {'':<34}" + "".join(f"{label:<24}" for label in COLUMNS.values()),
+    ]
+    for group, label in GROUPS.items():
+        if group in test:
+            sizes = f"{test[group]['num_queries']} of {test[group]['num_candidates']}"
+            cells = "".join(f"{percent(test[group][name]):<24}" for name in COLUMNS)
+            lines.append(f"  {label:<21}{sizes:<13}{cells}")
+    if "zero_shot" in test:
+        zero_shot = test["zero_shot"]
+        classes = f"zero-shot, {zero_shot['num_candidates']} classes"
+        lines.append(f"  {classes:<34}{percent(zero_shot['top1_accuracy'])} top-1")
+    lines += [
+        "",
+        f"The report:   {report}",
+        "Go on with:   make serve                  type Chinese, see pictures",
+        "              python -m flows.pipeline    the same run as a Prefect flow",
+    ]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def main(report: Path = Path("reports/report.html"), metrics: Path = Path("reports/metrics.json")) -> None:
+    """Prints the summary of the last run."""
+    try:
+        found = json.loads(metrics.read_text())
+    except FileNotFoundError:
+        sys.exit(f"error: {metrics}: no such file. `make run` writes it.")
+    print("\n" + summary(found, report))
+
+
+if __name__ == "__main__":
+    main()
