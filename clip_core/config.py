@@ -154,7 +154,7 @@ class Captions(Section):
 
 
 class Training(Section):
-    """One training stage."""
+    """One training."""
 
     schedule: Schedule
     optimizer: Optimizer
@@ -162,8 +162,13 @@ class Training(Section):
     augmentation: Augmentation
     captions: Captions
     log_every: Count
-    evaluate_every: Count
     save_every: Count  # steps between checkpoints
+
+
+class TrainingStage(Training):
+    """Stage 1 or stage 2: a training that the validation split accompanies."""
+
+    evaluate_every: Count
 
 
 class Init(Section):
@@ -206,8 +211,8 @@ class Params(Section):
     pack: Pack
     model: Model
     init: Init
-    stage1: Training
-    stage2: Training
+    stage1: TrainingStage
+    stage2: TrainingStage
     evaluate: Evaluate
     gates: dict[Name, Share]  # metric of the validation benchmark -> the least it may be
     export: Export

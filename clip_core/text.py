@@ -42,7 +42,20 @@ class Tokenizer:
 
 def load_tokenizer(path: Path, context_length: int) -> Tokenizer:
     """The tokenizer in the file `path` (a tokenizer.json)."""
-    return Tokenizer(_parse(path.read_text(encoding="utf-8"), path), context_length)
+    try:
+        return parse_tokenizer(path.read_text(encoding="utf-8"), context_length)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file; it belongs to the weights beside it") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def parse_tokenizer(tokenizer_json: str, context_length: int) -> Tokenizer:
+    """The tokenizer that this text (the content of a tokenizer.json) describes."""
+    try:
+        return Tokenizer(tokenizers.Tokenizer.from_str(tokenizer_json), context_length)
+    except Exception as error:  # the library raises nothing narrower
+        raise ValueError(f"not a tokenizer.json: {error}") from None
 
 
 def build_tokenizer(captions: Iterable[str]) -> str:
@@ -90,13 +103,6 @@ def _quotes() -> list[normalizers.Normalizer]:
         normalizers.Replace(quote, '"')
         for quote in ("\N{LEFT DOUBLE QUOTATION MARK}", "\N{RIGHT DOUBLE QUOTATION MARK}")
     ]
-
-
-def _parse(text: str, path: Path) -> tokenizers.Tokenizer:
-    try:
-        return tokenizers.Tokenizer.from_str(text)
-    except Exception as error:  # the library raises nothing narrower
-        raise ValueError(f"{path}: not a tokenizer.json: {error}") from None
 
 
 def _checked(texts: Sequence[str]) -> list[str]:

@@ -46,8 +46,8 @@ class Made(Section):
     """Where the weights come from: fingerprints, no paths and no times, so that the same run writes the same bytes."""
 
     stage: str
-    params: str
-    data: str
+    params: str  # hash of what the stage reads of them
+    data: str  # hash of the training data's manifest
     parent: str | None  # release of the weights that training started from
     text_tower: str  # what the text tower started from
 
@@ -75,6 +75,12 @@ class Contract(Section):
     @property
     def preprocessing(self) -> Preprocessing:
         return self.architecture.preprocessing
+
+
+def hash_of(*parts: object) -> str:
+    """A fingerprint (16 hex digits) of sections of params and of anything that JSON can hold."""
+    plain = [part.model_dump(mode="json") if isinstance(part, Section) else part for part in parts]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def read_contract(folder: Path) -> Contract:

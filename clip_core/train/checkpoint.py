@@ -1,0 +1,132 @@
+"""Interrupted trainings go on: `{step, model, optimizer}` in a locked folder named after what decides the result."""
+
+import fcntl
+import hashlib
+import math
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor, nn
+
+from clip_core.files import atomic_write
+from clip_core.model.contract import hash_of
+
+CHECKPOINT = "checkpoint.safetensors"  # its metadata holds the step
+WAIT = 600  # seconds for another trainer to finish
+
+
+def fingerprint(*parts: object) -> str:
+    """Names a training by its params and inputs (`parts`) and by the source of the code that is loaded.
+
+    With other code, other params or other data the name is another, and nothing is resumed.
+    """
+    sources = [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(_sources())]
+    return hash_of(*parts, torch.__version__, sources)
+
+
+@contextmanager
+def work_folder(stage: str, name: str, root: Path = Path(".work")) -> Generator[Path]:
+    """The folder for a training's state, ours alone while the block runs, removed when it ends well."""
+    folder = root / stage / name
+    with _locked(folder):
+        yield folder
+        shutil.rmtree(folder)
+
+
+def save(work: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Writes the state after `step` in place of the one before."""
+    state = dict(_state(model, optimizer))
+    atomic_write(work / CHECKPOINT, to_bytes({name: t.contiguous() for name, t in state.items()}, {"step": str(step)}))
+
+
+@torch.no_grad()
+def resume(work: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Fills model and optimizer from the checkpoint in `work`; the number of steps done, 0 without a checkpoint."""
+    if not (work / CHECKPOINT).exists():
+        return 0
+    with safe_open(work / CHECKPOINT, framework="pt") as file:
+        saved = set(file.keys())
+        for name, parameter in model.named_parameters():
+            if f"optimizer.{name}.exp_avg" in saved:
+                moments = {key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
+                optimizer.state[parameter] = {"step": torch.zeros(()), **moments}
+        state = dict(_state(model, optimizer))
+        assert set(state) == saved  # the folder's name promises it
+        for name, tensor in state.items():
+            tensor.copy_(file.get_tensor(name))
+        return int(file.metadata()["step"])
+
+
+def _state(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
+    yield from ((f"model.{name}", tensor) for name, tensor in model.state_dict().items())
+    for name, parameter in model.named_parameters():
+        yield from ((f"optimizer.{name}.{key}", value) for key, value in optimizer.state.get(parameter, {}).items())
+
+
+def _sources() -> Iterator[Path]:
+    for name, module in list(sys.modules.items()):
+        if name.split(".")[0] in ("clip_core", "stages") and getattr(module, "__file__", None):
+            yield Path(str(module.__file__))
+
+
+@contextmanager
+def _locked(folder: Path) -> Generator[None]:
+    """Holds the folder's lock; waits for its holder to end, and ends it if it is an orphan."""
+    deadline, told = time.monotonic() + WAIT, -math.inf
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "lock").open("a+") as file:
+            if _takes_lock(file):
+                if _is_same_file(folder / "lock", file.fileno()):
+                    file.truncate(0)
+                    file.write(str(os.getpid()))
+                    file.flush()
+                    yield
+                    return
+                continue  # the holder finished and removed the folder: take the new one
+            file.seek(0)
+            holder = int(file.read() or 0)
+        now = time.monotonic()
+        if holder and _is_orphan(holder):
+            print(f"process {holder} trains this and nobody waits for it: ending it, going on", flush=True)
+            os.kill(holder, signal.SIGTERM)
+        if now > deadline:
+            raise ValueError(f"{folder}: process {holder} still trains this: end it (kill {holder}) and run again")
+        if now - told > 10:
+            told = now
+            print(f"process {holder} is training this: waiting for it (kill {holder} ends it)", flush=True)
+        time.sleep(0.5)
+
+
+def _takes_lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_orphan(process: int) -> bool:
+    """Whether the process that started it has gone (Linux; elsewhere nothing is taken for an orphan)."""
+    try:
+        status = Path(f"/proc/{process}/stat").read_text()
+    except OSError:
+        return False
+    return status.rpartition(")")[2].split()[1] == "1"
+
+
+def _is_same_file(path: Path, descriptor: int) -> bool:
+    try:
+        return path.stat().st_ino == os.fstat(descriptor).st_ino
+    except FileNotFoundError:
+        return False

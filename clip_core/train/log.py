@@ -1,0 +1,59 @@
+"""What a training tells: curves as CSV, which an interrupted run continues, and a line every few seconds."""
+
+import os
+import time
+from pathlib import Path
+
+from clip_core.files import atomic_write
+
+LINE_EVERY = 3.0  # seconds
+
+
+class CsvLog:
+    """One curve: a row `step,...` at a time, continued after row `last_step` (later rows are cut off)."""
+
+    def __init__(self, path: Path, last_step: int) -> None:
+        self._path = path
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        kept = [line for line in lines[1:] if line.endswith("\n") and int(line.split(",")[0]) <= last_step]
+        atomic_write(path, "".join(lines[:1] + kept) if kept else "")
+
+    def __call__(self, step: int, **values: float) -> None:
+        """Appends a row; the first one writes the header."""
+        with self._path.open("a") as file:
+            if file.tell() == 0:
+                file.write(",".join(["step", *values]) + "\n")
+            file.write(",".join([str(step), *(f"{value:.8g}" for value in values.values())]) + "\n")
+            file.flush()
+            os.fsync(file.fileno())  # no checkpoint may be newer than the rows before it
+
+
+def publish_curves(work: Path, curves: Path) -> None:
+    """Copies the finished training's curves to the folder `curves`."""
+    for path in sorted(work.glob("*.csv")):
+        if path.stat().st_size:  # a training without validation has an empty one
+            atomic_write(curves / path.name, path.read_text())
+
+
+class Progress:
+    """The training's lines on the screen, with speed and time left."""
+
+    def __init__(self, title: str, done: int, num_steps: int, batch: int) -> None:
+        self._title, self._num_steps, self._batch = title, num_steps, batch
+        self._first = self._told = time.monotonic()
+        self._done = self._done_first = done
+
+    def __call__(self, step: int, loss: float, lr: float, is_due: bool) -> None:
+        """A line for the first step, for a step that is due, and when there was none for a while."""
+        now = time.monotonic()
+        if not (is_due or step == self._done_first + 1 or now - self._told >= LINE_EVERY):
+            return
+        per_step = (now - self._first) / (step - self._done_first)
+        speed = self._batch * (step - self._done) / max(now - self._told, 1e-9)
+        minutes, seconds = divmod(round(per_step * (self._num_steps - step)), 60)
+        self._told, self._done = now, step
+        print(
+            f"{self._title}  step {step:>{len(str(self._num_steps))}}/{self._num_steps}  loss {loss:.4f}  lr {lr:.2e}  "
+            f"{speed:,.0f} samples/s  {minutes}:{seconds:02d} left",
+            flush=True,
+        )

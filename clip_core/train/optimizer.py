@@ -1,0 +1,32 @@
+"""AdamW, and the learning rate as a function of the step."""
+
+import math
+
+import torch
+from torch import nn
+
+from clip_core.config import Optimizer, Schedule
+
+
+def make_optimizer(model: nn.Module, params: Optimizer) -> torch.optim.AdamW:
+    """AdamW over the parameters that train; only matrices (and tables, kernels) decay, vectors and scalars do not."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": params.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=0.0, betas=(params.beta1, params.beta2), eps=params.eps, fused=True)
+
+
+def lr_at(step: int, schedule: Schedule) -> float:
+    """The learning rate of step 1, 2, ...: a linear climb to the peak, then a cosine down to 0 after the last step."""
+    if step <= schedule.warmup_steps:
+        return schedule.peak_lr * step / schedule.warmup_steps
+    share = (step - 1 - schedule.warmup_steps) / (schedule.num_steps - schedule.warmup_steps)
+    return schedule.peak_lr * (1 + math.cos(math.pi * share)) / 2
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Makes `lr` the learning rate of all parameters."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr

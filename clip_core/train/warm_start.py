@@ -1,0 +1,30 @@
+"""The warm start: the image tower learns as an English CLIP, which is what the paper takes it from."""
+
+from pathlib import Path
+
+from clip_core.config import Training
+from clip_core.data.batches import Pairs, decoded
+from clip_core.data.captions import texts_of
+from clip_core.data.store import Store
+from clip_core.model.clip import CLIP, make_clip
+from clip_core.model.contract import Architecture
+from clip_core.text import build_tokenizer, parse_tokenizer
+from clip_core.train.loop import train
+
+
+def english_clip(params: Training, architecture: Architecture, store: Store, work: Path, seed: int) -> CLIP:
+    """A CLIP of this architecture, trained with the captions of `params`; only its tokenizer, thrown away, differs."""
+    tokenizer_json = build_tokenizer(texts_of(store.pairs, params.captions))
+    tokenizer = parse_tokenizer(tokenizer_json, architecture.context_length)
+    text_tower = architecture.text_tower.model_copy(update={"vocab_size": tokenizer.vocab_size})
+    model = make_clip(architecture.model_copy(update={"text_tower": text_tower}), seed)
+    pairs = Pairs(store, decoded(store, architecture.image_size), tokenizer, params, seed)
+    train(params, model, pairs, work, model.encode_images)
+    return model
+
+
+def take_image_side(model: CLIP, source: CLIP) -> None:
+    """Gives `model` the image tower of `source`, its projection and its logit_scale."""
+    model.image_tower.load_state_dict(source.image_tower.state_dict())
+    model.image_projection.load_state_dict(source.image_projection.state_dict())
+    model.logit_scale.data.copy_(source.logit_scale.data)
