@@ -51,13 +51,16 @@ def install() -> Path:
     free = shutil.disk_usage(home.parent).free
     if free < NEEDED_BYTES:
         raise ValueError(f"{home.parent}: {free // 2**20} MiB free, Triton needs {NEEDED_BYTES // 2**20}; make room")
-    with (home.parent / f".{home.name}.lock").open("w") as lock:
+    lock = os.open(home.parent, os.O_RDONLY)
+    try:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another set-up may be at it
         if not is_installed(home, wanted):
             print("installing the local Triton server (150 MB) ...", flush=True)
             with replacing_folder(home) as folder:
                 _fill(folder)
                 (folder / "installed.json").write_text(json.dumps(wanted, indent=2) + "\n")
+    finally:
+        os.close(lock)
     return home
 
 

@@ -1,0 +1,116 @@
+"""Both towers as ONNX files, published only when they compute what torch computes."""
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from clip_core.config import Export
+from clip_core.files import replacing_folder
+from clip_core.model.clip import CLIP
+from clip_core.model.contract import Contract, read_contract, release_of
+from clip_core.model.weights import load_weights
+from clip_core.predictor import Predictor
+from clip_core.serve.parity import measure_parity, shapes
+from clip_core.text import load_tokenizer
+
+if TYPE_CHECKING:
+    from clip_core.data.store import Store
+
+MAX_BATCH = 256
+IMAGES_AT_ONCE = 256
+
+
+class TextTower(nn.Module):
+    """`token_ids` -> `text_features`, as ONNX wants it: one forward."""
+
+    def __init__(self, model: CLIP) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        return self.model.encode_texts(token_ids)
+
+
+class ImageTower(nn.Module):
+    """`pixels` -> `image_features`."""
+
+    def __init__(self, model: CLIP) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.model.encode_images(pixels)
+
+
+def export(model: Path, store: "Store", store_folder: Path, texts: list[str], params: Export, out: Path) -> dict:
+    """Writes the export of the weights folder `model` into `out` and returns its parity with torch.
+
+    Raises ValueError when the parity is worse than `params` allow; `out` then stays as it was.
+    """
+    contract = read_contract(model)
+    clip = load_weights(model)
+    predictor = Predictor(clip, load_tokenizer(model / contract.tokenizer, contract.context_length), contract, "")
+    with tempfile.TemporaryDirectory() as expected, replacing_folder(out) as aside:
+        print("torch's features of the test data", flush=True)
+        _write_expected(clip, predictor, store, texts, Path(expected))
+        print("exporting the towers", flush=True)
+        write_onnx(clip, contract, params.opset, aside)
+        for name in ("model.json", contract.tokenizer):
+            shutil.copy2(model / name, aside / name)
+        (aside / "release.txt").write_text(release_of(model) + "\n")
+        print("onnxruntime's features of the test data", flush=True)
+        parity = measure_parity(Path(expected), aside, store_folder, params)
+        (aside / "parity.json").write_text(json.dumps(parity, indent=2) + "\n")
+    return parity
+
+
+def write_onnx(clip: CLIP, contract: Contract, opset: int, folder: Path) -> None:
+    """Writes `text.onnx` and `image.onnx` with dynamic batch and length; features are normalised inside."""
+    batch, length = torch.export.Dim("batch", min=1, max=MAX_BATCH), torch.export.Dim("length", min=2, max=contract.context_length)
+    token_ids = torch.ones(3, contract.context_length // 2 + 1, dtype=torch.int64)
+    pixels = torch.zeros(3, 3, contract.image_size, contract.image_size, dtype=torch.uint8)
+    _write(TextTower(clip), "token_ids", token_ids, {0: batch, 1: length}, "text_features", opset, folder / "text.onnx")
+    _write(ImageTower(clip), "pixels", pixels, {0: batch}, "image_features", opset, folder / "image.onnx")
+
+
+def _write(tower: nn.Module, name: str, example: Tensor, dims: dict, output: str, opset: int, file: Path) -> None:
+    program = torch.onnx.export(
+        tower.eval(),
+        (example,),
+        dynamo=True,
+        opset_version=opset,
+        dynamic_shapes={name: dims},
+        input_names=[name],
+        output_names=[output],
+        verbose=False,
+    )
+    assert program is not None
+    model = program.model
+    for node in model.graph.all_nodes():  # stack traces of this machine: not reproducible, nobody's business
+        node.metadata_props.clear()
+    program.save(file, external_data=False)
+
+
+def _write_expected(clip: CLIP, predictor: Predictor, store: "Store", texts: list[str], folder: Path) -> None:
+    with torch.inference_mode():
+        for number, (tower, rows) in enumerate(shapes(predictor.contract)):
+            encode = clip.encode_texts if tower == "text" else clip.encode_images
+            np.save(folder / f"shape-{number}.npy", encode(torch.from_numpy(rows)).numpy())
+    (folder / "texts.json").write_text(json.dumps(texts))
+    np.save(folder / "texts.npy", predictor.encode_texts(texts))
+    np.save(folder / "images.npy", encode_store_with(predictor, store))
+
+
+def encode_store_with(predictor: Predictor, store: "Store") -> np.ndarray:
+    """Torch's features of all pictures of the store, in its order."""
+    parts = []
+    for start in range(0, len(store), IMAGES_AT_ONCE):
+        stop = min(start + IMAGES_AT_ONCE, len(store))
+        parts.append(predictor.encode_images([store.image_bytes(i) for i in range(start, stop)]))
+    return np.concatenate(parts)

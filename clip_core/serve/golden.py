@@ -1,0 +1,128 @@
+"""Golden queries: questions with torch's answers, which travel inside a release and are asked before it serves."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from clip_core.serve.queries import Found, encode_images, encode_texts, search
+
+if TYPE_CHECKING:
+    from tritonclient.grpc import InferenceServerClient
+
+    from clip_core.predictor import Predictor
+
+GOLDEN_FOLDER = "golden"  # in the folder of clip_search
+
+
+class Golden(NamedTuple):
+    release: str
+    texts: list[str]
+    text_features: np.ndarray  # (texts, embed_dim)
+    images: list[bytes]  # encoded
+    image_features: np.ndarray  # (images, embed_dim)
+    rankings: list[dict[str, float]]  # for each text the true scores, by id, of all pictures that may be found
+    k: int
+    max_difference: float  # allowed of a feature; of a score, twice that
+
+
+class WrongAnswers(ValueError):
+    """What a served model answers is not what torch computes."""
+
+
+def make_golden(
+    predictor: "Predictor",
+    texts: Sequence[str],
+    images: Sequence[bytes],
+    gallery: tuple[list[str], np.ndarray],
+    k: int,
+    max_difference: float,
+) -> Golden:
+    """Torch's answers: the features of `texts` and `images`, and what each text finds in the gallery (ids, features)."""
+    image_ids, gallery_features = gallery
+    text_features = predictor.encode_texts(texts)
+    rankings = []
+    for scores in text_features @ gallery_features.T:
+        k = min(k, len(scores))
+        may_be_found = np.flatnonzero(scores >= np.partition(scores, -k)[-k] - 2 * max_difference)
+        rankings.append({image_ids[place]: float(scores[place]) for place in may_be_found})
+    image_features = predictor.encode_images(images)
+    release = predictor.release
+    return Golden(
+        release, list(texts), text_features, list(images), image_features, rankings, k, max_difference
+    )
+
+
+def write_golden(golden: Golden, folder: Path) -> None:
+    """Writes the golden queries into the new folder `folder`."""
+    folder.mkdir()
+    np.save(folder / "text_features.npy", golden.text_features)
+    np.save(folder / "image_features.npy", golden.image_features)
+    for place, image in enumerate(golden.images):
+        (folder / f"image-{place:03d}").write_bytes(image)
+    facts = {name: getattr(golden, name) for name in ("release", "texts", "rankings", "k", "max_difference")}
+    (folder / "golden.json").write_text(json.dumps(facts, ensure_ascii=False, indent=1) + "\n")
+
+
+def read_golden(folder: Path) -> Golden:
+    """The golden queries in `folder`."""
+    if not (folder / "golden.json").exists():
+        raise ValueError(f"{folder}: a release without golden queries is not served; `dvc repro deploy` makes them")
+    facts = json.loads((folder / "golden.json").read_text())
+    return Golden(
+        **facts,
+        text_features=np.load(folder / "text_features.npy", allow_pickle=False),
+        images=[file.read_bytes() for file in sorted(folder.glob("image-*"))],
+        image_features=np.load(folder / "image_features.npy", allow_pickle=False),
+    )
+
+
+def probe(client: "InferenceServerClient", golden: Golden, suffix: str = "") -> dict[str, float]:
+    """Asks the models named `clip_text<suffix>` and so on; returns the largest differences from torch.
+
+    Raises WrongAnswers that lists all that is wrong.
+    """
+    found = search(client, golden.texts, f"clip_search{suffix}")
+    differences = {
+        "text_features": _largest(encode_texts(client, golden.texts, f"clip_text{suffix}"), golden.text_features),
+        "image_features": _largest(encode_images(client, golden.images, f"clip_image{suffix}"), golden.image_features),
+        "scores": max(map(_score_difference, found, golden.rankings)),
+    }
+    allowed = {name: golden.max_difference for name in differences} | {"scores": 2 * golden.max_difference}
+    wrong = [
+        f"{name} differ by {value:.2e}, allowed {allowed[name]:.0e}"
+        for name, value in differences.items()
+        if not value <= allowed[name]
+    ]
+    for text, one, ranking in zip(golden.texts, found, golden.rankings, strict=True):
+        if one.release != golden.release:
+            wrong.append(f"{text}: answered by release {one.release}, not {golden.release}")
+        elif not same_ranking(one, ranking, 2 * golden.max_difference):
+            wrong.append(f"{text}: found {', '.join(one.ids[:3])} ...; torch finds {', '.join(_best(ranking)[:3])} ...")
+    if wrong:
+        raise WrongAnswers(f"release {golden.release} answers golden queries wrongly:\n  " + "\n  ".join(wrong))
+    return differences
+
+
+def same_ranking(found: Found, ranking: dict[str, float], margin: float) -> bool:
+    """Whether the ids stand in the order of their true scores; scores within `margin` may change places."""
+    if len(set(found.ids)) < len(found.ids) or not set(found.ids) <= set(ranking):
+        return False
+    best = sorted(ranking.values(), reverse=True)
+    return all(abs(ranking[name] - score) <= margin for name, score in zip(found.ids, best, strict=False))
+
+
+def _best(ranking: dict[str, float]) -> list[str]:
+    return sorted(ranking, key=lambda name: -ranking[name])
+
+
+def _largest(found: np.ndarray, true: np.ndarray) -> float:
+    return float(np.abs(found - true).max()) if found.shape == true.shape else float("inf")
+
+
+def _score_difference(found: Found, ranking: dict[str, float]) -> float:
+    """Of the pictures that were found rightly; the others are a matter of the ranking."""
+    known = [(score, ranking[name]) for name, score in zip(found.ids, found.scores, strict=True) if name in ranking]
+    return max((abs(float(score) - true) for score, true in known), default=0.0)

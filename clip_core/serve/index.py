@@ -1,0 +1,76 @@
+"""The gallery's index: exact search over the image features of one release."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from clip_core.files import replacing_folder
+
+if TYPE_CHECKING:
+    from clip_core.data.store import Store
+
+ROUNDING = 1e-6  # by which float32 scores of unit vectors may differ from the exact ones
+
+
+class Index(NamedTuple):
+    features: np.ndarray  # (images, embed_dim), L2-normalised
+    image_ids: list[str]
+    release: str  # of the model that made the features
+
+
+def top_k(features: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The places and scores, best first, of the `k` rows of `features` nearest to each query; equal ones in order."""
+    scores = queries @ features.T  # (queries, images)
+    k = min(k, len(features))
+    places = np.empty((len(queries), k), dtype=np.int64)
+    for row, row_scores in enumerate(scores):
+        near = np.flatnonzero(row_scores >= np.partition(row_scores, -k)[-k])  # k of them, or more when tied
+        places[row] = near[np.argsort(-row_scores[near], kind="stable")][:k]
+    return places, np.take_along_axis(scores, places, axis=1)
+
+
+def recall_of(features: np.ndarray, queries: np.ndarray, k: int) -> float:
+    """The share of the index's top `k` that an exact search in float64 puts there; equal scores are both right."""
+    exact = features.astype(np.float64)
+    places, _ = top_k(features, queries, k)
+    hits = []
+    for query, found in zip(queries.astype(np.float64), places, strict=True):
+        scores = exact @ query
+        hits.append(np.mean(scores[found] >= np.sort(scores)[-len(found)] - ROUNDING))
+    return float(np.mean(hits))
+
+
+def build_index(onnx: Path, store: "Store", texts: Sequence[str], k: int, min_recall: float, folder: Path) -> float:
+    """Writes the index of the store's pictures into `folder` and returns its recall at `k` for `texts`.
+
+    Below `min_recall` it raises ValueError and writes nothing.
+    """
+    from clip_core.serve.onnx_towers import encode_store, encode_texts
+
+    features = encode_store(onnx, store)
+    recall = recall_of(features, encode_texts(onnx, texts), k)
+    if recall < min_recall:
+        raise ValueError(f"the index finds {recall:.4f} of the true top {k}; index.min_recall asks for {min_recall}")
+    release = (onnx / "release.txt").read_text().strip()
+    facts = {"release": release, "kind": "flat", "num_images": len(store), "recall": recall, "num_queries": len(texts)}
+    with replacing_folder(folder) as aside:
+        np.save(aside / "features.npy", features)
+        (aside / "image_ids.json").write_text(json.dumps(list(store.image_ids), ensure_ascii=False, indent=0) + "\n")
+        (aside / "index.json").write_text(json.dumps(facts, indent=2) + "\n")
+    return recall
+
+
+def read_index(folder: Path) -> Index:
+    """The index in `folder`; ValueError when its parts do not belong together."""
+    try:
+        facts = json.loads((folder / "index.json").read_text())
+        image_ids = json.loads((folder / "image_ids.json").read_text())
+        features = np.load(folder / "features.npy", mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError as error:
+        raise ValueError(f"{folder}: not an index: {Path(error.filename).name} is missing") from None
+    if len(features) != len(image_ids):
+        raise ValueError(f"{folder}: {len(features)} rows of features for {len(image_ids)} image ids")
+    return Index(features, image_ids, facts["release"])

@@ -1,0 +1,88 @@
+"""The Triton model repository of one release, from the templates beside this file.
+
+Its public models are `clip_text`, `clip_image` and `clip_search`; the others are their parts. It is what a GPU server
+with the onnxruntime backend serves, and (by --model-config-name=cpu_python) a CPU server with Python alone.
+"""
+
+import shutil
+from pathlib import Path
+from string import Template
+from typing import TYPE_CHECKING
+
+from clip_core.files import replacing_folder
+from clip_core.model.contract import read_contract
+from clip_core.serve.golden import GOLDEN_FOLDER, Golden, write_golden
+from clip_core.serve.index import read_index
+
+if TYPE_CHECKING:
+    from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+TEMPLATES = Path(__file__).with_name("templates")
+PUBLIC = ("clip_text", "clip_image", "clip_search")
+# Each model and what lies in its version folder, beside the model.py of its template; a model follows those it asks.
+MODELS = {
+    "text_preprocess": {f"onnx/{name}": name for name in ("model.json", "tokenizer.json", "release.txt")},
+    "text_core": {"onnx/text.onnx": "model.onnx"},
+    "image_preprocess": {f"onnx/{name}": name for name in ("model.json", "release.txt")},
+    "image_core": {"onnx/image.onnx": "model.onnx"},
+    "clip_text": {"onnx/release.txt": "release.txt"},
+    "clip_image": {"onnx/release.txt": "release.txt"},
+    "clip_search": {f"index/{name}": name for name in ("features.npy", "image_ids.json", "index.json")},
+}
+
+
+def assemble(onnx: Path, index: Path, golden: Golden, k: int, folder: Path) -> str:
+    """Writes the model repository of the export and its index into `folder`; returns the release.
+
+    ValueError when the index was made by another release.
+    """
+    contract, gallery = read_contract(onnx), read_index(index)
+    release = (onnx / "release.txt").read_text().strip()
+    if not release == gallery.release == golden.release:
+        raise ValueError(
+            f"{index}: made by release {gallery.release}, but {onnx} holds {release} and the golden answers are of "
+            f"{golden.release}. Run `dvc repro` again."
+        )
+    values = {
+        "embed_dim": contract.embed_dim,
+        "image_size": contract.image_size,
+        "top_k": min(k, len(gallery.image_ids)),
+    }
+    with replacing_folder(folder) as aside:
+        for model, files in MODELS.items():
+            _fill_templates(TEMPLATES / model, aside / model, values)
+            (aside / model / "1").mkdir(exist_ok=True)
+            for source, name in files.items():
+                where, file = source.split("/")
+                shutil.copy2({"onnx": onnx, "index": index}[where] / file, aside / model / "1" / name)
+        write_golden(golden, aside / "clip_search" / GOLDEN_FOLDER)
+    return release
+
+
+def read_config(file: Path) -> "ModelConfig":
+    """The model configuration in `file`; ValueError when Triton could not read it either."""
+    from google.protobuf import text_format
+    from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+    try:
+        return text_format.Parse(file.read_text(), ModelConfig())
+    except FileNotFoundError:
+        raise ValueError(f"{file.parent}: not a model of a Triton repository: {file.name} is missing") from None
+    except text_format.ParseError as error:
+        raise ValueError(f"{file}: not a Triton model configuration: {error}") from None
+
+
+def release_in(repository: Path) -> str:
+    """The release that the model repository holds; ValueError when it holds none."""
+    try:
+        return (repository / "text_preprocess" / "1" / "release.txt").read_text().strip()
+    except FileNotFoundError:
+        raise ValueError(f"{repository}: no model repository; `dvc repro deploy` makes it") from None
+
+
+def _fill_templates(template: Path, folder: Path, values: dict[str, int]) -> None:
+    for file in sorted(template.rglob("*")):
+        if file.is_file() and file.suffix in (".pbtxt", ".py"):
+            target = folder / file.relative_to(template)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(Template(file.read_text()).substitute(values))

@@ -1,0 +1,70 @@
+"""What to ask the served models, and their answers as arrays; gRPC."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from tritonclient.grpc import InferenceServerClient
+
+AT_ONCE = 64  # the models' max_batch_size
+TIMEOUT = 60  # seconds
+
+
+class Found(NamedTuple):
+    ids: list[str]
+    scores: np.ndarray  # (k,), best first
+    release: str
+
+
+def encode_texts(client: "InferenceServerClient", texts: Sequence[str], model: str = "clip_text") -> np.ndarray:
+    """The texts' features by the served model, (n, embed_dim)."""
+    return _ask_all(client, model, "TEXT", [text.encode() for text in texts], ["text_features"])[0]
+
+
+def encode_images(client: "InferenceServerClient", images: Sequence[bytes], model: str = "clip_image") -> np.ndarray:
+    """The features of the encoded pictures by the served model, (n, embed_dim)."""
+    return _ask_all(client, model, "IMAGE", list(images), ["image_features"])[0]
+
+
+def search(client: "InferenceServerClient", texts: Sequence[str], model: str = "clip_search") -> list[Found]:
+    """The pictures that the served index finds for each text."""
+    outputs = ["ids", "scores", "release"]
+    ids, scores, releases = _ask_all(client, model, "TEXT", [text.encode() for text in texts], outputs)
+    return [
+        Found([image_id.decode() for image_id in row], row_scores, release.decode())
+        for row, row_scores, (release,) in zip(ids, scores, releases, strict=True)
+    ]
+
+
+def releases(client: "InferenceServerClient", model: str, name: str, item: bytes) -> str:
+    """The release with which `model` answers `item`."""
+    return _ask_all(client, model, name, [item], ["release"])[0][0, 0].decode()
+
+
+def _ask_all(
+    client: "InferenceServerClient", model: str, name: str, items: Sequence[bytes], outputs: list[str]
+) -> list[np.ndarray]:
+    answers = [
+        _ask(client, model, name, items[start : start + AT_ONCE], outputs) for start in range(0, len(items), AT_ONCE)
+    ]
+    return [np.concatenate(parts) for parts in zip(*answers, strict=True)]
+
+
+def _ask(
+    client: "InferenceServerClient", model: str, name: str, items: Sequence[bytes], outputs: list[str]
+) -> list[np.ndarray]:
+    from tritonclient.grpc import InferInput, InferRequestedOutput
+    from tritonclient.utils import InferenceServerException
+
+    question = InferInput(name, [len(items), 1], "BYTES")
+    question.set_data_from_numpy(np.array(items, dtype=object).reshape(-1, 1))
+    wanted = [InferRequestedOutput(output) for output in outputs]
+    try:
+        answer = client.infer(model, [question], outputs=wanted, client_timeout=TIMEOUT)
+    except InferenceServerException as error:
+        if error.status() == "StatusCode.INVALID_ARGUMENT":
+            raise ValueError(error.message()) from None
+        raise
+    return [answer.as_numpy(output) for output in outputs]

@@ -1,0 +1,1 @@
+from clip_core.serve.triton_models import ImagePreprocess as TritonPythonModel  # noqa: F401
