@@ -1,15 +1,15 @@
 """Recall, ranks and chance levels against slow and obvious versions of themselves."""
 
 from collections.abc import Sequence
-from types import SimpleNamespace
+from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from clip_core.evaluate import retrieval
 from clip_core.evaluate.benchmark import questions, read_benchmark
 from clip_core.evaluate.retrieval import chance_at, quick_recall, ranks, recall_at, top
+from tests.tiny_split import make_split
 
 
 def unit(rows: int, width: int, seed: int) -> np.ndarray:
@@ -21,13 +21,6 @@ def full_sort_rank(query: np.ndarray, candidates: np.ndarray, right: Sequence[in
     """All candidates sorted by score, the wrong ones first among equals; then counted from the top."""
     order = sorted(range(len(candidates)), key=lambda i: (-float(query @ candidates[i]), i in right))
     return 1 + min(order.index(i) for i in right)
-
-
-def emoji_store(rows: list[tuple[str, str, bool, str]]) -> SimpleNamespace:
-    """A packed split of (image_id, name, seen, group) rows, as read_benchmark sees it."""
-    pairs = pd.DataFrame(rows, columns=["image_id", "caption", "seen", "group"])
-    pairs = pairs.assign(language="zh", caption_kind="name", text_id="zh-name-" + pairs.caption)
-    return SimpleNamespace(pairs=pairs, image_ids=sorted(set(pairs.image_id)), image_bytes=lambda i: b"%d" % i)
 
 
 @pytest.mark.parametrize("max_scores", [1, 100, 2**24])
@@ -95,8 +88,10 @@ def test_chance_is_what_random_orders_score() -> None:
     assert chance_at([1, 2], 4, 10) == 1.0
 
 
-def test_seen_queries_search_seen_pictures_and_all_queries_all_pictures() -> None:
-    store = emoji_store([("a-1", "猫", True, "动物"), ("a-2", "狗", True, "动物"), ("a-3", "钟", False, "物品")])
+def test_seen_queries_search_seen_pictures_and_all_queries_all_pictures(tmp_path: Path) -> None:
+    store = make_split(
+        tmp_path / "test", [("a-1", "猫", True, "动物"), ("a-2", "狗", True, "动物"), ("a-3", "钟", False, "物品")]
+    )
     benchmark = read_benchmark(store)
     sizes = {g: (len(questions(benchmark, g).texts), len(questions(benchmark, g).images)) for g in ("seen", "all")}
     assert sizes == {"seen": (2, 2), "all": (3, 3)}
@@ -105,8 +100,10 @@ def test_seen_queries_search_seen_pictures_and_all_queries_all_pictures() -> Non
     assert [benchmark.image_ids[i] for i in unseen.images] == ["a-3"]
 
 
-def test_pictures_with_the_same_text_are_all_right_and_asked_once() -> None:
-    store = emoji_store([("b", "猫", True, "动物"), ("a", "猫", True, "动物"), ("c", "狗", True, "动物")])
+def test_pictures_with_the_same_text_are_all_right_and_asked_once(tmp_path: Path) -> None:
+    store = make_split(
+        tmp_path / "test", [("b", "猫", True, "动物"), ("a", "猫", True, "动物"), ("c", "狗", True, "动物")]
+    )
     benchmark = read_benchmark(store)
     asked = questions(benchmark, "all")
     by_text = {
@@ -117,19 +114,20 @@ def test_pictures_with_the_same_text_are_all_right_and_asked_once() -> None:
     assert [len(right) for right in asked.right_texts] == [1, 1, 1]
 
 
-def test_a_source_without_unseen_concepts_has_no_unseen_questions() -> None:
-    benchmark = read_benchmark(emoji_store([("a", "猫", True, "动物")]))
+def test_a_source_without_unseen_concepts_has_no_unseen_questions(tmp_path: Path) -> None:
+    benchmark = read_benchmark(make_split(tmp_path / "test", [("a", "猫", True, "动物")]))
     unseen = questions(benchmark, "unseen")
     assert (len(unseen.texts), len(unseen.images), unseen.right_images, unseen.right_texts) == (0, 0, [], [])
 
 
-def test_quick_recall_asks_the_seen_names_only() -> None:
+def test_quick_recall_asks_the_seen_names_only(tmp_path: Path) -> None:
     names = ["猫", "狗", "钟", "心"]
-    store = emoji_store([(f"a-{i}", name, i < 3, "物品") for i, name in enumerate(names)])
+    store = make_split(tmp_path / "test", [(f"a-{i}", name, i < 3, "物品") for i, name in enumerate(names)])
+    pictures = [store.image_bytes(i) for i in range(4)]
     eye = np.eye(4, dtype=np.float32)
     answer = quick_recall(
         lambda texts: eye[[names.index(text) for text in texts]],
-        lambda images: eye[[int(image) for image in images]],
+        lambda images: eye[[pictures.index(image) for image in images]],
         store,
     )
     assert answer == {"text_to_image_mean_recall": 1.0}

@@ -7,7 +7,11 @@ from pathlib import Path
 
 from clip_core.evaluate.table import percent
 
-COLUMNS = {"text_to_image_recall@1": "R@1", "text_to_image_recall@10": "R@10", "text_to_image_mean_recall": "mean recall"}
+COLUMNS = {
+    "text_to_image_recall@1": "R@1",
+    "text_to_image_recall@10": "R@10",
+    "text_to_image_mean_recall": "mean recall",
+}
 GROUPS = {"seen": "concepts trained on", "unseen": "concepts never seen", "all": "all together"}
 
 

@@ -1,0 +1,68 @@
+"""The report's queries: Chinese texts with the pictures that were found, right and wrong ones marked."""
+
+import base64
+import io
+from collections.abc import Callable, Sequence
+from html import escape
+
+from clip_core.image import read_image
+
+SIDE = 96  # pixels of a picture on the page
+SHOWN = {"seen": 14, "unseen": 10}
+
+ReadImage = Callable[[str], bytes]  # image_id -> encoded bytes
+
+
+def every_nth(queries: Sequence[dict], count: int) -> list[dict]:
+    """About `count` queries at equal steps in the order of their ids: nobody picked them."""
+    ordered = sorted(queries, key=lambda query: query["text_id"])
+    step = max(1, len(ordered) // count)
+    return ordered[step // 2 :: step][:count]
+
+
+def query_grid(queries: Sequence[dict], read_bytes: ReadImage) -> str:
+    """Sections of queries, one for each group; `queries` is the list in details.json."""
+    names = {image: query["text"] for query in queries for image in query["right"]}
+    sections = []
+    for group, count in SHOWN.items():
+        mine = [query for query in queries if query["group"] == group]
+        if mine:
+            shown = every_nth(mine, count)
+            rows = "".join(_query(query, names, read_bytes) for query in shown)
+            title = "Concepts seen in training" if group == "seen" else "Concepts never seen in training"
+            rule = f"every {max(1, len(mine) // count)}th of {len(mine):,} queries, in the order of their ids"
+            sections.append(f'<h3>{title} <small>{rule}</small></h3><div class="queries">{rows}</div>')
+    return "".join(sections)
+
+
+def thumbnail(encoded: bytes) -> str:
+    """The picture as a small `data:` address."""
+    picture = read_image(encoded)
+    picture.thumbnail((SIDE, SIDE))
+    buffer = io.BytesIO()
+    picture.save(buffer, format="WEBP", quality=82, method=4)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _query(query: dict, names: dict[str, str], read_bytes: ReadImage) -> str:
+    right = set(query["right"])
+    rank = next((place for place, image in enumerate(query["top"], start=1) if image in right), None)
+    verdict = f"found at {rank}" if rank else f"not in the first {len(query['top'])}"
+    hits = "".join(
+        _picture(image, names, read_bytes, "right" if image in right else "wrong", f"{place}, score {score:.2f}")
+        for place, (image, score) in enumerate(zip(query["top"], query["scores"], strict=True), start=1)
+    )
+    if rank is None:
+        hits += '<span class="wanted">wanted</span>' + _picture(
+            query["right"][0], names, read_bytes, "missed", "wanted"
+        )
+    return (
+        f'<article class="query {"hit" if rank else "miss"}"><h4 lang="zh">{escape(query["text"])}</h4>'
+        f'<p class="verdict">{verdict}</p><div class="hits">{hits}</div></article>'
+    )
+
+
+def _picture(image: str, names: dict[str, str], read_bytes: ReadImage, mark: str, place: str) -> str:
+    name = escape(names.get(image, image))
+    source = thumbnail(read_bytes(image))
+    return f'<span class="hit {mark}" title="{name} ({place})"><img src="{source}" alt="{mark}: {name}"></span>'

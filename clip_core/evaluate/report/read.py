@@ -1,0 +1,53 @@
+"""A finished run, read from the files that its stages left behind."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+from clip_core.data.store import open_store
+from clip_core.evaluate.report.sections import Run
+
+COUNTED = {"ingest": "raw", "validate": "valid", "curate": "curated"}  # stage -> its folder
+TRAINED = ("init", "stage1", "stage2")
+
+
+def read_run(reports: Path, data: Path, onnx: Path, confidence: float) -> Run:
+    """Everything that the page shows."""
+    stores = {split: open_store(data / "packed" / split) for split in ("train", "valid", "test")}
+    test = stores["test"]
+    place = {image_id: i for i, image_id in enumerate(test.image_ids)}
+    ablation = reports / "ablation.json"
+    return Run(
+        metrics=_json(reports / "test" / "metrics.json"),
+        confidence=confidence,
+        queries=_json(reports / "test" / "details.json")["text_to_image"],
+        read_image=lambda image_id: test.image_bytes(place[image_id]),
+        curves={stage: _curves(reports / stage) for stage in TRAINED},
+        counts={stage: _json(data / folder / "counts.json") for stage, folder in COUNTED.items()},
+        pairs={split: store.pairs for split, store in stores.items()},
+        validation=_json(reports / "validation" / "validation.json"),
+        model=_json(onnx / "model.json"),
+        parity=_json(onnx / "parity.json"),
+        deploy=_json(reports / "deploy.json"),
+        ablation=_json(ablation) if ablation.exists() else None,
+    )
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _curves(folder: Path) -> dict[str, list[tuple[float, float]]]:
+    return {
+        "loss": _column(folder / "train.csv", "loss"),
+        "recall": _column(folder / "validation.csv", "text_to_image_mean_recall"),
+    }
+
+
+def _column(path: Path, name: str) -> list[tuple[float, float]]:
+    """(step, value) of one curve; a training without validation has no such file."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return [(float(row["step"]), float(row[name])) for row in csv.DictReader(file)]

@@ -1,0 +1,116 @@
+"""The report's figures: headline tiles, tables with intervals and chance, curves."""
+
+from collections.abc import Mapping
+from html import escape
+
+from clip_core.evaluate.report.charts import Line, curves, interval_bar, percent
+
+GROUPS = {
+    "seen": ("Concepts seen in training", "The names were learnt with other pictures; these pictures are new."),
+    "unseen": ("Concepts never seen", "Neither the name nor any picture of it was in training."),
+    "all": ("All together", "Every query searches every picture."),
+}
+WAYS = {"text_to_image": "text &rarr; picture", "image_to_text": "picture &rarr; text"}
+MEASURES = {"recall@1": "R@1", "recall@5": "R@5", "recall@10": "R@10", "mean_recall": "mean"}
+TILES = (
+    ("seen", "text_to_image_recall@1", "first picture right", "seen concepts"),
+    ("seen", "text_to_image_recall@10", "right one among ten", "seen concepts"),
+    ("seen", "text_to_image_mean_recall", "mean recall", "seen concepts"),
+    ("unseen", "text_to_image_mean_recall", "mean recall", "unseen concepts"),
+    ("zero_shot", "top1_accuracy", "zero-shot accuracy", "concept groups"),
+)
+
+
+def tiles(metrics: Mapping) -> str:
+    """The five figures to remember, each with its interval and chance level."""
+    return "".join(
+        f'<div class="tile"><p class="label">{label}<span>{among}</span></p>'
+        f'<p class="figure">{100 * (entry := metrics[group][name])["value"]:.1f}<small>%</small></p>'
+        f"{interval_bar({'stage2': entry}, scale=1)}"
+        f'<p class="under">{100 * entry["low"]:.1f}&ndash;{100 * entry["high"]:.1f} &middot; '
+        f"chance {_chance(entry)}</p></div>"
+        for group, name, label, among in TILES
+        if name in metrics.get(group, {})
+    )
+
+
+def retrieval_tables(metrics: Mapping) -> str:
+    """A card for each group: both ways, the final model beside the earlier one."""
+    earlier = next(iter(metrics["others"].items()), None)
+    cards = []
+    for group, (title, meaning) in GROUPS.items():
+        if group in metrics:
+            mine, before = metrics[group], earlier[1][group] if earlier else {}
+            rows = "".join(_rows(way, label, mine, before) for way, label in WAYS.items())
+            cards.append(
+                f'<div class="card"><h3>{title} <small>{mine["num_queries"]:,} texts, '
+                f"{mine['num_candidates']:,} pictures</small></h3><p>{meaning}</p>"
+                f'<div class="scroll"><table class="figures"><thead><tr><th></th><th>stage 2, %</th>'
+                f'<th class="wide"></th><th>{"stage 1, %" if earlier else ""}</th><th>chance</th></tr></thead>'
+                f"{rows}</table></div></div>"
+            )
+    return "".join(cards)
+
+
+def zero_shot_table(metrics: Mapping) -> str:
+    """Zero-shot classification over the concept groups, with both levels of knowing nothing; empty without groups."""
+    mine = metrics.get("zero_shot")
+    if mine is None:
+        return ""
+    labels = {"top1_accuracy": "all pictures", "seen_top1_accuracy": "seen", "unseen_top1_accuracy": "unseen"}
+    rows = "".join(
+        f"<tr><th>{label}</th><td>{percent(mine[name])}</td>"
+        f'<td class="wide">{interval_bar({"stage2": mine[name]}, scale=1)}</td>'
+        f"<td>{_chance(mine[name])}</td><td>{100 * mine[name]['majority']:.1f}</td></tr>"
+        for name, label in labels.items()
+        if name in mine
+    )
+    return (
+        f'<div class="card"><h3>Zero-shot classification <small>{mine["num_queries"]:,} pictures, '
+        f"{mine['num_candidates']} classes</small></h3>"
+        "<p>The class whose Chinese name, said in several ways, is nearest to the picture.</p>"
+        '<div class="scroll"><table class="figures"><thead><tr><th></th><th>top-1, %</th><th class="wide"></th>'
+        f"<th>uniform</th><th>commonest</th></tr></thead><tbody>{rows}</tbody></table></div></div>"
+    )
+
+
+def training_curves(curves_of: Mapping[str, Mapping[str, list[tuple[float, float]]]]) -> str:
+    """The losses of all training and the validation recall on its way; `curves_of[stage]` has loss and recall."""
+    init, first, second = (curves_of[stage] for stage in ("init", "stage1", "stage2"))
+    offset = first["loss"][-1][0]
+    later = {name: [(offset + x, y) for x, y in points] for name, points in second.items()}
+    charts = [
+        curves(
+            [Line("stage 1", "stage1", first["loss"]), Line("stage 2", "stage2", later["loss"])], "Loss, Chinese steps"
+        ),
+        curves(
+            [
+                Line("stage 1", "stage1", [(x, 100 * y) for x, y in first["recall"]], dots=True),
+                Line("stage 2", "stage2", [(x, 100 * y) for x, y in later["recall"]], dots=True),
+            ],
+            "Validation mean recall, text &rarr; picture",
+            unit="%",
+            from_zero=True,
+        ),
+    ]
+    if init["loss"]:
+        charts.insert(0, curves([Line("init", "init", init["loss"])], "Loss, English warm-up"))
+    return "".join(charts)
+
+
+def _rows(way: str, label: str, mine: Mapping, before: Mapping) -> str:
+    rows = []
+    for measure, short in MEASURES.items():
+        name = f"{way}_{measure}"
+        both = ({"stage1": before[name]} if before else {}) | {"stage2": mine[name]}
+        earlier = percent(before[name]) if before else ""
+        rows.append(
+            f"<tr><th>{short}</th><td>{percent(mine[name])}</td>"
+            f'<td class="wide">{interval_bar(both, scale=1)}</td><td class="earlier">{earlier}</td>'
+            f"<td>{_chance(mine[name])}</td></tr>"
+        )
+    return f'<tbody><tr class="way"><th colspan="5">{escape(label)}</th></tr>{"".join(rows)}</tbody>'
+
+
+def _chance(entry: Mapping[str, float]) -> str:
+    return f"{100 * entry['chance']:.2g} %"

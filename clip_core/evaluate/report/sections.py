@@ -1,0 +1,140 @@
+"""The report's sections: what a reader wants to know, in the order in which one asks."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING
+
+from clip_core.evaluate.report.ablation import ablation_tables
+from clip_core.evaluate.report.pipeline import (
+    counts_table,
+    deploy_table,
+    licences_table,
+    parity_table,
+    splits_table,
+    validation_table,
+)
+from clip_core.evaluate.report.queries import ReadImage, query_grid
+from clip_core.evaluate.report.results import retrieval_tables, training_curves, zero_shot_table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+LEGEND = (
+    '<p class="legend"><span class="key stage1">stage 1</span><span class="key stage2">stage 2, the final model</span>'
+    '<span class="key chance">chance</span><span>band: {confidence:g} % bootstrap interval over queries</span></p>'
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the pipeline left behind, as read from its files."""
+
+    metrics: Mapping  # of the test benchmark
+    confidence: float
+    queries: Sequence[Mapping]  # its details
+    read_image: ReadImage
+    curves: Mapping[str, Mapping[str, list[tuple[float, float]]]]  # stage -> loss, recall -> (step, value)
+    counts: Mapping[str, Mapping]  # data stage -> counts
+    pairs: Mapping[str, "pd.DataFrame"]  # split -> its packed pairs
+    validation: Mapping
+    model: Mapping  # model.json
+    parity: Mapping
+    deploy: Mapping
+    ablation: Mapping | None
+
+
+def lead(run: Run) -> str:
+    """The run in two sentences."""
+    first = run.metrics["seen"]["text_to_image_recall@1"]
+    times = first["value"] / first["chance"]
+    sources = {split: set(rows.source) for split, rows in run.pairs.items()}
+    held_out = "" if sources["train"] & sources["test"] else ", all drawn in a style that training never saw"
+    return (
+        f'<p class="lead">A Chinese name is the query, {run.metrics["seen"]["num_candidates"]:,} pictures are the '
+        f"candidates{held_out}. The first picture is right in {100 * first['value']:.1f} of 100 queries, "
+        f"{times:.0f} times as often as by chance.</p>"
+    )
+
+
+def model(run: Run) -> str:
+    """What was trained, and from what."""
+    architecture, made = run.model["architecture"], run.model["made"]
+    text = architecture["text_tower"]
+    steps = {stage: f"{lines['loss'][-1][0]:.0f} steps" for stage, lines in run.curves.items() if lines["loss"]}
+    image_tower = f"<code>{escape(architecture['image_tower']['name'])}</code> of timm"
+    return (
+        "<h2>The model</h2>"
+        "<p>A CLIP with two towers, trained in the two stages of the Chinese-CLIP paper. Names and pictures become "
+        f"unit vectors of {architecture['embed_dim']} numbers; the nearest picture is the answer.</p>"
+        '<div class="steps">'
+        f'<div class="step init"><h3>Start <small>{steps.get("init", "")}</small></h3><p>The image tower '
+        f"({image_tower}, {architecture['image_size']} px) is warmed up as an <b>English</b> CLIP on the training "
+        f"pictures. The text tower (BERT, {text['num_hidden_layers']} layers of {text['hidden_size']}) starts from: "
+        f"<b>{escape(made['text_tower'])}</b>.</p></div>"
+        f'<div class="step stage1"><h3>Stage 1 <small>{steps["stage1"]}</small></h3><p>The image tower is frozen; the '
+        "text tower learns Chinese from its features.</p></div>"
+        f'<div class="step stage2"><h3>Stage 2 <small>{steps["stage2"]}</small></h3><p>Both towers train.</p></div>'
+        "</div>"
+    )
+
+
+def recall(run: Run) -> str:
+    """All metrics of the test benchmark."""
+    return (
+        "<h2>Recall on the test pictures</h2><p>R@k: the share of queries with a right answer among the first k. "
+        "Any right answer counts; a tie never counts in favour of the truth.</p>"
+        + LEGEND.format(confidence=100 * run.confidence)
+        + f'<div class="cards">{retrieval_tables(run.metrics)}{zero_shot_table(run.metrics)}</div>'
+    )
+
+
+def queries(run: Run) -> str:
+    """Real queries with what was found."""
+    return (
+        "<h2>What it finds</h2><p>Each row is a Chinese query and its ten best pictures among all test pictures, best "
+        f"first. Nobody picked the rows.</p>{query_grid(run.queries, run.read_image)}"
+    )
+
+
+def training(run: Run) -> str:
+    """The curves."""
+    return f'<h2>Training</h2><p>The loss of a batch, and recall on the validation pictures along the way.</p>\
+<div class="charts">{training_curves(run.curves)}</div>'
+
+
+def data(run: Run) -> str:
+    """What came in, what was refused, and what was packed."""
+    return (
+        "<h2>Data</h2><p>What is refused lies in quarantine with its reason, file and line.</p>"
+        f'<div class="cards"><div class="card"><h3>Pairs through the stages</h3>{counts_table(run.counts)}</div>'
+        f'<div class="card"><h3>What was packed</h3>{splits_table(run.pairs)}</div>'
+        f'<div class="card"><h3>Validation, rule by rule</h3>{validation_table(run.validation)}</div></div>'
+    )
+
+
+def serving(run: Run) -> str:
+    """Whether what is served is what was trained."""
+    return (
+        "<h2>Serving</h2><p>The exported towers agree with torch, and a real Triton server answered the test queries "
+        f'over gRPC.</p><div class="pair"><div class="card"><h3>Export</h3>{parity_table(run.parity)}</div>'
+        f'<div class="card"><h3>Triton</h3>{deploy_table(run.deploy)}</div></div>'
+    )
+
+
+def ablation(run: Run) -> str:
+    """The committed ablation, where there is one."""
+    if run.ablation is None:
+        return ""
+    return (
+        "<h2>Are two stages worth it?</h2>"
+        f'<p>{escape(run.ablation["claim"])}</p><div class="cards">{ablation_tables(run.ablation)}</div>'
+    )
+
+
+def licences(run: Run) -> str:
+    """Whose pictures these are."""
+    return (
+        '<h2>Licences</h2><p>The pictures on this page are their makers\' work; <a href="../NOTICE">NOTICE</a> names '
+        f'makers and licences.</p><div class="card">{licences_table(run.pairs)}</div>'
+    )

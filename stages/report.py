@@ -1,0 +1,32 @@
+"""DVC stage: the one page that people open, and the headline metrics."""
+
+import json
+from pathlib import Path
+
+from stages.command import run
+
+
+def main(
+    out: Path,
+    metrics: Path,
+    reports: Path = Path("reports"),
+    data: Path = Path("data"),
+    onnx: Path = Path("models/onnx"),
+    params_file: Path = Path("params.yaml"),
+) -> None:
+    from clip_core.config import load_params
+    from clip_core.evaluate.headline import headline
+    from clip_core.evaluate.report.page import page
+    from clip_core.evaluate.report.read import read_run
+    from clip_core.files import atomic_write
+
+    confidence = load_params(params_file).evaluate.confidence
+    benchmarks = {name: json.loads((reports / name / "metrics.json").read_text()) for name in ("test", "valid")}
+    atomic_write(metrics, json.dumps(headline(benchmarks, confidence), indent=1) + "\n")
+    html = page(read_run(reports, data, onnx, confidence))
+    atomic_write(out, html)
+    print(f"report: {out}, {len(html) / 2**20:.1f} MiB, self-contained")
+
+
+if __name__ == "__main__":
+    run(main)
