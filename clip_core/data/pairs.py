@@ -14,13 +14,15 @@ if TYPE_CHECKING:  # heavy, and light commands reach this module
 SHARD_BYTES = 128 * 2**20  # of pictures in one parquet file
 ROW_GROUP = 500  # pictures that a reader has in memory at a time
 SPLITS = ("train", "valid", "test")
+LANGUAGES = ("zh", "en")
+CAPTION_KINDS = ("name", "keyword", "caption")
 COLUMNS = {
     "pair_id": "string",
     "image_id": "string",
     "text_id": "string",
     "caption": "string",
-    "language": "string",  # zh, en
-    "caption_kind": "string",  # name, keyword, caption
+    "language": "string",
+    "caption_kind": "string",
     "concept_id": "string",  # this, family and group are null where a source has none
     "family": "string",
     "group": "string",
@@ -103,6 +105,22 @@ def read_images(folder: Path) -> Iterator[tuple[str, bytes]]:
             for batch in file.iter_batches(batch_size=ROW_GROUP):
                 for image_id, image in zip(batch["image_id"], batch["image"], strict=True):
                     yield image_id.as_py(), image.as_py()
+
+
+def write_fingerprints(images: "pd.DataFrame", path: Path) -> None:
+    """Writes the pictures' fingerprints, which curation compares."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema([("image_id", pa.string()), ("difference_hash", pa.uint64()), ("thumbnail", pa.binary())])
+    pq.write_table(pa.Table.from_pandas(images[schema.names], schema, preserve_index=False), path)
+
+
+def read_fingerprints(path: Path) -> "pd.DataFrame":
+    """The fingerprints that `write_fingerprints` wrote."""
+    import pyarrow.parquet as pq
+
+    return pq.read_table(path).to_pandas()
 
 
 def _write_table(rows: "pd.DataFrame", columns: dict[str, str], path: Path) -> None:

@@ -19,7 +19,7 @@ class Harvest:
     """What a source gives: pairs without what is measured on the pictures, the pictures, and the rows it refused."""
 
     pairs: "pd.DataFrame"
-    images: Iterator[tuple[str, bytes]]  # image_id, encoded bytes; each picture once
+    images: Iterator[tuple[str, bytes]]  # image_id, encoded bytes; each once, in the order of the ids
     rejected: "pd.DataFrame"
     more: dict[str, object] = field(default_factory=dict)  # counts worth reporting
 

@@ -1,4 +1,4 @@
-"""The built-in source: emoji of eight artworks with their Chinese and English names, from the cache that set-up fills."""
+"""The built-in source: emoji of eight artworks with Chinese and English names, from the cache that set-up fills."""
 
 import json
 from collections import Counter
@@ -93,12 +93,9 @@ def captions_of(concepts: "pd.DataFrame") -> Iterator[dict[str, str]]:
 
 
 def read_pictures(cache: Path, image_ids: set[str]) -> Iterator[tuple[str, bytes]]:
-    """The wanted pictures (id, PNG bytes), in the cache's order."""
+    """The wanted pictures (id, PNG bytes), in the order of their ids."""
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(cache / "pictures.parquet") as file:
-        for batch in file.iter_batches(batch_size=1000):
-            for row in batch.to_pylist():
-                image_id = f"{row['artwork']}-{row['hexcode']}"
-                if image_id in image_ids:
-                    yield image_id, row["image"]
+    rows = pq.read_table(cache / "pictures.parquet").to_pylist()  # 23 MB in all
+    images = {f"{row['artwork']}-{row['hexcode']}": row["image"] for row in rows}
+    yield from ((image_id, images[image_id]) for image_id in sorted(image_ids))

@@ -9,7 +9,9 @@ from pathlib import Path
 TABLE = Path(__file__).with_name("emoji_families.toml")
 PERSON = re.compile(r"^(man|woman|men|women|person|people)\b:? ?")
 DIRECTION = re.compile(r": facing right$")
-SALT = "family"  # another salt is another split of the concepts
+# Another salt is another split of the concepts. Of sixty, this one spreads the groups evenly and leaves the family
+# "family" in train: some artworks draw its thirty concepts alike. Chosen before any model was trained.
+SALT = "concepts-22"
 
 
 def family_of(subgroup: str, en_name: str) -> str:

@@ -15,6 +15,7 @@ from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 
+from clip_core.data.sources import emoji_packages
 from clip_core.data.sources.emoji_packages import NAMES, TABLE, Package, pinned_packages, read_artworks, read_concepts
 from clip_core.files import replacing_folder, sha256_file
 
@@ -44,8 +45,9 @@ def main(cache: Path) -> None:
 
 
 def recipe() -> str:
-    """A name for what the cache is made from: the packages, the renderer and the size."""
-    return sha256(f"{TABLE.read_text()} resvg {version('resvg-py')} {SIDE}".encode()).hexdigest()
+    """A name for what the cache is made from: the packages, how they are read, the renderer and the size."""
+    made_from = [TABLE.read_text(), Path(emoji_packages.__file__).read_text(), version("resvg-py"), str(SIDE)]
+    return sha256("\0".join(made_from).encode()).hexdigest()
 
 
 def is_whole(cache: Path) -> bool:

@@ -5,6 +5,7 @@ import re
 import tarfile
 import tomllib
 import unicodedata
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ TABLE = Path(__file__).with_name("emoji_packages.toml")
 NAMES = "emojibase-data"
 ARTWORK = "@iconify-json/"
 COMPONENTS, FLAGS = 2, 9  # emojibase's groups that are left out: skin tones and hair; flags
+NAMESPACES = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
 GENDER_VARIANT = re.compile("-264[02]")  # "woman running" beside "person running"
 
 
@@ -63,31 +65,44 @@ def read_concepts(tgz: Path) -> list[dict]:
 
 
 def read_artworks(folder: Path, concepts: list[dict]) -> tuple[dict[str, dict[str, str]], dict[str, dict]]:
-    """Each artwork's SVG by hexcode, and each artwork's title, author, licence and links.
-
-    Four artworks list the hexcodes of their pictures. The others have names only: a concept's picture there is the
-    one that bears its English name, or the name that it has in one of the four.
-    """
+    """Each artwork's SVG by hexcode, and each artwork's title, author, licence and links."""
     tgzs = {p.name.removeprefix(ARTWORK): folder / p.file_name for p in pinned_packages() if p.name != NAMES}
     listed = {
         artwork: {plain(hexcode): name for hexcode, name in read_member(tgz, "chars.json").items()}
         for artwork, tgz in tgzs.items()
     }
-    svgs: dict[str, dict[str, str]] = {}
-    about: dict[str, dict] = {}
+    svgs, about = {}, {}
     for artwork, tgz in tgzs.items():
-        icons = read_member(tgz, "icons.json")
-        svgs[artwork] = {}
-        for concept in concepts:
-            hexcode = plain(concept["hexcode"])
-            known = [names_of[hexcode] for names_of in listed.values() if hexcode in names_of]
-            names = [*filter(None, [listed[artwork].get(hexcode)]), slug(concept["en_name"]), *known]
-            svg = next((found for name in names if (found := svg_of(icons, name))), None)
-            if svg:
-                svgs[artwork][concept["hexcode"]] = svg
-        info = read_member(tgz, "info.json")
+        icons, info = read_member(tgz, "icons.json"), read_member(tgz, "info.json")
+        names = names_in(artwork, concepts, listed)
+        svgs[artwork] = {hexcode: svg for hexcode, some in names.items() if (svg := svg_of(icons, some))}
+        if not listed[artwork]:  # found by name: one picture for two concepts is wrong for at least one of them
+            times = Counter(svgs[artwork].values())
+            svgs[artwork] = {hexcode: svg for hexcode, svg in svgs[artwork].items() if times[svg] == 1}
         about[artwork] = {"title": info["name"], "author": info["author"], "licence": info["license"]}
     return svgs, about
+
+
+def names_in(artwork: str, concepts: list[dict], listed: dict[str, dict[str, str]]) -> dict[str, list[str]]:
+    """The names that each concept's picture may have in the artwork, the likeliest first, by hexcode.
+
+    Four artworks list the hexcodes of their pictures. The others have names only: the picture there is the one that
+    bears the concept's English name, or the name that it has in one of the four.
+    """
+    return {
+        concept["hexcode"]: list(
+            dict.fromkeys(
+                name
+                for name in (
+                    listed[artwork].get(plain(concept["hexcode"])),
+                    slug(concept["en_name"]),
+                    *(names.get(plain(concept["hexcode"])) for names in listed.values()),
+                )
+                if name
+            )
+        )
+        for concept in concepts
+    }
 
 
 def plain(hexcode: str) -> str:
@@ -101,20 +116,17 @@ def slug(name: str) -> str:
     return re.sub("[^a-z0-9]+", "-", ascii_name).strip("-")
 
 
-def svg_of(icons: dict, name: str) -> str | None:
-    """The named picture of an Iconify set as a square SVG document, or None if the set has none."""
-    icon, flipped = icons["icons"].get(name), False
-    while icon is None:
-        alias = icons.get("aliases", {}).get(name)
-        if alias is None:
-            return None
-        flipped ^= alias.get("hFlip", False)
-        icon, name = icons["icons"].get(alias["parent"]), alias["parent"]
-    width, height = (icon.get(side, icons[side]) for side in ("width", "height"))
-    body = f'<g transform="translate({width} 0) scale(-1 1)">{icon["body"]}</g>' if flipped else icon["body"]
-    side = max(width, height)
-    return (
-        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-        f'width="{side}" height="{side}" viewBox="{(width - side) / 2} {(height - side) / 2} {side} {side}">'
-        f"{body}</svg>"
-    )
+def svg_of(icons: dict, names: list[str]) -> str | None:
+    """The first of the named pictures that an Iconify set has, as a square SVG document, or None if it has none."""
+    for name in names:
+        flipped = False
+        while alias := icons.get("aliases", {}).get(name):
+            flipped ^= alias.get("hFlip", False)
+            name = alias["parent"]
+        if icon := icons["icons"].get(name):
+            width, height = (icon.get(side, icons[side]) for side in ("width", "height"))
+            body = f'<g transform="translate({width} 0) scale(-1 1)">{icon["body"]}</g>' if flipped else icon["body"]
+            side = max(width, height)
+            box = f"{(width - side) / 2} {(height - side) / 2} {side} {side}"
+            return f'<svg {NAMESPACES} width="{side}" height="{side}" viewBox="{box}">{body}</svg>'
+    return None

@@ -1,0 +1,147 @@
+"""Stores: a split's pictures in immutable LMDB shards, its pairs beside them, and a manifest of what was written."""
+
+import json
+from bisect import bisect_right
+from functools import cache, cached_property
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clip_core.data.pairs import read_pairs, write_pairs
+from clip_core.files import sha256_file
+
+if TYPE_CHECKING:
+    import lmdb
+    import pandas as pd
+
+RECORDS_PER_TRANSACTION = 1000
+MAP_BYTES = 2**40  # sparse: the file takes what is written; a fixed size, since LMDB records it in the file
+
+
+class StoreWriter:
+    """Writes the store of one split into a new folder; the same pictures and pairs give the same bytes."""
+
+    def __init__(self, folder: Path, shard_bytes: int) -> None:
+        folder.mkdir()
+        self.folder, self.shard_bytes = folder, shard_bytes
+        self.image_ids: list[str] = []
+        self.sums: list[str] = []  # sha256 of each record
+        self.shards: list[dict] = []
+        self.waiting: list[tuple[bytes, bytes]] = []
+        self.shard: lmdb.Environment | None = None
+        self.written = 0  # bytes of pictures in the open shard
+
+    def add(self, image_id: str, image: bytes) -> None:
+        """Appends a picture; they come in the order of their ids."""
+        if self.image_ids and image_id <= self.image_ids[-1]:
+            raise ValueError(f"pictures must come in the order of their ids: {image_id!r} after {self.image_ids[-1]!r}")
+        if self.shard is None or self.written >= self.shard_bytes:
+            self._open_shard()
+        self.waiting.append((_key(len(self.image_ids)), image))
+        self.image_ids.append(image_id)
+        self.sums.append(sha256(image).hexdigest())
+        self.written += len(image)
+        if len(self.waiting) == RECORDS_PER_TRANSACTION:
+            self._write_waiting()
+
+    def finish(self, pairs: "pd.DataFrame") -> dict:
+        """Writes the pairs and the manifest, which it returns; every picture must be the one its pairs were made of."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        self._close_shard()
+        expected = dict(zip(pairs["image_id"], pairs["image_sha256"], strict=True))
+        if expected != dict(zip(self.image_ids, self.sums, strict=True)):
+            raise ValueError(
+                f"{self.folder.name}: the pictures are not those of the pair table. Run `dvc repro` again."
+            )
+        write_pairs(pairs, self.folder / "pairs.parquet")
+        pq.write_table(pa.table({"image_id": self.image_ids, "sha256": self.sums}), self.folder / "images.parquet")
+        manifest = {
+            "num_images": len(self.image_ids),
+            "num_pairs": len(pairs),
+            "shards": [shard | {"sha256": sha256_file(self.folder / shard["file"])} for shard in self.shards],
+            "sha256": {name: sha256_file(self.folder / name) for name in ("images.parquet", "pairs.parquet")},
+        }
+        (self.folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+        return manifest
+
+    def _open_shard(self) -> None:
+        import lmdb
+
+        self._close_shard()
+        name = f"images-{len(self.shards):05d}.lmdb"
+        self.shards.append({"file": name, "first": len(self.image_ids)})
+        self.shard = lmdb.open(str(self.folder / name), subdir=False, map_size=MAP_BYTES, lock=False, sync=False)
+        self.written = 0
+
+    def _write_waiting(self) -> None:
+        assert self.shard is not None
+        with self.shard.begin(write=True) as transaction:
+            for key, image in self.waiting:
+                transaction.put(key, image, append=True)
+        self.waiting = []
+
+    def _close_shard(self) -> None:
+        if self.shard is not None:
+            self._write_waiting()
+            self.shard.sync(True)
+            self.shard.close()
+            self.shard = None
+
+
+class Store:
+    """A split, read: pictures by index, in the order of their ids. It may be pickled and used after a fork."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.manifest: dict = json.loads((folder / "manifest.json").read_text())
+        self.first_of_shard = [shard["first"] for shard in self.manifest["shards"]]
+
+    def __len__(self) -> int:
+        return self.manifest["num_images"]
+
+    def __getstate__(self) -> dict:
+        return {"folder": self.folder, "manifest": self.manifest, "first_of_shard": self.first_of_shard}
+
+    @cached_property
+    def image_ids(self) -> list[str]:
+        """The pictures' ids, sorted."""
+        import pyarrow.parquet as pq
+
+        return pq.read_table(self.folder / "images.parquet", columns=["image_id"])["image_id"].to_pylist()
+
+    @cached_property
+    def pairs(self) -> "pd.DataFrame":
+        """The split's pair table, with `seen`."""
+        return read_pairs(self.folder / "pairs.parquet")
+
+    def image_bytes(self, index: int) -> bytes:
+        """The encoded picture at `index`."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"picture {index} of {len(self)}")
+        shard = self.manifest["shards"][bisect_right(self.first_of_shard, index) - 1]
+        with _open_readonly(self.folder.resolve() / shard["file"], shard["sha256"]).begin() as transaction:
+            image = transaction.get(_key(index))
+        if image is None:
+            raise ValueError(f"{self.folder / shard['file']}: picture {index} is missing. Run `dvc repro -f -s pack`.")
+        return image
+
+
+def open_store(folder: Path) -> Store:
+    """The store that the stage `pack` wrote to `folder`."""
+    if not (folder / "manifest.json").exists():
+        raise ValueError(f"{folder}: no store here (no manifest.json). Run `dvc repro pack`.")
+    return Store(folder)
+
+
+@cache  # LMDB allows one environment a file and process; it stays usable in a forked child
+def _open_readonly(file: Path, _sum: str) -> "lmdb.Environment":
+    import lmdb
+
+    # DVC owns the file: without readonly and lock=False LMDB would write a lock beside it
+    return lmdb.open(str(file), subdir=False, readonly=True, lock=False, max_readers=1)
+
+
+def _key(index: int) -> bytes:
+    return index.to_bytes(8, "big")  # LMDB's order is then the order of the indices

@@ -1,0 +1,39 @@
+"""DVC stage: duplicates and leakage between the splits leave the training pairs, each rule counted."""
+
+from pathlib import Path
+
+from stages.command import run
+
+
+def main(valid: Path, out: Path, quarantine: Path, params_file: Path = Path("params.yaml")) -> None:
+    """Writes the pairs that stay, with the column `seen`, to `out`, and the others with their rule to `quarantine`."""
+    from clip_core.config import load_params
+    from clip_core.data.curate import RULES, curate, looks_of
+    from clip_core.data.pairs import (
+        COLUMNS,
+        ORIGIN,
+        read_fingerprints,
+        read_pairs,
+        write_counts,
+        write_pairs,
+        write_rejected,
+    )
+    from clip_core.files import replacing_folder
+
+    distance = load_params(params_file).curate.near_duplicate_distance
+    pairs = read_pairs(valid / "pairs.parquet")
+    judged = curate(pairs, looks_of(read_fingerprints(valid / "fingerprints.parquet"), distance), RULES)
+    stays = judged["reason"].isna()
+    kept = judged[stays].drop(columns="reason")
+    rejected = judged[~stays].assign(file=str(valid / "pairs.parquet"), line=judged.index[~stays] + 1)
+    with replacing_folder(quarantine) as folder:
+        write_rejected(rejected[[*ORIGIN, *COLUMNS]], folder)
+    with replacing_folder(out) as folder:
+        write_pairs(kept, folder / "pairs.parquet")
+        rules = {name: int((rejected["reason"] == name).sum()) for name in RULES}
+        write_counts(folder, len(pairs), len(kept), rejected["reason"], rules=rules)
+    print(f"curate: {len(kept)} of {len(pairs)} pairs stay; " + ", ".join(f"{n} {name}" for name, n in rules.items()))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,49 @@
+"""DVC stage: Great Expectations over the profile table; bad rows to quarantine, a bad batch stops the pipeline here."""
+
+from pathlib import Path
+
+from stages.command import run
+
+
+def main(raw: Path, out: Path, quarantine: Path, page: Path, params_file: Path = Path("params.yaml")) -> None:
+    """Writes the clean pair table and the pictures' fingerprints to `out`, unless the batch as a whole is refused."""
+    from clip_core.config import load_params
+    from clip_core.data.expectations import findings_of, rules_of
+    from clip_core.data.pairs import (
+        read_images,
+        read_pairs,
+        write_counts,
+        write_fingerprints,
+        write_pairs,
+        write_rejected,
+    )
+    from clip_core.data.profile import profile_images, profile_pairs
+    from clip_core.data.verdict import judge, write_page
+    from clip_core.files import replacing_folder
+
+    params = load_params(params_file).validate_
+    pairs = read_pairs(raw / "pairs.parquet")
+    images = profile_images(read_images(raw), params.limits.max_pixels)
+    profile = profile_pairs(pairs, images)
+    verdict = judge(profile, findings_of(profile, rules_of(params)), params.max_bad_share, raw / "pairs.parquet")
+    with replacing_folder(quarantine) as folder:
+        write_rejected(verdict.rejected, folder)
+    with replacing_folder(page) as folder:
+        write_page(verdict, folder)
+    if verdict.refusals:
+        raise ValueError(
+            f"{raw}: this batch is refused: {'; '.join(verdict.refusals)}. See {page / 'index.html'} and "
+            f"{quarantine / 'rejected.parquet'}; mend the source or the limits in params.yaml (validate)."
+        )
+    kept = pairs[~pairs.index.isin(verdict.rejected.index)]
+    with replacing_folder(out) as folder:
+        write_pairs(kept, folder / "pairs.parquet")
+        write_fingerprints(images[images["image_id"].isin(kept["image_id"])], folder / "fingerprints.parquet")
+        write_counts(folder, len(profile), len(kept), verdict.rejected["reason"])
+    print(
+        f"validate: {len(kept)} of {len(profile)} rows pass; {len(verdict.rejected)} rejected (see {page}/index.html)"
+    )
+
+
+if __name__ == "__main__":
+    run(main)
