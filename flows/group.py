@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 
 # DVC ignores SIGINT while its child runs: the child saves and leaves, then DVC releases its locks.
 SIGNALS = ((signal.SIGINT, 15), (signal.SIGTERM, 5), (signal.SIGKILL, 5))  # and seconds of patience with each
@@ -18,6 +19,7 @@ def start(command: list[str], **options) -> subprocess.Popen:
 
 def stop(process: subprocess.Popen) -> int:
     """Ends the group of a process from `start`, waits until it is gone and gives its exit code."""
+    assert process.stdin
     process.stdin.close()
     return process.wait()
 
@@ -45,10 +47,8 @@ def end_when_input_closes(child: subprocess.Popen) -> None:
 
 
 def signal_group(child: subprocess.Popen, number: signal.Signals) -> None:
-    try:
+    with suppress(ProcessLookupError):  # all gone
         os.killpg(child.pid, number)
-    except ProcessLookupError:
-        pass  # all gone
 
 
 if __name__ == "__main__":

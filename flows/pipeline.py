@@ -43,6 +43,7 @@ async def reproduce(stage: str) -> State:
     """Has DVC bring `stage` up to date; the state's name tells what that took: Ran, Cached or Unchanged."""
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage]
     process = start(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+    assert process.stdout
     try:
         outcome, last_lines = await asyncio.to_thread(relay, process.stdout, get_run_logger())
         code = process.wait()
@@ -89,7 +90,8 @@ async def pipeline(retries: int = 1, max_parallel: int = 1) -> State:
         is_unchanged = not stage.is_dirty and all(state.name == "Unchanged" for state in upstream)
         verb = skip if is_unchanged else reproduce.with_options(retries=retries)
         async with slots:  # a stage after a failed one is not run: Prefect marks it NotReady
-            return await verb.with_options(name=stage.name)(stage.name, wait_for=upstream, return_state=True)
+            task_run = verb.with_options(name=stage.name)(stage.name, wait_for=upstream, return_state=True)
+            return await task_run  # ty: ignore[invalid-await]: Prefect's types know no async tasks here
 
     async with asyncio.TaskGroup() as group:
         for stage in stages:
@@ -99,7 +101,7 @@ async def pipeline(retries: int = 1, max_parallel: int = 1) -> State:
     await acreate_markdown_artifact(key="pipeline-metrics", markdown=summary(stages, outcomes))
     print("\n".join(f"{name}: {state.name}" for name, state in outcomes.items()), flush=True)
     # A failed state's message is "Task run encountered an exception <class>: <what the exception says>".
-    if failures := [state.message.partition(": ")[2] for state in outcomes.values() if state.is_failed()]:
+    if failures := [str(state.message).partition(": ")[2] for state in outcomes.values() if state.is_failed()]:
         not_run = [name for name, state in outcomes.items() if not state.is_completed() and not state.is_failed()]
         return Failed(message="\n".join([*failures, f"Not run because of it: {', '.join(not_run) or 'nothing'}"]))
     return Completed()
@@ -124,6 +126,6 @@ def figures(tree: object, name: str = "") -> list[tuple[str, str]]:
 
 
 if __name__ == "__main__":
-    state = asyncio.run(pipeline(return_state=True))
+    state = asyncio.run(pipeline(return_state=True))  # ty: ignore[invalid-argument-type]: as above
     if not state.is_completed():
         sys.exit(f"error: {state.message}")

@@ -1,7 +1,4 @@
-"""The project's own Prefect: a server on loopback, its state in `.prefect`, and what runs against it.
-
-`python -m flows.server` is the platform: server, UI, deployments of `prefect.yaml` and a worker, until Ctrl-C.
-"""
+"""The project's own Prefect server: on loopback, its state in `.prefect`."""
 
 import os
 import socket
@@ -9,7 +6,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -18,7 +15,6 @@ from flows.group import start, stop
 
 HOST = "127.0.0.1"
 PATIENCE = 120  # seconds for the server to come up; 6 to 17 on two quiet cores
-POOL = "clip"  # the work pool in prefect.yaml
 
 
 def set_environment() -> None:
@@ -27,6 +23,8 @@ def set_environment() -> None:
     root = Path.cwd()
     os.environ.setdefault("PREFECT_HOME", str(root / ".prefect"))
     os.environ.setdefault("PREFECT_SERVER_ALLOW_EPHEMERAL_MODE", "false")  # else a mistyped address starts a server
+    # By default leases are forgotten when the server stops, and the slot of a run it was in is never free again.
+    os.environ["PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"] = "prefect.server.concurrency.lease_storage.filesystem"
     os.environ["CLIP_PROJECT"] = str(root)  # the working directory of deployed flows, see prefect.yaml
     if url := running_server():
         os.environ["PREFECT_API_URL"] = url
@@ -53,7 +51,7 @@ def is_up(url: str) -> bool:
 
 
 @contextmanager
-def server(port: int) -> Iterator[str]:
+def server(port: int) -> Generator[str]:
     """A Prefect server with its UI on loopback; gives its API address and stops it afterwards."""
     home().mkdir(parents=True, exist_ok=True)
     log = home() / "server.log"
@@ -91,48 +89,3 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return probe.getsockname()[1]
-
-
-def platform(port: int = 4200) -> None:
-    """Starts Prefect's server, UI and worker and deploys `prefect.yaml`; Ctrl-C stops it all.
-
-    Args:
-        port: of the server and its UI, on loopback.
-    """
-    set_environment()
-    if url := running_server():
-        raise ValueError(f"a Prefect server is already running: {url}. Use it, or stop it first.")
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError:
-            raise ValueError(f"port {port} is in use. Free it, or choose another one: --port {port + 1}") from None
-    print("Starting the Prefect server ...", flush=True)
-    with server(port) as url:
-        os.environ["PREFECT_API_URL"] = url
-        (home() / "url").write_text(url)
-        prefect("work-pool", "create", "--type", "process", "--overwrite", POOL)
-        prefect("--no-prompt", "deploy", "--all")
-        worker = start([sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL])
-        try:
-            print(f"Prefect is up: {url.removesuffix('/api')} (Ctrl-C stops it)", flush=True)
-            worker.wait()
-        except KeyboardInterrupt:
-            print("Stopping ...", flush=True)
-        finally:
-            stop(worker)
-            (home() / "url").unlink()
-
-
-def prefect(*arguments: str) -> None:
-    """Runs a `prefect` command; raises ValueError with its output when it fails."""
-    done = subprocess.run([sys.executable, "-m", "prefect", *arguments], capture_output=True, text=True)
-    if done.returncode != 0:
-        raise ValueError(f"`prefect {' '.join(arguments)}` failed:\n{done.stdout}{done.stderr}")
-
-
-if __name__ == "__main__":
-    from stages.command import run
-
-    run(platform)

@@ -1,0 +1,72 @@
+"""Prefect's server and page, the deployments of `prefect.yaml` and a worker, until Ctrl-C."""
+
+import os
+import socket
+import subprocess
+import sys
+
+from flows.group import start, stop
+from flows.server import HOST, home, running_server, server, set_environment
+
+POOL = "clip"  # the work pool in prefect.yaml
+
+
+def main(port: int = 4200) -> None:
+    """Starts Prefect's server, UI and worker and deploys `prefect.yaml`; Ctrl-C stops it all.
+
+    Args:
+        port: of the server and its UI, on loopback.
+    """
+    set_environment()
+    if url := running_server():
+        raise ValueError(f"a Prefect server is already running: {url}. Use it, or stop it first.")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            raise ValueError(f"port {port} is in use. Free it, or choose another one: --port {port + 1}") from None
+    print("Starting the Prefect server ...", flush=True)
+    with server(port) as url:
+        os.environ["PREFECT_API_URL"] = url
+        (home() / "url").write_text(url)
+        close_left_runs()
+        prefect("work-pool", "create", "--type", "process", "--overwrite", POOL)
+        prefect("--no-prompt", "deploy", "--all")
+        worker = start([sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL])
+        try:
+            print(f"Prefect is up: {url.removesuffix('/api')} (Ctrl-C stops it)", flush=True)
+            raise ValueError(f"the Prefect worker ended by itself, with exit code {worker.wait()}")
+        except KeyboardInterrupt:
+            print("Stopping ...", flush=True)
+        finally:
+            stop(worker)
+            close_left_runs()
+            (home() / "url").unlink()
+
+
+def close_left_runs() -> None:
+    """Marks as crashed what the platform left when it stopped, which frees the concurrency slot for the next run."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
+    from prefect.client.schemas.objects import StateType
+    from prefect.states import Crashed
+
+    unfinished = FlowRunFilterStateType(any_=[StateType.PENDING, StateType.RUNNING, StateType.CANCELLING])
+    with get_client(sync_client=True) as client:
+        for run in client.read_flow_runs(flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=unfinished))):
+            if run.deployment_id:  # others run on a server of their own
+                client.set_flow_run_state(run.id, Crashed(message="The platform stopped during this run."), force=True)
+
+
+def prefect(*arguments: str) -> None:
+    """Runs a `prefect` command; raises ValueError with its output when it fails."""
+    done = subprocess.run([sys.executable, "-m", "prefect", *arguments], capture_output=True, text=True)
+    if done.returncode != 0:
+        raise ValueError(f"`prefect {' '.join(arguments)}` failed:\n{done.stdout}{done.stderr}")
+
+
+if __name__ == "__main__":
+    from stages.command import run
+
+    run(main)
