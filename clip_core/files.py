@@ -35,9 +35,7 @@ def atomic_write(path: Path, data: bytes | str) -> None:
 def replacing_folder(folder: Path) -> Generator[Path]:
     """Gives a temporary folder beside `folder` that takes its place on success and vanishes on failure."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(
-        tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".aside", dir=folder.parent)
-    )
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".aside", dir=folder.parent))
     aside.chmod(0o755)  # mkdtemp makes it private
     try:
         with _named_when_full(folder):
@@ -45,14 +43,8 @@ def replacing_folder(folder: Path) -> Generator[Path]:
             for path in [*aside.rglob("*"), aside]:
                 _sync(path)
         if folder.exists():
-            old = Path(
-                tempfile.mkdtemp(
-                    prefix=f".{folder.name}.", suffix=".old", dir=folder.parent
-                )
-            )
-            folder.rename(
-                old / folder.name
-            )  # a folder can not be renamed onto a full one
+            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".old", dir=folder.parent))
+            folder.rename(old / folder.name)  # a folder can not be renamed onto a full one
             aside.rename(folder)
             shutil.rmtree(old)
         else:

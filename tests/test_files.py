@@ -19,10 +19,7 @@ def test_a_written_file_has_its_bytes_and_nothing_lies_beside_it(
 
 def test_sha256_is_the_known_one(tmp_path: Path) -> None:
     atomic_write(tmp_path / "abc", b"abc")
-    assert (
-        sha256_file(tmp_path / "abc")
-        == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    )
+    assert sha256_file(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
 def test_a_folder_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
