@@ -43,11 +43,11 @@ class EmojiSource(Section):
 
 
 class TableSource(Section):
-    """A CSV with the columns `image` and `caption` (perhaps `split` and `language`) and a folder of pictures."""
+    """A folder of pictures with a CSV: columns `image` and `caption` and, if wanted, `split` and `language`."""
 
     source: Literal["table"]
-    path: Name  # the CSV
-    images: Name  # the folder that the column `image` is relative to
+    path: Name  # the folder; the column `image` is relative to it
+    table: Name  # the CSV's name in the folder
     licence: Name  # of the pictures
     valid_percent: Annotated[int, Field(ge=1, le=40)]  # of the pictures; used where the CSV has no column `split`
     test_percent: Annotated[int, Field(ge=1, le=40)]

@@ -54,16 +54,13 @@ def judge(profile: "pd.DataFrame", findings: list[Finding], max_bad_share: float
 
 
 def allowed(finding: Finding) -> str:
-    """The rule's limits in words: `at least 16`."""
-    words = {"min_value": "at least", "max_value": "at most", "regex": "pattern"}
-    limits = {name: value for name, value in finding.rule.arguments.items() if name != "column"}
-    if limits.get("value_set") == [True]:
-        return ""
-    if "value_set" in limits:
-        return ", ".join(limits["value_set"])
-    return ", ".join(
-        f"{words[name]} {value!r}" if name == "regex" else f"{words[name]} {value:,}" for name, value in limits.items()
-    )
+    """The rule's limits in words (`at least 16`), if its description does not say all."""
+    limits = finding.rule.arguments
+    if "min_value" in limits:
+        return f"at least {limits['min_value']:,}"
+    if "max_value" in limits:
+        return f"at most {limits['max_value']:,}"
+    return "" if limits.get("value_set", [True]) == [True] else ", ".join(limits["value_set"])
 
 
 def write_page(verdict: Verdict, folder: Path) -> None:

@@ -1,0 +1,138 @@
+"""A user's own pairs: a folder of pictures with a CSV of their captions."""
+
+import csv
+import io
+import os
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import NamedTuple
+
+from clip_core.config import TableSource
+from clip_core.data.pairs import ORIGIN
+from clip_core.data.sources import Harvest
+
+REQUIRED, OPTIONAL = ("image", "caption"), ("split", "language")
+
+
+class Record(NamedTuple):
+    """A record of the CSV; `line` is where it starts."""
+
+    line: int
+    cells: list[str]
+
+
+def harvest_table(data: TableSource) -> Harvest:
+    """The pairs of the CSV. A record that can not be a pair is refused by itself; a CSV that can not be read, whole."""
+    import pandas as pd
+
+    folder, file = Path(data.path), Path(data.path) / data.table
+    header, records = read_csv(file)
+    pairs, rejected = [], []
+    for record in records:
+        row = dict(zip(header, record.cells, strict=False))
+        if reason := fault_of(header, record, folder):
+            shown = {"image_id": row.get("image", ""), "caption": row.get("caption", "")}
+            rejected.append(shown | {"reason": reason, "file": str(file), "line": record.line})
+        else:
+            pairs.append(pair_of(row, record.line, data))
+    if not pairs:
+        raise ValueError(f"{file}: not one of its {len(rejected)} records is a pair; the first: {first_of(rejected)}")
+    image_ids = sorted({pair["image_id"] for pair in pairs})
+    return Harvest(
+        pairs=pd.DataFrame(pairs),
+        images=((image_id, (folder / image_id).read_bytes()) for image_id in image_ids),
+        rejected=pd.DataFrame(rejected, columns=[*ORIGIN, "image_id", "caption"]),
+    )
+
+
+def read_csv(file: Path) -> tuple[list[str], Iterator[Record]]:
+    """The header and the records; raises ValueError that names the line where the file is no CSV of pairs."""
+    try:
+        data = file.read_bytes()
+    except FileNotFoundError:
+        raise ValueError(f"{file}: no such file. `data.path` names the folder, `data.table` the CSV in it.") from None
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"{file}, line {line}: not UTF-8 (byte 0x{data[error.start]:02x}). Convert it, for example with "
+            f"`iconv -f GB18030 -t UTF-8`."
+        ) from None
+    records = split_records(file, text)
+    _, header = next(records, Record(1, []))
+    header = [name.strip() for name in header]
+    if missing := [name for name in REQUIRED if name not in header]:
+        raise ValueError(f"{file}, line 1: no column {' and no column '.join(missing)}; the header is {header}")
+    if repeated := [name for name in (*REQUIRED, *OPTIONAL) if header.count(name) > 1]:
+        raise ValueError(f"{file}, line 1: the column {repeated[0]} stands there more than once")
+    return header, records
+
+
+def split_records(file: Path, text: str) -> Iterator[Record]:
+    """The records that are not empty, each with the line where it starts."""
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    line = 1
+    try:
+        for cells in reader:
+            if cells:
+                yield Record(line, cells)
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise ValueError(f"{file}, line {line}: not CSV: {error}. Is a quote open?") from None
+
+
+def fault_of(header: list[str], record: Record, folder: Path) -> str | None:
+    """Why the record can not be a pair, or None."""
+    if len(record.cells) != len(header):
+        return "wrong_number_of_cells"
+    row = dict(zip(header, record.cells, strict=True))
+    if not row["caption"].strip():
+        return "caption_blank"
+    if not row["image"].strip():
+        return "image_blank"
+    picture = folder / image_id_of(row)
+    if "\0" in str(picture) or not os.path.isfile(picture):  # noqa: PTH113 - unlike Path's, never raises
+        return "image_missing"
+    is_inside = Path(os.path.realpath(picture)).is_relative_to(os.path.realpath(folder))  # also through links
+    return None if is_inside else "image_outside_folder"
+
+
+def image_id_of(row: dict[str, str]) -> str:
+    """The picture's path in the folder, in its shortest form: one picture has one id."""
+    return os.path.normpath(row["image"].strip())
+
+
+def pair_of(row: dict[str, str], line: int, data: TableSource) -> dict[str, str | None]:
+    """The pair of a good record."""
+    image_id = image_id_of(row)
+    caption = row["caption"].strip()
+    language = row.get("language", "").strip() or "zh"
+    return {
+        "pair_id": f"{image_id}/line-{line}",
+        "image_id": image_id,
+        "text_id": f"{language}-caption-{sha256(caption.encode()).hexdigest()[:12]}",
+        "caption": caption,
+        "language": language,
+        "caption_kind": "caption",
+        "concept_id": None,
+        "family": None,
+        "group": None,
+        "split": row["split"].strip() if "split" in row else split_of(image_id, data),
+        "source": "table",
+        "licence": data.licence,
+    }
+
+
+def split_of(image_id: str, data: TableSource) -> str:
+    """The picture's split: a function of its path, so that new pictures move no old one."""
+    bucket = int.from_bytes(sha256(image_id.encode()).digest()[:4]) % 100
+    if bucket < data.test_percent:
+        return "test"
+    return "valid" if bucket < data.test_percent + data.valid_percent else "train"
+
+
+def first_of(rejected: list[dict]) -> str:
+    """The first refused record in words."""
+    return f"line {rejected[0]['line']}, {rejected[0]['reason']}" if rejected else "there is none"
