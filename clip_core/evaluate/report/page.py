@@ -6,6 +6,7 @@ from string import Template
 
 from clip_core.evaluate.report import sections
 from clip_core.evaluate.report.pipeline import versions_line
+from clip_core.evaluate.report.queries import sample
 from clip_core.evaluate.report.results import tiles
 from clip_core.evaluate.report.sections import Run
 
@@ -26,6 +27,7 @@ def page(run: Run) -> str:
     return Template(_file("page.html")).substitute(
         style=_file("style.css"),
         lead=sections.lead(run),
+        sample=sample(run.queries, run.read_image),
         tiles=tiles(run.metrics),
         links="".join(f'<a href="#{name.lower()}">{name}</a>' for name in shown),
         sections="\n".join(f'<section id="{name.lower()}">{text}</section>' for name, text in shown.items()),

@@ -1,6 +1,6 @@
 """The report's account of the run: data counts, validation, export, Triton, licences, versions."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.metadata import version
 from platform import python_version
@@ -24,7 +24,7 @@ def counts_table(counts: Mapping[str, Mapping]) -> str:
             f"<td>{_mark(adds_up, 'adds up', 'does not add up')}</td><td class='text'>{why}</td></tr>"
         )
     head = ("stage", "pairs in", "kept", "rejected", "in = kept + rejected", "rejected because")
-    return _table(head, "".join(rows))
+    return _table(head, "".join(rows), prose=True)
 
 
 def splits_table(pairs: Mapping[str, "pd.DataFrame"]) -> str:
@@ -35,14 +35,17 @@ def splits_table(pairs: Mapping[str, "pd.DataFrame"]) -> str:
         concepts = rows_of.concept_id.nunique()
         sources = escape(", ".join(sorted(set(rows_of.source))))
         rows.append(
-            f"<tr><th>{split}</th><td>{len(seen):,}</td><td>{len(rows_of):,}</td><td>{concepts or NONE}</td>"
+            f"<tr><th>{split}</th><td>{len(seen):,}</td><td>{len(rows_of):,}</td><td>{concepts:,}</td>"
             f"<td>{int((~seen).sum()):,}</td><td class='text'>{sources}</td></tr>"
         )
-    return _table(("split", "pictures", "pairs", "concepts", "pictures of unseen concepts", "source"), "".join(rows))
+    return _table(
+        ("split", "pictures", "pairs", "concepts", "pictures of unseen concepts", "source"), "".join(rows), prose=True
+    )
 
 
 def validation_table(validation: Mapping) -> str:
     """Every rule of the suite: what it asks, and what it found."""
+    passed = sum(rule["passed"] for rule in validation["rules"])
     rows = ""
     for rule in validation["rules"]:
         found = f"{rule['bad_rows']:,} bad rows" if rule["about"] == "row" else f"observed {rule['observed']}"
@@ -51,7 +54,11 @@ def validation_table(validation: Mapping) -> str:
             f"<td class='text'>{escape(rule['description'])} "
             f"<span class='range'>{escape(rule['allowed'])}</span></td></tr>"
         )
-    return _table(("rule", "", "found", "what must hold"), rows)
+    table = _table(("rule", "", "found", "what must hold"), rows, prose=True)
+    return (
+        f"<details><summary>{_mark(passed == len(validation['rules']), '', '')}{passed} of {len(validation['rules'])} "
+        f"rules passed; {validation['rejected']:,} of {validation['read']:,} rows refused</summary>{table}</details>"
+    )
 
 
 def parity_table(parity: Mapping) -> str:
@@ -75,23 +82,30 @@ def parity_table(parity: Mapping) -> str:
 
 
 def deploy_table(deploy: Mapping) -> str:
-    """What the real server answered, and how fast."""
+    """What a real server answered to the test queries, and how fast."""
     rows = "".join(
-        f"<tr><th>{escape(name.replace('_', ' ').replace('.', ', '))}</th><td>{_shown(value)}</td></tr>"
-        for name, value in _leaves(deploy)
+        f"<tr><th>{name.removeprefix('text_to_image_')}</th><td>{100 * found['served']:.1f}</td>"
+        f"<td>{100 * found['offline']:.1f}</td></tr>"
+        for name, found in deploy["recall"].items()
     )
-    return _table(("over gRPC", ""), rows)
+    recall = _table(("text &rarr; picture, all test queries", "through gRPC, %", "offline, %"), rows)
+    rows = "".join(
+        f"<tr><th><code>{model}</code></th><td>{found['p50']:.1f}</td><td>{found['p99']:.1f}</td></tr>"
+        for model, found in deploy["latency_ms"].items()
+    )
+    return recall + _table(("one request at a time, ms", "p50", "p99"), rows)
 
 
 def licences_table(pairs: Mapping[str, "pd.DataFrame"]) -> str:
     """The licence of every source of pictures."""
     rows = ""
     for split, rows_of in pairs.items():
-        counts = rows_of.drop_duplicates("image_id").groupby(["source", "licence"]).size()
-        for (source, licence), number in counts.items():
-            rows += f"<tr><th>{escape(source)}</th><td>{split}</td><td>{number:,}</td>"
-            rows += f"<td class='text'>{escape(licence)}</td></tr>"
-    return _table(("source", "split", "pictures", "licence"), rows)
+        pictures = rows_of.drop_duplicates("image_id")
+        for source, mine in pictures.groupby("source"):
+            licences = escape(", ".join(sorted(set(mine.licence))))
+            rows += f"<tr><th>{escape(str(source))}</th><td>{split}</td><td>{len(mine):,}</td>"
+            rows += f"<td class='text'>{licences}</td></tr>"
+    return _table(("source", "split", "pictures", "licence"), rows, prose=True)
 
 
 def versions_line() -> str:
@@ -103,18 +117,9 @@ def _mark(good: bool, yes: str, no: str) -> str:
     return f'<span class="{"yes" if good else "no"}">{yes if good else no}</span>'
 
 
-def _table(head: Sequence[str], rows: str) -> str:
+def _table(head: Sequence[str], rows: str, prose: bool = False) -> str:
     cells = "".join(f"<th>{name}</th>" for name in head)
-    return f'<div class="scroll"><table><thead><tr>{cells}</tr></thead><tbody>{rows}</tbody></table></div>'
-
-
-def _leaves(tree: Mapping, path: str = "") -> Iterator[tuple[str, object]]:
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{path}{name}.")
-        else:
-            yield path + name, value
-
-
-def _shown(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else escape(str(value))
+    kind = "prose" if prose else "figures"
+    return (
+        f'<div class="scroll"><table class="{kind}"><thead><tr>{cells}</tr></thead><tbody>{rows}</tbody></table></div>'
+    )

@@ -1,7 +1,6 @@
 """The report's figures: headline tiles, tables with intervals and chance, curves."""
 
 from collections.abc import Mapping
-from html import escape
 
 from clip_core.evaluate.report.charts import Line, curves, interval_bar, percent
 
@@ -27,8 +26,8 @@ def tiles(metrics: Mapping) -> str:
         f'<div class="tile"><p class="label">{label}<span>{among}</span></p>'
         f'<p class="figure">{100 * (entry := metrics[group][name])["value"]:.1f}<small>%</small></p>'
         f"{interval_bar({'stage2': entry}, scale=1)}"
-        f'<p class="under">{100 * entry["low"]:.1f}&ndash;{100 * entry["high"]:.1f} &middot; '
-        f"chance {_chance(entry)}</p></div>"
+        f'<p class="under">{100 * entry["low"]:.1f}&ndash;{100 * entry["high"]:.1f}'
+        f"<span>chance {_chance(entry)}</span></p></div>"
         for group, name, label, among in TILES
         if name in metrics.get(group, {})
     )
@@ -36,18 +35,16 @@ def tiles(metrics: Mapping) -> str:
 
 def retrieval_tables(metrics: Mapping) -> str:
     """A card for each group: both ways, the final model beside the earlier one."""
-    earlier = next(iter(metrics["others"].items()), None)
+    earlier = next(iter(metrics["others"].values()), {})
     cards = []
     for group, (title, meaning) in GROUPS.items():
         if group in metrics:
-            mine, before = metrics[group], earlier[1][group] if earlier else {}
-            rows = "".join(_rows(way, label, mine, before) for way, label in WAYS.items())
+            mine = metrics[group]
+            tables = "".join(_table(way, mine, earlier.get(group, {})) for way in WAYS)
+            sizes = f"{mine['num_queries']:,} texts, {mine['num_candidates']:,} pictures"
             cards.append(
-                f'<div class="card"><h3>{title} <small>{mine["num_queries"]:,} texts, '
-                f"{mine['num_candidates']:,} pictures</small></h3><p>{meaning}</p>"
-                f'<div class="scroll"><table class="figures"><thead><tr><th></th><th>stage 2, %</th>'
-                f'<th class="wide"></th><th>{"stage 1, %" if earlier else ""}</th><th>chance</th></tr></thead>'
-                f"{rows}</table></div></div>"
+                f'<div class="card"><h3>{title} <small>{sizes}</small></h3><p>{meaning}</p>'
+                f'<div class="pair">{tables}</div></div>'
             )
     return "".join(cards)
 
@@ -86,9 +83,9 @@ def training_curves(curves_of: Mapping[str, Mapping[str, list[tuple[float, float
         curves(
             [
                 Line("stage 1", "stage1", [(x, 100 * y) for x, y in first["recall"]], dots=True),
-                Line("stage 2", "stage2", [(x, 100 * y) for x, y in later["recall"]], dots=True),
+                Line("stage 2", "stage2", [(x, 100 * y) for x, y in first["recall"][-1:] + later["recall"]], dots=True),
             ],
-            "Validation mean recall, text &rarr; picture",
+            "Recall on the validation pictures",
             unit="%",
             from_zero=True,
         ),
@@ -98,19 +95,19 @@ def training_curves(curves_of: Mapping[str, Mapping[str, list[tuple[float, float
     return "".join(charts)
 
 
-def _rows(way: str, label: str, mine: Mapping, before: Mapping) -> str:
-    rows = []
+def _table(way: str, mine: Mapping, earlier: Mapping) -> str:
+    rows = ""
     for measure, short in MEASURES.items():
-        name = f"{way}_{measure}"
-        both = ({"stage1": before[name]} if before else {}) | {"stage2": mine[name]}
-        earlier = percent(before[name]) if before else ""
-        rows.append(
-            f"<tr><th>{short}</th><td>{percent(mine[name])}</td>"
-            f'<td class="wide">{interval_bar(both, scale=1)}</td><td class="earlier">{earlier}</td>'
-            f"<td>{_chance(mine[name])}</td></tr>"
+        entry, before = mine[f"{way}_{measure}"], earlier.get(f"{way}_{measure}")
+        both = ({"stage1": before} if before else {}) | {"stage2": entry}
+        first = f"{100 * before['value']:.1f}" if before else ""
+        rows += (
+            f'<tr><th>{short}</th><td>{percent(entry)}</td><td class="wide">{interval_bar(both, scale=1)}</td>'
+            f'<td class="earlier">{first}</td><td>{_chance(entry)}</td></tr>'
         )
-    return f'<tbody><tr class="way"><th colspan="5">{escape(label)}</th></tr>{"".join(rows)}</tbody>'
+    head = f'<tr><th>{WAYS[way]}</th><th>stage 2, %</th><th class="wide"></th><th>stage 1</th><th>chance</th></tr>'
+    return f'<div class="scroll"><table class="figures"><thead>{head}</thead><tbody>{rows}</tbody></table></div>'
 
 
 def _chance(entry: Mapping[str, float]) -> str:
-    return f"{100 * entry['chance']:.2g} %"
+    return f"{100 * entry['chance']:.{1 if entry['chance'] >= 0.01 else 2}f}"

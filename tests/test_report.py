@@ -1,0 +1,154 @@
+"""The report of a small run made by hand: complete, self-contained, honest about misses."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clip_core.config import Evaluate
+from clip_core.evaluate.benchmark import read_benchmark
+from clip_core.evaluate.embed import Features
+from clip_core.evaluate.headline import headline
+from clip_core.evaluate.measure import details, measure
+from clip_core.evaluate.report.charts import Line, curves, ticks
+from clip_core.evaluate.report.page import page
+from clip_core.evaluate.report.queries import every_nth
+from clip_core.evaluate.report.read import read_run
+from clip_core.evaluate.report.sections import Run
+from clip_core.evaluate.summary import summary
+from tests.tiny_split import make_split
+
+PARAMS = Evaluate(num_bootstrap=100, confidence=0.95, prompt_templates=("{}",))
+NAMES = [f"名<{i}>" for i in range(12)]  # a careless page would take these for tags
+
+
+class Tags(HTMLParser):
+    """Every tag with its attributes, and whether the tags that must be closed are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+        if tag not in {"meta", "link", "img", "line", "circle", "polyline"}:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, f"</{tag}> closes nothing"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """The files of a run as the stages write them, read back."""
+    data, reports, onnx = tmp_path / "data", tmp_path / "reports", tmp_path / "onnx"
+    (data / "packed").mkdir(parents=True)
+    rows = [(f"p{i:02}", name, i < 8, "动物" if i % 2 else "食物") for i, name in enumerate(NAMES)]
+    for split in ("train", "valid", "test"):
+        store = make_split(data / "packed" / split, rows, source=f"{split}-style")
+    eye = np.eye(12, dtype=np.float32)
+    features = Features(np.roll(eye, 1, axis=0)[:, ::-1], eye, ["动物", "食物"], eye[:2])
+    benchmark = read_benchmark(store)
+    metrics = measure(features, benchmark, PARAMS, seed=1)
+    parity = {"max_feature_difference": dict.fromkeys(("text", "image", "test_texts", "test_images"), 3e-7)}
+    files = {
+        reports / "test/metrics.json": metrics | {"others": {"stage1": metrics}},
+        reports / "test/details.json": details(features, benchmark),
+        reports / "validation/validation.json": {
+            "read": 9, "rejected": 2,
+            "rules": [{"name": "caption_given", "description": "not blank", "allowed": "", "about": "row",
+                       "passed": False, "bad_rows": 2, "observed": None}],
+        },
+        reports / "deploy.json": {
+            "release": "0123456789abcdef",
+            "recall": {"text_to_image_recall@1": {"served": 0.5, "offline": 0.5, "level_queries": 0}},
+            "latency_ms": {"clip_text": {"p50": 1.5, "p99": 9.5}},
+        },
+        onnx / "model.json": {
+            "architecture": {"image_tower": {"name": "resnet10t"}, "embed_dim": 12, "image_size": 48,
+                             "text_tower": {"num_hidden_layers": 2, "hidden_size": 128}},
+            "made": {"text_tower": "random start"},
+        },
+        onnx / "parity.json": parity
+        | {"num_texts": 12, "num_images": 12, "top10": {"num_queries": 12, "different": 0}},
+        **{data / folder / "counts.json": {"read": 9, "kept": 7, "rejected": 2, "by_reason": {"leakage": 2}}
+           for folder in ("raw", "valid", "curated")},
+    }  # fmt: skip
+    for path, content in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content))
+    for stage in ("init", "stage1", "stage2"):
+        (reports / stage).mkdir()
+        (reports / stage / "train.csv").write_text("step,loss,lr\n10,4.5,0.1\n20,3.5,0.1\n")
+        if stage != "init":
+            (reports / stage / "validation.csv").write_text("step,text_to_image_mean_recall\n20,0.25\n")
+    return read_run(reports, data, onnx, confidence=0.95)
+
+
+def test_the_page_is_whole_and_asks_for_nothing_from_outside(run: Run) -> None:
+    html, tags = page(run), Tags()
+    tags.feed(html)
+    assert tags.open == []
+    addresses = [attrs[key] for tag, attrs in tags.found for key in ("src", "href", "srcset", "data") if key in attrs]
+    assert {address.split(":")[0].split("#")[0] for address in addresses if address} == {"data", "", "../NOTICE"}
+    assert not re.search(r"url\(|@import|<script", html)
+
+
+def test_right_wrong_and_missed_pictures_are_marked(run: Run) -> None:
+    html = page(run)
+    for mark in ("right", "wrong", "missed"):
+        assert f'class="hit {mark}"' in html
+    assert "missed" in html and "found at" in html
+
+
+def test_captions_are_text_and_never_markup(run: Run) -> None:
+    assert "名&lt;3&gt;" in page(run)
+    assert "<3>" not in page(run)
+
+
+def test_the_page_says_where_counts_rules_and_metrics_stand(run: Run) -> None:
+    html = page(run)
+    assert "leakage 2" in html and "adds up" in html
+    assert "0 of 1 rules passed; 2 of 9 rows refused" in html
+    assert "random start" in html and "0123456789abcdef" in html
+    assert "test-style" in html and "CC0-1.0" in html
+    assert "style that training never saw" in html
+
+
+def test_the_shown_queries_stand_at_equal_steps() -> None:
+    queries = [{"text_id": f"{i:03}"} for i in reversed(range(100))]
+    assert [query["text_id"] for query in every_nth(queries, 4)] == ["012", "037", "062", "087"]
+    assert len(every_nth(queries[:3], 10)) == 3
+
+
+def test_ticks_are_round_and_hold_the_curve() -> None:
+    assert ticks(0, 600) == [0, 200, 400, 600]
+    for low, high in [(0.93, 4.87), (0, 0.036), (2.0, 2.0), (0, 1_000_000)]:
+        found = ticks(low, high)
+        assert found[0] <= low and high <= found[-1] and 2 <= len(found) <= 7
+
+
+def test_a_curve_ends_where_its_last_value_says() -> None:
+    svg = curves([Line("stage 1", "stage1", [(0, 0.0), (100, 10.0)])], "loss", from_zero=True)
+    assert 'points="40.0,180.0 346.0,12.0"' in svg
+
+
+def test_the_headline_is_rounded_and_holds_no_earlier_model(run: Run) -> None:
+    found = headline({"test": run.metrics}, confidence=0.95)
+    assert set(found["test"]) == {"seen", "unseen", "all", "zero_shot"}
+    assert found["test"]["seen"]["text_to_image_recall@10"]["chance"] == 1.0
+    assert json.dumps(found) == json.dumps(headline({"test": run.metrics}, confidence=0.95))
+
+
+def test_the_summary_ends_with_the_two_commands_to_go_on_with(run: Run) -> None:
+    lines = summary(headline({"test": run.metrics}, 0.95), Path("reports/report.html")).splitlines()
+    assert "95 % interval" in lines[0]
+    assert lines[-3].split()[-1] == "reports/report.html"
+    assert "make serve" in lines[-2] and "python -m flows.pipeline" in lines[-1]
