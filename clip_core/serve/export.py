@@ -17,13 +17,13 @@ from clip_core.model.contract import Contract, read_contract, release_of
 from clip_core.model.weights import load_weights
 from clip_core.predictor import Predictor
 from clip_core.serve.parity import measure_parity, shapes
+from clip_core.serve.truth import encode_pictures
 from clip_core.text import load_tokenizer
 
 if TYPE_CHECKING:
     from clip_core.data.store import Store
 
 MAX_BATCH = 256
-IMAGES_AT_ONCE = 256
 
 
 class TextTower(nn.Module):
@@ -48,7 +48,7 @@ class ImageTower(nn.Module):
         return self.model.encode_images(pixels)
 
 
-def export(model: Path, store: "Store", store_folder: Path, texts: list[str], params: Export, out: Path) -> dict:
+def export(model: Path, store: "Store", texts: list[str], params: Export, out: Path) -> dict:
     """Writes the export of the weights folder `model` into `out` and returns its parity with torch.
 
     Raises ValueError when the parity is worse than `params` allow; `out` then stays as it was.
@@ -65,14 +65,17 @@ def export(model: Path, store: "Store", store_folder: Path, texts: list[str], pa
             shutil.copy2(model / name, aside / name)
         (aside / "release.txt").write_text(release_of(model) + "\n")
         print("onnxruntime's features of the test data", flush=True)
-        parity = measure_parity(Path(expected), aside, store_folder, params)
+        parity = measure_parity(Path(expected), aside, store.folder, params)
         (aside / "parity.json").write_text(json.dumps(parity, indent=2) + "\n")
     return parity
 
 
 def write_onnx(clip: CLIP, contract: Contract, opset: int, folder: Path) -> None:
     """Writes `text.onnx` and `image.onnx` with dynamic batch and length; features are normalised inside."""
-    batch, length = torch.export.Dim("batch", min=1, max=MAX_BATCH), torch.export.Dim("length", min=2, max=contract.context_length)
+    batch, length = (
+        torch.export.Dim("batch", min=1, max=MAX_BATCH),
+        torch.export.Dim("length", min=2, max=contract.context_length),
+    )
     token_ids = torch.ones(3, contract.context_length // 2 + 1, dtype=torch.int64)
     pixels = torch.zeros(3, 3, contract.image_size, contract.image_size, dtype=torch.uint8)
     _write(TextTower(clip), "token_ids", token_ids, {0: batch, 1: length}, "text_features", opset, folder / "text.onnx")
@@ -104,13 +107,4 @@ def _write_expected(clip: CLIP, predictor: Predictor, store: "Store", texts: lis
             np.save(folder / f"shape-{number}.npy", encode(torch.from_numpy(rows)).numpy())
     (folder / "texts.json").write_text(json.dumps(texts))
     np.save(folder / "texts.npy", predictor.encode_texts(texts))
-    np.save(folder / "images.npy", encode_store_with(predictor, store))
-
-
-def encode_store_with(predictor: Predictor, store: "Store") -> np.ndarray:
-    """Torch's features of all pictures of the store, in its order."""
-    parts = []
-    for start in range(0, len(store), IMAGES_AT_ONCE):
-        stop = min(start + IMAGES_AT_ONCE, len(store))
-        parts.append(predictor.encode_images([store.image_bytes(i) for i in range(start, stop)]))
-    return np.concatenate(parts)
+    np.save(folder / "images.npy", encode_pictures(predictor, store))

@@ -1,17 +1,21 @@
 """Golden queries: questions with torch's answers, which travel inside a release and are asked before it serves."""
 
+import io
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from clip_core.config import Deploy
+from clip_core.image import read_image
 from clip_core.serve.queries import Found, encode_images, encode_texts, search
+from clip_core.serve.truth import Truth
 
 if TYPE_CHECKING:
     from tritonclient.grpc import InferenceServerClient
 
+    from clip_core.data.store import Store
     from clip_core.predictor import Predictor
 
 GOLDEN_FOLDER = "golden"  # in the folder of clip_search
@@ -24,7 +28,6 @@ class Golden(NamedTuple):
     images: list[bytes]  # encoded
     image_features: np.ndarray  # (images, embed_dim)
     rankings: list[dict[str, float]]  # for each text the true scores, by id, of all pictures that may be found
-    k: int
     max_difference: float  # allowed of a feature; of a score, twice that
 
 
@@ -32,26 +35,24 @@ class WrongAnswers(ValueError):
     """What a served model answers is not what torch computes."""
 
 
-def make_golden(
-    predictor: "Predictor",
-    texts: Sequence[str],
-    images: Sequence[bytes],
-    gallery: tuple[list[str], np.ndarray],
-    k: int,
-    max_difference: float,
-) -> Golden:
-    """Torch's answers: the features of `texts` and `images`, and what each text finds in the gallery (ids, features)."""
-    image_ids, gallery_features = gallery
-    text_features = predictor.encode_texts(texts)
+def make_golden(truth: Truth, predictor: "Predictor", store: "Store", params: Deploy, k: int) -> Golden:
+    """Torch's answers for `params.num_golden` texts and pictures (PNG and JPEG by turns) spread over the test data."""
+    text_places = _spread(params.num_golden, len(truth.texts))
+    images = [store.image_bytes(place) for place in _spread(params.num_golden, len(store))]
+    images = [_as_jpeg(image) if place % 2 else image for place, image in enumerate(images)]
+    k = min(k, len(truth.image_ids))
     rankings = []
-    for scores in text_features @ gallery_features.T:
-        k = min(k, len(scores))
-        may_be_found = np.flatnonzero(scores >= np.partition(scores, -k)[-k] - 2 * max_difference)
-        rankings.append({image_ids[place]: float(scores[place]) for place in may_be_found})
-    image_features = predictor.encode_images(images)
-    release = predictor.release
+    for scores in truth.text_features[text_places] @ truth.image_features.T:
+        least = np.partition(scores, -k)[-k] - 2 * params.max_feature_difference
+        rankings.append({truth.image_ids[place]: float(scores[place]) for place in np.flatnonzero(scores >= least)})
     return Golden(
-        release, list(texts), text_features, list(images), image_features, rankings, k, max_difference
+        release=truth.release,
+        texts=[truth.texts[place] for place in text_places],
+        text_features=truth.text_features[text_places],
+        images=images,
+        image_features=predictor.encode_images(images),
+        rankings=rankings,
+        max_difference=params.max_feature_difference,
     )
 
 
@@ -62,7 +63,7 @@ def write_golden(golden: Golden, folder: Path) -> None:
     np.save(folder / "image_features.npy", golden.image_features)
     for place, image in enumerate(golden.images):
         (folder / f"image-{place:03d}").write_bytes(image)
-    facts = {name: getattr(golden, name) for name in ("release", "texts", "rankings", "k", "max_difference")}
+    facts = {name: getattr(golden, name) for name in ("release", "texts", "rankings", "max_difference")}
     (folder / "golden.json").write_text(json.dumps(facts, ensure_ascii=False, indent=1) + "\n")
 
 
@@ -90,7 +91,7 @@ def probe(client: "InferenceServerClient", golden: Golden, suffix: str = "") -> 
         "image_features": _largest(encode_images(client, golden.images, f"clip_image{suffix}"), golden.image_features),
         "scores": max(map(_score_difference, found, golden.rankings)),
     }
-    allowed = {name: golden.max_difference for name in differences} | {"scores": 2 * golden.max_difference}
+    allowed = dict.fromkeys(differences, golden.max_difference) | {"scores": 2 * golden.max_difference}
     wrong = [
         f"{name} differ by {value:.2e}, allowed {allowed[name]:.0e}"
         for name, value in differences.items()
@@ -126,3 +127,13 @@ def _score_difference(found: Found, ranking: dict[str, float]) -> float:
     """Of the pictures that were found rightly; the others are a matter of the ranking."""
     known = [(score, ranking[name]) for name, score in zip(found.ids, found.scores, strict=True) if name in ranking]
     return max((abs(float(score) - true) for score, true in known), default=0.0)
+
+
+def _spread(num: int, among: int) -> list[int]:
+    return sorted({round(place) for place in np.linspace(0, among - 1, num)})
+
+
+def _as_jpeg(image: bytes) -> bytes:
+    buffer = io.BytesIO()
+    read_image(image).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()

@@ -7,15 +7,11 @@ with the onnxruntime backend serves, and (by --model-config-name=cpu_python) a C
 import shutil
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING
+from typing import Any
 
-from clip_core.files import replacing_folder
 from clip_core.model.contract import read_contract
 from clip_core.serve.golden import GOLDEN_FOLDER, Golden, write_golden
 from clip_core.serve.index import read_index
-
-if TYPE_CHECKING:
-    from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 TEMPLATES = Path(__file__).with_name("templates")
 PUBLIC = ("clip_text", "clip_image", "clip_search")
@@ -31,10 +27,10 @@ MODELS = {
 }
 
 
-def assemble(onnx: Path, index: Path, golden: Golden, k: int, folder: Path) -> str:
-    """Writes the model repository of the export and its index into `folder`; returns the release.
+def assemble(onnx: Path, index: Path, golden: Golden, k: int, folder: Path) -> None:
+    """Writes the model repository of the export and its index into the empty folder `folder`.
 
-    ValueError when the index was made by another release.
+    ValueError when the index or the golden answers were made by another release.
     """
     contract, gallery = read_contract(onnx), read_index(index)
     release = (onnx / "release.txt").read_text().strip()
@@ -46,23 +42,21 @@ def assemble(onnx: Path, index: Path, golden: Golden, k: int, folder: Path) -> s
     values = {
         "embed_dim": contract.embed_dim,
         "image_size": contract.image_size,
-        "top_k": min(k, len(gallery.image_ids)),
+        "top_k": min(k, len(gallery.features)),
     }
-    with replacing_folder(folder) as aside:
-        for model, files in MODELS.items():
-            _fill_templates(TEMPLATES / model, aside / model, values)
-            (aside / model / "1").mkdir(exist_ok=True)
-            for source, name in files.items():
-                where, file = source.split("/")
-                shutil.copy2({"onnx": onnx, "index": index}[where] / file, aside / model / "1" / name)
-        write_golden(golden, aside / "clip_search" / GOLDEN_FOLDER)
-    return release
+    for model, files in MODELS.items():
+        _fill_templates(TEMPLATES / model, folder / model, values)
+        (folder / model / "1").mkdir(exist_ok=True)
+        for source, name in files.items():
+            where, file = source.split("/")
+            shutil.copy2({"onnx": onnx, "index": index}[where] / file, folder / model / "1" / name)
+    write_golden(golden, folder / "clip_search" / GOLDEN_FOLDER)
 
 
-def read_config(file: Path) -> "ModelConfig":
-    """The model configuration in `file`; ValueError when Triton could not read it either."""
+def read_config(file: Path) -> Any:
+    """The model configuration (a protobuf message) in `file`; ValueError when Triton could not read it either."""
     from google.protobuf import text_format
-    from tritonclient.grpc.model_config_pb2 import ModelConfig
+    from tritonclient.grpc.model_config_pb2 import ModelConfig  # ty: ignore[missing-module-member]
 
     try:
         return text_format.Parse(file.read_text(), ModelConfig())
@@ -70,14 +64,6 @@ def read_config(file: Path) -> "ModelConfig":
         raise ValueError(f"{file.parent}: not a model of a Triton repository: {file.name} is missing") from None
     except text_format.ParseError as error:
         raise ValueError(f"{file}: not a Triton model configuration: {error}") from None
-
-
-def release_in(repository: Path) -> str:
-    """The release that the model repository holds; ValueError when it holds none."""
-    try:
-        return (repository / "text_preprocess" / "1" / "release.txt").read_text().strip()
-    except FileNotFoundError:
-        raise ValueError(f"{repository}: no model repository; `dvc repro deploy` makes it") from None
 
 
 def _fill_templates(template: Path, folder: Path, values: dict[str, int]) -> None:

@@ -33,7 +33,7 @@ def open_session(file: Path, num_threads: int = NUM_THREADS) -> "onnxruntime.Inf
 def run(session: "onnxruntime.InferenceSession", rows: np.ndarray) -> np.ndarray:
     """The features of `rows`, which the tower takes as its only input."""
     (features,) = session.run(None, {session.get_inputs()[0].name: rows})
-    return features
+    return np.asarray(features)
 
 
 def encode_texts(onnx: Path, texts: Sequence[str]) -> np.ndarray:

@@ -12,7 +12,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from clip_core.files import atomic_write
 from clip_core.serve.golden import GOLDEN_FOLDER, probe, read_golden
@@ -20,7 +20,6 @@ from clip_core.serve.model_repository import MODELS, PUBLIC, read_config
 
 if TYPE_CHECKING:
     from tritonclient.grpc import InferenceServerClient
-    from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 DRAIN_SECONDS = 2.0  # for requests on their way through a release that is no longer published
 UNLOAD_SECONDS = 60
@@ -152,7 +151,7 @@ def _point_public_names(live: Path, number: int) -> None:
         atomic_write(live / name / "config.pbtxt", str(config))
 
 
-def _alias(config: "ModelConfig", target: str, version: int) -> "ModelConfig":
+def _alias(config: Any, target: str, version: int) -> Any:
     """The configuration of a model that passes everything on to `target`, whose configuration is `config`."""
     alias = type(config)(platform="ensemble", max_batch_size=config.max_batch_size)
     alias.input.extend(config.input)

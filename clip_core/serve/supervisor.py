@@ -5,6 +5,7 @@ closing it and being killed are the same to us. SECONDS is the time the command 
 whose name begins with PREFIX is removed afterwards.
 """
 
+import contextlib
 import ctypes
 import os
 import select
@@ -13,33 +14,42 @@ import subprocess
 import sys
 from pathlib import Path
 
-PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # <sys/prctl.h>
 
 
 def main() -> None:
     prefix, seconds, *command = sys.argv[1:]
+    _prctl(PR_SET_CHILD_SUBREAPER, 1)  # what the command leaves behind becomes our child, so that we can wait for it
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=_end_with_parent)
     signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     ended = os.pidfd_open(process.pid)
     readable, _, _ = select.select([sys.stdin, ended], [], [])
     if ended not in readable:
         process.terminate()
-        try:
-            process.wait(float(seconds))
-        except subprocess.TimeoutExpired:
-            pass
-    try:
-        os.killpg(process.pid, signal.SIGKILL)  # what is left: a server that hangs, stubs of one that crashed
-    except ProcessLookupError:
-        pass
+        select.select([ended], [], [], float(seconds))
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # a server that hangs, or the stubs of one that crashed
     code = process.wait()
+    _wait_for_all_children()
     for segment in Path("/dev/shm").glob(f"{prefix}*"):
         segment.unlink(missing_ok=True)
     sys.exit(code if code >= 0 else 128 - code)
 
 
+def _wait_for_all_children() -> None:
+    while True:
+        try:
+            os.waitpid(-1, 0)
+        except ChildProcessError:
+            return
+
+
 def _end_with_parent() -> None:
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _prctl(option: int, value: int) -> None:
+    ctypes.CDLL(None).prctl(option, value)
 
 
 if __name__ == "__main__":

@@ -59,7 +59,9 @@ def connect(address: str) -> "InferenceServerClient":
     try:
         client.is_server_live(client_timeout=10)
     except InferenceServerException as error:
-        raise ValueError(f"no Triton server answers at {address} ({error.message()}); `make serve` starts one") from None
+        raise ValueError(
+            f"no Triton server answers at {address} ({error.message()}); `make serve` starts one"
+        ) from None
     return client
 
 
@@ -67,13 +69,13 @@ def _start(repository: Path, models: list[str], log: Path) -> tuple[Server, subp
     home = triton_home()
     if not is_installed(home):
         raise ValueError(f"{home}: no Triton server for this Python there; run `make setup`")
+    supervisor = [sys.executable, "-m", "clip_core.serve.supervisor"]
     for _ in range(3):  # between finding a free port and taking it, another process may take it
         prefix = f"clip-{os.getpid()}-{secrets.token_hex(4)}-"
         port = _free_port()
         with log.open("w") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "clip_core.serve.supervisor", prefix, str(STOP_SECONDS)]
-                + _command(home, repository.absolute(), models, port, prefix),
+                [*supervisor, prefix, str(STOP_SECONDS), *_command(home, repository.absolute(), models, port, prefix)],
                 cwd=PROJECT,  # the stubs import clip_core from here
                 env=_environment(home),
                 stdin=subprocess.PIPE,

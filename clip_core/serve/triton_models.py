@@ -4,125 +4,73 @@ import json
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import triton_python_backend_utils as pb  # ty: ignore[unresolved-import]
+import triton_python_backend_utils as pb  # ty: ignore[import-not-found]
 
 from clip_core.image import read_image, to_pixels
 from clip_core.model.contract import read_contract
 from clip_core.serve.index import read_index, top_k
+from clip_core.serve.onnx_towers import open_session, run
 from clip_core.text import load_tokenizer
 
 MAX_TEXT_BYTES = 16 * 2**10
 MAX_IMAGE_BYTES = 16 * 2**20
+MAX_IMAGE_PIXELS = 40_000_000
 LENGTHS = (8, 16, 32)  # token_ids are padded to one of these, so that Triton's batcher finds equal shapes to join
 
 assert np.__version__ < "2", "Triton's Python stub computes wrong numbers under numpy 2"
 
 
-def _folder(args: dict[str, str]) -> Path:
-    return Path(args["model_repository"], args["model_version"])
-
-
-def _refusal(error: Exception) -> "pb.InferenceResponse":
-    """What the caller of a request that failed gets: the reason if it is the caller's mistake, else no details."""
-    if isinstance(error, pb.TritonModelException):  # of a model that we asked
-        return pb.InferenceResponse(error=pb.TritonError(str(error), pb.TritonError.UNAVAILABLE))
-    if isinstance(error, ValueError):
-        return pb.InferenceResponse(error=pb.TritonError(str(error), pb.TritonError.INVALID_ARG))
-    pb.Logger.log_error(traceback.format_exc())
-    return pb.InferenceResponse(error=pb.TritonError("internal error; the server's log has it", pb.TritonError.INTERNAL))
-
-
-def _answer(**tensors: np.ndarray) -> "pb.InferenceResponse":
-    return pb.InferenceResponse([pb.Tensor(name, np.ascontiguousarray(array)) for name, array in tensors.items()])
-
-
-class _Preprocess:
-    """Makes of every input item what a tower takes, and adds the release; a bad item fails its own request alone."""
+class TextPreprocess:
+    """`TEXT` -> `token_ids` and `release`."""
 
     def initialize(self, args: dict[str, str]) -> None:
         folder = _folder(args)
-        self.contract = read_contract(folder)
-        self.release = (folder / "release.txt").read_text().strip()
+        contract = read_contract(folder)
+        longest = contract.context_length
+        self.tokenizer = load_tokenizer(folder / contract.tokenizer, longest)
+        self.lengths = [*(length for length in LENGTHS if length < longest), longest]
+        self.release = _read_release(folder)
 
     def execute(self, requests: Sequence["pb.InferenceRequest"]) -> list["pb.InferenceResponse"]:
-        return [self._one(request) for request in requests]
+        return [_prepare(request, "TEXT", "token_ids", self._token_ids, self.release) for request in requests]
 
-    def _one(self, request: "pb.InferenceRequest") -> "pb.InferenceResponse":
-        items = pb.get_input_tensor_by_name(request, self.input).as_numpy().ravel()
-        try:
-            release = np.full((len(items), 1), self.release.encode(), dtype=object)
-            return _answer(**{self.output: self.prepare(list(items))}, release=release)
-        except Exception as error:  # the edge: whatever it is, the other requests get their answers
-            return _refusal(error)
-
-    def _each(self, items: list[bytes], check: Callable[[bytes], object]) -> list:
-        """`check` of every item; its ValueError gets the item's place in the request."""
-        results = []
-        for place, item in enumerate(items):
-            try:
-                results.append(check(item))
-            except ValueError as error:
-                raise ValueError(f"item {place}: {error}") from None
-        return results
-
-
-class TextPreprocess(_Preprocess):
-    input, output = "TEXT", "token_ids"
-
-    def initialize(self, args: dict[str, str]) -> None:
-        super().initialize(args)
-        longest = self.contract.context_length
-        self.tokenizer = load_tokenizer(_folder(args) / self.contract.tokenizer, longest)
-        self.lengths = [*(length for length in LENGTHS if length < longest), longest]
-
-    def prepare(self, items: list[bytes]) -> np.ndarray:
-        rows = self.tokenizer(self._each(items, _read_text))
+    def _token_ids(self, items: list[bytes]) -> np.ndarray:
+        rows = self.tokenizer(_each(items, _read_text))
         for place, row in enumerate(rows):
-            if np.count_nonzero(row) <= 2:  # [CLS] and [SEP]: a text of characters that mean nothing
+            if np.count_nonzero(row) <= 2:  # [CLS] and [SEP]: characters that mean nothing
                 raise ValueError(f"item {place}: the text is empty")
         length = next(length for length in self.lengths if length >= rows.shape[1])
         return np.pad(rows, ((0, 0), (0, length - rows.shape[1])))  # (n, length)
 
 
-def _read_text(item: bytes) -> str:
-    if len(item) > MAX_TEXT_BYTES:
-        raise ValueError(f"the text has {len(item)} bytes; {MAX_TEXT_BYTES} are allowed")
-    try:
-        text = item.decode()
-    except UnicodeDecodeError:
-        raise ValueError("the text is not valid UTF-8") from None
-    if not text.strip():
-        raise ValueError("the text is empty")
-    return text
+class ImagePreprocess:
+    """`IMAGE` -> `pixels` and `release`."""
 
+    def initialize(self, args: dict[str, str]) -> None:
+        self.image_size = read_contract(_folder(args)).image_size
+        self.release = _read_release(_folder(args))
 
-class ImagePreprocess(_Preprocess):
-    input, output = "IMAGE", "pixels"
+    def execute(self, requests: Sequence["pb.InferenceRequest"]) -> list["pb.InferenceResponse"]:
+        return [_prepare(request, "IMAGE", "pixels", self._pixels, self.release) for request in requests]
 
-    def prepare(self, items: list[bytes]) -> np.ndarray:
-        return np.stack(self._each(items, self._read_image))  # (n, 3, image_size, image_size)
+    def _pixels(self, items: list[bytes]) -> np.ndarray:
+        return np.stack(_each(items, self._read_image))  # (n, 3, image_size, image_size)
 
     def _read_image(self, item: bytes) -> np.ndarray:
         if len(item) > MAX_IMAGE_BYTES:
             raise ValueError(f"the image has {len(item)} bytes; {MAX_IMAGE_BYTES} are allowed")
-        return to_pixels(read_image(item), self.contract.image_size)
+        return to_pixels(read_image(item, MAX_IMAGE_PIXELS), self.image_size)
 
 
 class OnnxModel:
     """An ONNX file on the CPU, for servers without the onnxruntime backend."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        import onnxruntime
-
-        config = json.loads(args["model_config"])
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = int(config["parameters"]["intra_op_thread_count"]["string_value"])
-        options.inter_op_num_threads = 1
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the cores are shared
-        file = str(_folder(args) / "model.onnx")
-        self.session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        threads = json.loads(args["model_config"])["parameters"]["intra_op_thread_count"]["string_value"]
+        self.session = open_session(_folder(args) / "model.onnx", int(threads))
         (self.input,), (self.output,) = self.session.get_inputs(), self.session.get_outputs()
 
     def execute(self, requests: Sequence["pb.InferenceRequest"]) -> list["pb.InferenceResponse"]:
@@ -132,9 +80,9 @@ class OnnxModel:
             places = [place for place, array in enumerate(arrays) if array.shape[1:] == shape]
             try:
                 batch = np.concatenate([arrays[place] for place in places])
-                (features,) = self.session.run([self.output.name], {self.input.name: batch})
+                features = run(self.session, batch)
                 for place in places:
-                    responses[place] = _answer(**{self.output.name: features[: len(arrays[place])]})
+                    responses[place] = _answer({self.output.name: features[: len(arrays[place])]})
                     features = features[len(arrays[place]) :]
             except Exception as error:  # the edge, as above
                 for place in places:
@@ -153,19 +101,18 @@ class Search:
         # Beside clip_search_r7 serves clip_text_r7 (clip_core/serve/release.py).
         self.text_model = "clip_text" + args["model_name"].removeprefix("clip_search")
 
-    async def execute(self, requests: Sequence["pb.InferenceRequest"]) -> list["pb.InferenceResponse"]:
-        import asyncio
+    def execute(self, requests: Sequence["pb.InferenceRequest"]) -> list["pb.InferenceResponse"]:
+        # One after the other: with async_exec, requests that come together wait half a second in Triton 2.51.
+        return [self._one(request) for request in requests]
 
-        return await asyncio.gather(*(self._one(request) for request in requests))
-
-    async def _one(self, request: "pb.InferenceRequest") -> "pb.InferenceResponse":
+    def _one(self, request: "pb.InferenceRequest") -> "pb.InferenceResponse":
         question = pb.InferenceRequest(
             model_name=self.text_model,
             requested_output_names=["text_features", "release"],
             inputs=[pb.get_input_tensor_by_name(request, "TEXT")],
             preferred_memory=pb.PreferredMemory(pb.TRITONSERVER_MEMORY_CPU),
         )
-        answer = await question.async_exec()
+        answer = question.exec()
         if answer.has_error():
             return pb.InferenceResponse(error=pb.TritonError(answer.error().message(), answer.error().code()))
         try:
@@ -175,6 +122,65 @@ class Search:
                 return pb.InferenceResponse(error=pb.TritonError(message, pb.TritonError.UNAVAILABLE))
             features = pb.get_output_tensor_by_name(answer, "text_features").as_numpy()
             places, scores = top_k(self.index.features, features, self.top_k)
-            return _answer(ids=self.image_ids[places], scores=scores, release=release)
+            return _answer({"ids": self.image_ids[places], "scores": scores, "release": release})
         except Exception as error:  # the edge, as above
             return _refusal(error)
+
+
+def _folder(args: dict[str, str]) -> Path:
+    return Path(args["model_repository"], args["model_version"])
+
+
+def _read_release(folder: Path) -> str:
+    return (folder / "release.txt").read_text().strip()
+
+
+def _prepare(
+    request: "pb.InferenceRequest",
+    name: str,
+    output: str,
+    prepare: Callable[[list[bytes]], np.ndarray],
+    release: str,
+) -> "pb.InferenceResponse":
+    """What a tower takes for each item of the request, and the release; a bad item fails its own request alone."""
+    items = pb.get_input_tensor_by_name(request, name).as_numpy().ravel().tolist()
+    try:
+        releases = np.full((len(items), 1), release.encode(), dtype=object)
+        return _answer({output: prepare(items), "release": releases})
+    except Exception as error:  # the edge: whatever it is, the other requests get their answers
+        return _refusal(error)
+
+
+def _each(items: list[bytes], read: Callable[[bytes], Any]) -> list:
+    """`read` of every item; its ValueError gets the item's place in the request."""
+    results = []
+    for place, item in enumerate(items):
+        try:
+            results.append(read(item))
+        except ValueError as error:
+            raise ValueError(f"item {place}: {error}") from None
+    return results
+
+
+def _read_text(item: bytes) -> str:
+    if len(item) > MAX_TEXT_BYTES:
+        raise ValueError(f"the text has {len(item)} bytes; {MAX_TEXT_BYTES} are allowed")
+    try:
+        text = item.decode()
+    except UnicodeDecodeError:
+        raise ValueError("the text is not valid UTF-8") from None
+    if not text.strip():
+        raise ValueError("the text is empty")
+    return text
+
+
+def _answer(tensors: dict[str, np.ndarray]) -> "pb.InferenceResponse":
+    return pb.InferenceResponse([pb.Tensor(name, np.ascontiguousarray(array)) for name, array in tensors.items()])
+
+
+def _refusal(error: Exception) -> "pb.InferenceResponse":
+    """What the caller of a request that failed gets: the reason if it is the caller's mistake, else no details."""
+    if isinstance(error, ValueError):
+        return pb.InferenceResponse(error=pb.TritonError(str(error), pb.TritonError.INVALID_ARG))
+    pb.Logger.log_error("".join(traceback.format_exception(error)))
+    return pb.InferenceResponse(error=pb.TritonError("internal error, see the server's log", pb.TritonError.INTERNAL))

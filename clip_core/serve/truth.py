@@ -1,0 +1,43 @@
+"""What torch computes: the truth that exports and servers are measured against."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from clip_core.data.store import Store
+    from clip_core.predictor import Predictor
+
+IMAGES_AT_ONCE = 256  # encoded bytes in memory
+
+
+class Truth(NamedTuple):
+    """The test queries and the gallery as torch sees them, and the recall that was measured offline."""
+
+    release: str
+    texts: Sequence[str]
+    text_features: np.ndarray  # (texts, embed_dim)
+    right: Sequence[np.ndarray]  # of each text, places in the gallery
+    image_ids: Sequence[str]
+    image_features: np.ndarray  # (images, embed_dim)
+    recall: dict[int, float]  # by k, of all texts among all pictures
+
+
+def make_truth(
+    predictor: "Predictor", store: "Store", texts: Sequence[str], right: Sequence[np.ndarray], metrics: dict
+) -> Truth:
+    """The truth about the store's pictures and the `texts`; `metrics` are those of the group that asks all."""
+    recall = {k: metrics[f"text_to_image_recall@{k}"]["value"] for k in (1, 5, 10)}
+    text_features, image_features = predictor.encode_texts(texts), encode_pictures(predictor, store)
+    return Truth(predictor.release, texts, text_features, right, store.image_ids, image_features, recall)
+
+
+def encode_pictures(predictor: "Predictor", store: "Store") -> np.ndarray:
+    """Torch's features of all pictures of the store, in its order; prints how far it is."""
+    parts = []
+    for start in range(0, len(store), IMAGES_AT_ONCE):
+        stop = min(start + IMAGES_AT_ONCE, len(store))
+        parts.append(predictor.encode_images([store.image_bytes(i) for i in range(start, stop)]))
+        print(f"  {stop} of {len(store)} pictures encoded with torch", flush=True)
+    return np.concatenate(parts)

@@ -1,0 +1,45 @@
+"""DVC stage: the Triton model repository, proved on a real Triton server."""
+
+import json
+from pathlib import Path
+
+from stages.command import run
+
+
+def main(
+    onnx: Path,
+    index: Path,
+    model: Path,
+    packed: Path,
+    offline: Path,
+    repository: Path,
+    report: Path,
+    params_file: Path = Path("params.yaml"),
+) -> None:
+    from clip_core.config import load_params
+    from clip_core.data.store import open_store
+    from clip_core.evaluate.benchmark import questions, read_benchmark
+    from clip_core.files import atomic_write, replacing_folder
+    from clip_core.predictor import load
+    from clip_core.serve.deploy import prove
+    from clip_core.serve.golden import make_golden
+    from clip_core.serve.model_repository import assemble
+    from clip_core.serve.truth import make_truth
+
+    params = load_params(params_file)
+    predictor, store = load(model), open_store(packed / "test")
+    benchmark = read_benchmark(store)
+    asked = questions(benchmark, "all")
+    texts = [benchmark.texts[i] for i in asked.texts]
+    truth = make_truth(predictor, store, texts, asked.right_images, json.loads(offline.read_text())["all"])
+    golden = make_golden(truth, predictor, store, params.deploy, params.index.top_k)
+    with replacing_folder(repository) as aside:
+        assemble(onnx, index, golden, params.index.top_k, aside)
+        proof = prove(aside, repository.parent / "live" / "deploy", golden, truth, params.deploy.num_timed)
+    parity = json.loads((onnx / "parity.json").read_text())
+    atomic_write(report, json.dumps(proof | {"parity": parity}, indent=1) + "\n")
+    print(json.dumps(proof, indent=1))
+
+
+if __name__ == "__main__":
+    run(main)

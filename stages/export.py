@@ -1,0 +1,26 @@
+"""DVC stage: both towers as ONNX, if the gates let the model pass and torch and onnxruntime agree."""
+
+import json
+from pathlib import Path
+
+from stages.command import run
+
+
+def main(model: Path, metrics: Path, packed: Path, out: Path, params_file: Path = Path("params.yaml")) -> None:
+    from clip_core.config import load_params
+    from clip_core.evaluate.gates import check_gates
+
+    params = load_params(params_file)
+    check_gates(json.loads(metrics.read_text()), params.gates)  # before torch is loaded
+
+    from clip_core.data.store import open_store
+    from clip_core.serve.export import export
+
+    store = open_store(packed / "test")
+    texts = sorted(set(store.pairs.query("language == 'zh'").caption))
+    parity = export(model, store, texts, params.export, out)
+    print(json.dumps(parity, indent=1))
+
+
+if __name__ == "__main__":
+    run(main)
