@@ -73,7 +73,7 @@ def build_tokenizer(captions: Iterable[str]) -> str:
     )
     characters = sorted({character for word in words for character in word})
     frequent = sorted(words, key=lambda word: (-words[word], word))[:MAX_WORDS]
-    pieces = [f"##{character}" for character in characters if any(character in word[1:] for word in words)]
+    pieces = sorted({f"##{character}" for word in words if len(word) > 1 for character in word})
     return _backend([PAD, UNKNOWN, CLS, SEP, *characters, *pieces, *frequent], normalizer).to_str(pretty=True)
 
 

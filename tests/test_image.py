@@ -1,0 +1,109 @@
+"""The image preprocessing: every kind of picture becomes the RGB that a person sees, or a clear refusal."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clip_core.image import read_image, read_size, to_pixels
+from tests.tiny import encoded
+
+HALVES = Image.new("RGB", (8, 4), "red")
+HALVES.paste("blue", (0, 0, 4, 4))  # left half blue
+
+
+def colour_at(image: Image.Image, x: int, y: int) -> tuple[int, ...]:
+    return tuple(int(value) for value in np.asarray(image)[y, x])
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_lossless_pictures_come_back_as_they_were(kind: str) -> None:
+    buffer = io.BytesIO()
+    HALVES.save(buffer, kind, lossless=True)
+    assert np.array_equal(np.asarray(read_image(buffer.getvalue())), np.asarray(HALVES))
+
+
+def test_a_pil_image_and_its_bytes_give_the_same() -> None:
+    image = Image.new("RGBA", (8, 8), (0, 128, 0, 100))
+    assert np.array_equal(np.asarray(read_image(image)), np.asarray(read_image(encoded(image))))
+
+
+def test_transparency_becomes_white() -> None:
+    image = Image.new("RGBA", (2, 1), (255, 0, 0, 255))
+    image.putpixel((1, 0), (0, 0, 0, 0))  # black, but not to be seen
+    rgb = read_image(encoded(image))
+    assert [colour_at(rgb, 0, 0), colour_at(rgb, 1, 0)] == [(255, 0, 0), (255, 255, 255)]
+
+
+def test_a_palette_with_a_transparent_colour_becomes_rgb_on_white() -> None:
+    image = Image.new("P", (2, 1))
+    image.putpalette([0, 0, 0, 0, 200, 0])
+    image.putpixel((1, 0), 1)
+    image.info["transparency"] = 0
+    rgb = read_image(encoded(image))
+    assert [colour_at(rgb, 0, 0), colour_at(rgb, 1, 0)] == [(255, 255, 255), (0, 200, 0)]
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK"])
+def test_every_mode_becomes_rgb(mode: str) -> None:
+    kind = "JPEG" if mode == "CMYK" else "PNG"
+    rgb = read_image(encoded(Image.new("RGB", (8, 8), "white").convert(mode), kind))
+    assert (rgb.mode, colour_at(rgb, 4, 4)) == ("RGB", (255, 255, 255))
+
+
+def test_sixteen_bit_grey_keeps_its_shades() -> None:
+    grey = Image.fromarray(np.array([[0, 128 << 8, 255 << 8]], dtype=np.uint16))
+    rgb = read_image(encoded(grey))
+    assert [colour_at(rgb, x, 0)[0] for x in range(3)] == [0, 128, 255]
+
+
+def test_a_picture_stands_upright_as_its_exif_orientation_says() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    buffer = io.BytesIO()
+    HALVES.save(buffer, "PNG", exif=exif)
+    upright = read_image(buffer.getvalue())
+    assert upright.size == (4, 8)
+    assert [colour_at(upright, 2, 1), colour_at(upright, 2, 6)] == [(0, 0, 255), (255, 0, 0)]
+
+
+@pytest.mark.parametrize("data", [b"", b"no picture", b"<svg/>", encoded(HALVES, "GIF"), encoded(HALVES, "BMP")])
+def test_what_is_no_picture_is_refused(data: bytes) -> None:
+    for read in (read_image, read_size):
+        with pytest.raises(ValueError, match="not a picture in one of the formats PNG, JPEG, WEBP"):
+            read(data)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_a_picture_cut_short_is_refused(kind: str) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8))
+    data = encoded(noise, kind)
+    with pytest.raises(ValueError):
+        read_image(data[: len(data) // 2])
+
+
+def test_a_bomb_is_refused_before_it_is_decoded() -> None:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    for side in (9_000, 60_000):
+        header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+        bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+        for read in (read_image, read_size):
+            with pytest.raises(ValueError, match="too many pixels"):
+                read(bomb)
+
+
+def test_a_lower_limit_of_pixels_is_kept() -> None:
+    assert read_size(encoded(HALVES), max_pixels=32) == (8, 4)
+    with pytest.raises(ValueError, match="8 x 4 are more than the allowed 31"):
+        read_image(encoded(HALVES), max_pixels=31)
+
+
+def test_pixels_are_the_bicubic_square_with_channels_first() -> None:
+    pixels = to_pixels(HALVES, 6)
+    assert (pixels.shape, pixels.dtype) == ((3, 6, 6), np.uint8)
+    assert np.array_equal(pixels.transpose(1, 2, 0), np.asarray(HALVES.resize((6, 6), Image.Resampling.BICUBIC)))
