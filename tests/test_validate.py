@@ -1,0 +1,151 @@
+"""Each rule of the suite finds its planted fault; a bad batch stops and leaves its page."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from clip_core.config import load_params
+from clip_core.data.expectations import OF_THE_BATCH, Rule, findings_of, rules_of
+from clip_core.data.pairs import read_images, read_pairs
+from clip_core.data.profile import profile_images, profile_pairs
+from clip_core.data.verdict import Verdict, judge
+from stages.validate import main as validate
+from tests.conftest import ROOT
+from tests.small_raw import drawing, encoded, pair_row, small_raw, write_raw
+
+PARAMS = load_params(ROOT / "params.yaml").validate_
+MAX_PIXELS = 5000  # smaller than in params.yaml, so that the pictures of the tests may be small
+LIMITS = PARAMS.limits.model_copy(update={"max_pixels": MAX_PIXELS, "max_bytes": 4000})
+RULES = rules_of(PARAMS.model_copy(update={"limits": LIMITS}))
+Rows, Images = list[dict], dict[str, bytes]
+
+
+def with_picture(image: bytes) -> Callable[[Rows, Images], None]:
+    """Plants a pair whose picture is `image`."""
+
+    def plant(rows: Rows, images: Images) -> None:
+        images["planted"] = image
+        rows.append(pair_row("planted", image, "坏图", "train"))
+
+    return plant
+
+
+def with_values(**values: object) -> Callable[[Rows, Images], None]:
+    """Plants a pair with a good picture of its own and some bad values."""
+
+    def plant(rows: Rows, images: Images) -> None:
+        images["planted"] = encoded(drawing(99))
+        rows.append(pair_row("planted", images["planted"], "好图", "train") | values)
+
+    return plant
+
+
+def without_a_pair(rows: Rows, images: Images) -> None:
+    images["planted"] = encoded(drawing(99))
+
+
+def without_a_picture(rows: Rows, images: Images) -> None:
+    rows.append(pair_row("planted", b"", "没有图", "train"))
+
+
+PLANTED = {
+    "picture_has_pair": without_a_pair,
+    "pair_has_picture": without_a_picture,
+    "picture_unchanged": with_values(image_sha256="0" * 64),
+    "picture_decodes": with_picture(encoded(drawing(99, 60, 60), "JPEG")[:-300]),
+    "picture_side": with_picture(encoded(drawing(99, 15, 32))),
+    "picture_pixels": with_picture(encoded(drawing(99, 80, 80))),
+    "picture_bytes": with_picture(encoded(drawing(99)) + bytes(4000)),
+    "picture_aspect": with_picture(encoded(drawing(99, 16, 65))),
+    "pair_is_new": with_values(pair_id="picture-00/一只猫"),
+    "ids_given": with_values(text_id=""),
+    "caption_given": with_values(caption=" \u3000"),
+    "caption_length": with_values(caption="长" * 201),
+    "caption_readable": with_values(caption="ͼ\ufffd片"),
+    "language_known": with_values(language="fr"),
+    "caption_kind_known": with_values(caption_kind="title"),
+    "split_known": with_values(split="dev"),
+    "licence_given": with_values(licence=""),
+}
+
+
+def verdict_on(raw: Path, rules: list[Rule], max_bad_share: float = 0.5) -> Verdict:
+    images = profile_images(read_images(raw), MAX_PIXELS)
+    profile = profile_pairs(read_pairs(raw / "pairs.parquet"), images)
+    return judge(profile, findings_of(profile, rules), max_bad_share, raw / "pairs.parquet")
+
+
+def test_clean_pairs_pass_every_rule(tmp_path: Path) -> None:
+    verdict = verdict_on(write_raw(*small_raw(), tmp_path / "raw"), RULES)
+    assert verdict.rejected.empty and not verdict.refusals
+    assert all(finding.passed for finding in verdict.findings)
+
+
+def test_every_rule_about_rows_has_a_planted_fault() -> None:
+    assert set(PLANTED) == {rule.name for rule in RULES if rule.expectation not in OF_THE_BATCH}
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_planted_fault_is_found_under_its_rule_and_by_no_other(name: str, tmp_path: Path) -> None:
+    rows, images = small_raw()
+    PLANTED[name](rows, images)
+    raw = write_raw(rows, images, tmp_path / "raw")
+    rejected = verdict_on(raw, RULES).rejected
+    assert rejected["reason"].tolist() == [name]
+    assert rejected["image_id"].tolist() == ["planted"]
+    assert rejected["line"].tolist() == [13] or name == "picture_has_pair"
+    assert verdict_on(raw, [rule for rule in RULES if rule.name != name]).rejected.empty
+
+
+def test_a_batch_that_is_not_chinese_is_refused_by_that_rule_alone(tmp_path: Path) -> None:
+    rows, images = small_raw()
+    raw = write_raw([row | {"caption": "a cat"} for row in rows], images, tmp_path / "raw")
+    assert [refusal.split(":")[0] for refusal in verdict_on(raw, RULES).refusals] == ["batch_is_chinese"]
+    assert not verdict_on(raw, [rule for rule in RULES if rule.name != "batch_is_chinese"]).refusals
+
+
+def test_an_empty_batch_is_refused(tmp_path: Path) -> None:
+    rows, _ = small_raw()
+    raw = write_raw(rows, {}, tmp_path / "raw")
+    empty = read_pairs(raw / "pairs.parquet").head(0)
+    profile = profile_pairs(empty, profile_images([], MAX_PIXELS))
+    verdict = judge(profile, findings_of(profile, RULES), 0.5, raw)
+    assert "batch_not_empty" in {refusal.split(":")[0] for refusal in verdict.refusals}
+
+
+def run_validate(raw: Path, project: Path) -> None:
+    validate(
+        raw=raw,
+        out=project / "valid",
+        quarantine=project / "quarantine",
+        page=project / "page",
+        params_file=ROOT / "params.yaml",
+    )
+
+
+def test_too_many_bad_rows_stop_the_stage_but_leave_quarantine_and_page(tmp_path: Path) -> None:
+    rows, images = small_raw()
+    rows[3]["licence"] = ""  # one of twelve, and params.yaml allows one in a hundred
+    with pytest.raises(ValueError, match=r"1 of 12 rows are bad \(8\.3%\), allowed: 1\.0%"):
+        run_validate(write_raw(rows, images, tmp_path / "raw"), tmp_path)
+    assert not (tmp_path / "valid").exists()
+    assert pd.read_parquet(tmp_path / "quarantine" / "rejected.parquet")["reason"].tolist() == ["licence_given"]
+    summary = json.loads((tmp_path / "page" / "validation.json").read_text())
+    assert not summary["passed"]
+    assert {rule["name"]: rule["bad_rows"] for rule in summary["rules"]}["licence_given"] == 1
+    page = (tmp_path / "page" / "index.html").read_text()
+    assert "refused" in page and "下雨天的伞" in page
+    assert "http" not in page  # it loads nothing from outside
+
+
+def test_what_is_read_is_kept_or_rejected(tmp_path: Path) -> None:
+    rows, images = small_raw()
+    many = [row | {"pair_id": f"{row['pair_id']}/{i}"} for i in range(10) for row in rows]
+    many[5]["caption"] = ""
+    run_validate(write_raw(many, images, tmp_path / "raw"), tmp_path)
+    counts = json.loads((tmp_path / "valid" / "counts.json").read_text())
+    assert counts == {"read": 120, "kept": 119, "rejected": 1, "by_reason": {"caption_given": 1}}
+    assert len(read_pairs(tmp_path / "valid" / "pairs.parquet")) == 119
