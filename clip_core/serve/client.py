@@ -1,0 +1,50 @@
+"""Asks a running `make serve`: `python -m clip_core.serve.client "一只猫"` prints the pictures found."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlencode
+from urllib.request import ProxyHandler, build_opener
+
+STATE = Path(".work/serve.json")  # written by a running `make serve`
+TIMEOUT = 30  # seconds
+
+
+def ask(url: str, text: str, top: int) -> dict:
+    """The gateway's answer: release, milliseconds and hits (image_id, score, name)."""
+    opener = build_opener(ProxyHandler({}))  # the server is on loopback, whatever proxy is set
+    try:
+        with opener.open(f"{url}/api/search?{urlencode({'text': text, 'top': top})}", timeout=TIMEOUT) as answer:
+            return json.load(answer)
+    except HTTPError as error:
+        raise ValueError(json.load(error).get("error", f"HTTP {error.code}")) from None
+    except (URLError, TimeoutError) as error:
+        raise ValueError(f"no server answers at {url} ({error}); start one in another terminal: make serve") from None
+
+
+def read_state() -> dict[str, str]:
+    """Where this project's running `make serve` listens: url, triton (host:port), live (its model repository)."""
+    try:
+        return json.loads(STATE.read_text())
+    except FileNotFoundError:
+        raise ValueError("no server runs in this project; start one in another terminal: make serve") from None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m clip_core.serve.client", description="finds pictures by text")
+    parser.add_argument("text", help="what the pictures should show, in Chinese")
+    parser.add_argument("--top", type=int, default=5, help="how many pictures (default 5)")
+    parser.add_argument("--url", help="of the page; default: the one of this project's `make serve`")
+    arguments = parser.parse_args()
+    try:
+        answer = ask(arguments.url or read_state()["url"], arguments.text, arguments.top)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    for hit in answer["hits"]:
+        print(f"{hit['score']:.4f}  {hit['image_id']}  {hit['name']}")
+
+
+if __name__ == "__main__":
+    main()
