@@ -23,7 +23,6 @@ from flows.dag import Stage, stages_upstream_first
 from flows.group import start, stop
 
 GIT_HINTS = ("To track the changes", "git add", "To enable auto staging", "dvc config", "Use `dvc push`")
-SECONDS_BEFORE_RETRY = 20  # the successor of a killed run finds the stages it was in still ending
 
 
 class StageFailed(RuntimeError):
@@ -38,7 +37,7 @@ def may_help(_task: object, _run: object, state: State) -> bool:
     return not isinstance(state.data, StageRefused)
 
 
-@task(retry_delay_seconds=SECONDS_BEFORE_RETRY, retry_condition_fn=may_help)
+@task(retry_condition_fn=may_help)
 async def reproduce(stage: str) -> State:
     """Has DVC bring `stage` up to date; the state's name tells what that took: Ran, Cached or Unchanged."""
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage]
@@ -78,17 +77,21 @@ def relay(lines: Iterable[str], logger) -> tuple[str, list[str]]:
 
 
 @flow
-async def pipeline(retries: int = 1, max_parallel: int = 1) -> State:
-    """Brings every stage of `dvc.yaml` in the working directory up to date, upstream first."""
+async def pipeline(retries: int = 1, seconds_before_retry: float = 20, max_parallel: int = 1) -> State:
+    """Brings every stage of `dvc.yaml` in the working directory up to date, upstream first.
+
+    The wait before a retry is there for a killed run's successor: DVC calls a stage busy until the old one has ended.
+    """
     load_params(Path("params.yaml"))
     stages = stages_upstream_first(Path.cwd())
     states: dict[str, asyncio.Task[State]] = {}
+    patient = reproduce.with_options(retries=retries, retry_delay_seconds=seconds_before_retry)
     slots = asyncio.Semaphore(max_parallel)
 
     async def run(stage: Stage) -> State:
         upstream = [await states[name] for name in stage.needs]
         is_unchanged = not stage.is_dirty and all(state.name == "Unchanged" for state in upstream)
-        verb = skip if is_unchanged else reproduce.with_options(retries=retries)
+        verb = skip if is_unchanged else patient
         async with slots:  # a stage after a failed one is not run: Prefect marks it NotReady
             task_run = verb.with_options(name=stage.name)(stage.name, wait_for=upstream, return_state=True)
             return await task_run  # ty: ignore[invalid-await]: Prefect's types know no async tasks here

@@ -1,0 +1,29 @@
+"""Questions to a Prefect server over its REST API, for tests."""
+
+import json
+import urllib.request
+
+
+def ask(url: str, path: str, **body: object) -> list[dict]:
+    """What the server at `url` answers to `POST path`."""
+    data = json.dumps(body).encode()
+    request = urllib.request.Request(f"{url}/{path}", data, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return json.load(answer)
+
+
+def flow_runs(url: str) -> list[dict]:
+    """The server's flow runs, the newest first."""
+    return ask(url, "flow_runs/filter", sort="EXPECTED_START_TIME_DESC")
+
+
+def stage_states(url: str, flow_run: dict) -> dict[str, str]:
+    """Stage -> the name of its task's state."""
+    tasks = ask(url, "task_runs/filter", flow_runs={"id": {"any_": [flow_run["id"]]}})
+    return {task["name"].rpartition("-")[0]: task["state_name"] for task in tasks}
+
+
+def log(url: str, flow_run: dict) -> str:
+    """The log of a flow run with its tasks."""
+    lines = ask(url, "logs/filter", logs={"flow_run_id": {"any_": [flow_run["id"]]}}, sort="TIMESTAMP_ASC")
+    return "\n".join(line["message"] for line in lines)
