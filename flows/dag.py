@@ -23,14 +23,14 @@ def stages_upstream_first(root: Path) -> list[Stage]:
     file = str(root.resolve() / "dvc.yaml")
     with Repo(str(root), _wait_for_lock=True) as repo:
         graph = Index.from_file(repo, file).graph  # an edge goes from a stage to what it needs
-        order = list(nx.lexicographical_topological_sort(graph.reverse(), key=lambda stage: stage.addressing))
+        order = list(nx.lexicographical_topological_sort(graph.reverse(), key=lambda stage: stage.name))
         dirty = repo.status(targets=[file])
         return [
             Stage(
-                name=stage.addressing,
-                needs=tuple(sorted(upstream.addressing for upstream in graph.successors(stage))),
+                name=stage.name,
+                needs=tuple(sorted(upstream.name for upstream in graph.successors(stage))),
                 metrics=tuple(root / out.def_path for out in stage.outs if out.metric),
-                is_dirty=stage.addressing in dirty,
+                is_dirty=stage.addressing in dirty,  # its name, seen from the working directory
             )
             for stage in order
         ]
