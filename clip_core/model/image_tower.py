@@ -1,5 +1,6 @@
 """The image tower: any of timm's models, without its classifier."""
 
+from difflib import get_close_matches
 from typing import Any
 
 from torch import nn
@@ -12,8 +13,8 @@ def make_image_tower(tower: ImageTower) -> tuple[nn.Module, int]:
     import timm  # takes seconds
 
     if not timm.is_model(tower.name):
-        similar = ", ".join(timm.list_models(f"{tower.name[:5]}*")[:8])
-        raise ValueError(f"model.image_tower.name: timm has no model {tower.name!r}; similar: {similar or 'none'}")
+        similar = ", ".join(get_close_matches(tower.name, timm.list_models())) or "none"
+        raise ValueError(f"model.image_tower.name: timm has no model {tower.name!r}; similar names: {similar}")
     options: dict[str, Any] = dict(tower.options)
     try:
         module: Any = timm.create_model(tower.name, pretrained=False, num_classes=0, **options)
