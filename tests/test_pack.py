@@ -1,0 +1,129 @@
+"""Stores hold the pictures they were given, byte for byte, in any process, and come out the same twice."""
+
+import json
+import multiprocessing
+import os
+import pickle
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from clip_core.data.store import Store, StoreWriter, open_store
+from clip_core.files import sha256_file
+from stages.pack import main as pack
+from tests.conftest import ROOT
+from tests.small_raw import SPLITS, drawing, encoded, small_raw, write_raw
+
+
+@pytest.fixture
+def packed(tmp_path: Path) -> Path:
+    """`data/packed` of the small, clean data."""
+    return pack_into(tmp_path / "packed", tmp_path)
+
+
+def pack_into(out: Path, tmp_path: Path) -> Path:
+    rows, images = small_raw()
+    raw = tmp_path / "raw"
+    if not raw.exists():
+        write_raw([row | {"seen": True} for row in rows], images, raw)
+    pack(curated=raw, raw=raw, out=out, params_file=ROOT / "params.yaml")
+    return out
+
+
+def small_store(folder: Path, shard_bytes: int) -> Store:
+    rows, images = small_raw()
+    writer = StoreWriter(folder, shard_bytes)
+    for image_id, image in sorted(images.items()):
+        writer.add(image_id, image)
+    writer.finish(pd.DataFrame(rows).assign(seen=True))
+    return open_store(folder)
+
+
+def test_every_split_has_its_pictures_and_pairs(packed: Path) -> None:
+    rows, images = small_raw()
+    for split in ("train", "valid", "test"):
+        store = open_store(packed / split)
+        expected = [row["image_id"] for row in rows if row["split"] == split]
+        assert store.image_ids == expected == sorted(expected)
+        assert [store.image_bytes(i) for i in range(len(store))] == [images[image_id] for image_id in expected]
+        assert store.pairs["image_id"].tolist() == expected
+        assert (store.manifest["num_images"], store.manifest["num_pairs"]) == (len(expected), SPLITS.count(split))
+
+
+def test_what_is_read_is_packed(packed: Path) -> None:
+    counts = json.loads((packed / "counts.json").read_text())
+    assert counts["read"] == counts["kept"] == 12 and counts["rejected"] == 0
+    assert sum(counts["images"].values()) == 12
+
+
+def test_packing_again_gives_the_same_bytes(packed: Path, tmp_path: Path) -> None:
+    again = pack_into(tmp_path / "again", tmp_path)
+    files = sorted(path.relative_to(packed) for path in packed.rglob("*") if path.is_file())
+    assert len(files) == 13  # four a split, and counts.json
+    assert [sha256_file(packed / file) for file in files] == [sha256_file(again / file) for file in files]
+
+
+def test_shards_are_bounded_and_read_as_one(tmp_path: Path) -> None:
+    rows, images = small_raw()
+    store = small_store(tmp_path / "store", shard_bytes=2 * len(images["picture-00"]))
+    assert len(store.manifest["shards"]) > 3
+    assert [store.image_bytes(i) for i in range(len(store))] == [images[row["image_id"]] for row in rows]
+
+
+def test_reading_leaves_the_folder_as_it_is(packed: Path) -> None:
+    before = sorted((path, path.stat().st_mtime_ns) for path in (packed / "train").iterdir())
+    open_store(packed / "train").image_bytes(0)
+    assert sorted((path, path.stat().st_mtime_ns) for path in (packed / "train").iterdir()) == before
+
+
+def test_a_folder_is_opened_twice_in_one_process(packed: Path) -> None:
+    first, second = open_store(packed / "train"), open_store(packed / "train")
+    assert first.image_bytes(0) == second.image_bytes(0)
+
+
+def test_an_open_store_is_pickled_to_a_fresh_process(packed: Path) -> None:
+    store = open_store(packed / "train")
+    expected = store.image_bytes(1)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.apply(store.image_bytes, (1,)) == expected
+    assert b"PNG" not in pickle.dumps(store)  # the pictures stay on the disk
+
+
+def test_an_open_store_is_read_after_a_fork(packed: Path) -> None:
+    store = open_store(packed / "train")
+    expected = store.image_bytes(2)
+    child = os.fork()
+    if child == 0:
+        os._exit(
+            0 if store.image_bytes(2) == expected and open_store(packed / "train").image_bytes(2) == expected else 1
+        )
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_an_index_outside_is_refused(packed: Path) -> None:
+    store = open_store(packed / "valid")
+    for index in (-1, len(store)):
+        with pytest.raises(IndexError, match=f"picture {index} of 3"):
+            store.image_bytes(index)
+
+
+def test_pictures_out_of_order_are_refused(tmp_path: Path) -> None:
+    writer = StoreWriter(tmp_path / "store", 2**20)
+    writer.add("b", b"1")
+    with pytest.raises(ValueError, match="'a' after 'b'"):
+        writer.add("a", b"2")
+
+
+def test_a_picture_that_is_not_the_one_in_the_pair_table_is_refused(tmp_path: Path) -> None:
+    rows, images = small_raw()
+    images["picture-02"] = encoded(drawing(99))
+    raw = write_raw([row | {"seen": True} for row in rows], images, tmp_path / "raw")
+    with pytest.raises(ValueError, match="train: the pictures are not those of the pair table"):
+        pack(curated=raw, raw=raw, out=tmp_path / "packed", params_file=ROOT / "params.yaml")
+    assert not (tmp_path / "packed").exists()
+
+
+def test_a_missing_store_says_what_to_run(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="Run `dvc repro pack`"):
+        open_store(tmp_path)
