@@ -14,6 +14,8 @@ from ruamel.yaml.error import YAMLError
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+PeakLr = Annotated[float, Field(gt=0, le=1)]
 Name = Annotated[str, Field(min_length=1)]
 Template = Annotated[str, Field(pattern=r"\{\}")]
 
@@ -103,7 +105,7 @@ class Model(Section):
 class Schedule(Section):
     num_steps: Count
     warmup_steps: Annotated[int, Field(ge=0)]
-    peak_lr: Annotated[float, Field(gt=0, le=1)]
+    peak_lr: PeakLr
 
     @model_validator(mode="after")
     def _warmup_fits(self) -> "Schedule":
@@ -201,10 +203,24 @@ class Deploy(Section):
     max_feature_difference: Positive
 
 
+class Ablation(Section):
+    """What the ablation's arms do not share with stage 1 and stage 2."""
+
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]  # each with its own English warm start
+    scratch_peak_lr: PeakLr
+    direct_peak_lr: PeakLr  # of one stage without freezing
+
+    @model_validator(mode="after")
+    def _seeds_are_distinct(self) -> "Ablation":
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("seeds must be different ones")
+        return self
+
+
 class Params(Section):
     """All of `params.yaml`."""
 
-    seed: Annotated[int, Field(ge=0, lt=2**31)]
+    seed: Seed
     data: Annotated[EmojiSource | TableSource, Field(discriminator="source")]
     validate_: Annotated[Validate, Field(alias="validate")]  # pydantic owns the bare name
     curate: Curate
@@ -218,6 +234,7 @@ class Params(Section):
     export: Export
     index: Index
     deploy: Deploy
+    ablation: Ablation
 
 
 def load_params(path: Path) -> Params:

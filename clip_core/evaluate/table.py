@@ -29,6 +29,22 @@ def metrics_table(metrics: Mapping, title: str) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
+def ablation_table(ablation: Mapping) -> str:
+    """The arms of `reports/ablation.json` with their intervals, and the differences between arms."""
+    columns = {"seen": "seen concepts", "unseen": "unseen concepts"}
+    metric = "text_to_image_mean_recall"
+    lines = [f"text -> image mean recall, % [interval] (chance), seeds {ablation['seeds']}"]
+    lines.append(" " * 32 + "".join(f"{label:<26}" for label in columns.values()))
+    for arm in ablation["arms"].values():
+        lines.append(f"{arm['title']:<32}" + "".join(f"{percent(arm[g][metric]):<26}" for g in columns if g in arm))
+    for row in ablation["differences"]:
+        low, high, value = (100 * row[key] for key in ("low", "high", "value"))
+        lines.append(
+            f"{row['metric'].split('.')[0]}: {row['arm']} - {row['minus']} = {value:+.1f} [{low:+.1f}, {high:+.1f}]"
+        )
+    return "\n".join(line.rstrip() for line in lines)
+
+
 def percent(entry: Mapping[str, float]) -> str:
     """A metric as `18.0 [15.9-20.2] (0.1)`."""
     value, low, high, chance = (100 * entry[key] for key in ("value", "low", "high", "chance"))

@@ -1,0 +1,68 @@
+"""What a model answers to every query of a benchmark: the values that all metrics are means of."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from clip_core.evaluate.benchmark import GROUPS, Benchmark, questions
+from clip_core.evaluate.embed import Features
+from clip_core.evaluate.retrieval import AT, Relevant, chance_at, ranks
+from clip_core.evaluate.zeroshot import is_right
+
+PARTS = ("", "seen_", "unseen_")  # of the zero-shot pictures; the first is all of them
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A metric before its mean is taken: a value for every query, and the mean of a model that knows nothing."""
+
+    values: np.ndarray
+    chance: float
+
+
+def answers_of(features: Features, benchmark: Benchmark) -> dict[str, dict[str, Answers]]:
+    """Group -> metric -> answers. A group without queries is left out, as is zero-shot where pictures have no class."""
+    groups = {}
+    for group in GROUPS:
+        asked = questions(benchmark, group)
+        if len(asked.texts):
+            texts, images = features.texts[asked.texts], features.images[asked.images]
+            groups[group] = {
+                **_retrieval("text_to_image", texts, images, asked.right_images),
+                **_retrieval("image_to_text", images[asked.asking_images], texts, asked.right_texts),
+            }
+    if len(features.class_names) > 1:
+        groups["zero_shot"] = _zero_shot(features, benchmark)
+    return groups
+
+
+def to_json(answers: Mapping[str, Mapping[str, Answers]]) -> dict:
+    """The answers as lists, by `group.metric`."""
+    named = {f"{group}.{name}": found for group, metrics in answers.items() for name, found in metrics.items()}
+    return {
+        "values": {name: np.round(found.values.astype(float), 6).tolist() for name, found in named.items()},
+        "chance": {name: found.chance for name, found in named.items()},
+    }
+
+
+def labelled(features: Features, benchmark: Benchmark) -> tuple[np.ndarray, np.ndarray]:
+    """The pictures that have a class, as places in image_ids, and their classes, as places in class_names."""
+    place = {name: i for i, name in enumerate(features.class_names)}
+    pictures = np.array([i for i, name in enumerate(benchmark.classes) if name in place])
+    return pictures, np.array([place[benchmark.classes[i]] for i in pictures])
+
+
+def _retrieval(way: str, queries: np.ndarray, candidates: np.ndarray, right: Relevant) -> dict[str, Answers]:
+    found, num_right = ranks(queries, candidates, right), [len(places) for places in right]
+    each = {f"{way}_recall@{k}": Answers(found <= k, chance_at(num_right, len(candidates), k)) for k in AT}
+    values, chances = [each[name].values for name in each], [each[name].chance for name in each]
+    return each | {f"{way}_mean_recall": Answers(np.mean(values, axis=0), float(np.mean(chances)))}
+
+
+def _zero_shot(features: Features, benchmark: Benchmark) -> dict[str, Answers]:
+    pictures, labels = labelled(features, benchmark)
+    right, seen = is_right(features.images[pictures], features.classes, labels), benchmark.is_seen[pictures]
+    chosen = dict(zip(PARTS, (np.ones_like(seen), seen, ~seen), strict=True))
+    chance = 1 / len(features.class_names)
+    return {f"{part}top1_accuracy": Answers(right[rows], chance) for part, rows in chosen.items() if rows.any()}

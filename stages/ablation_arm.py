@@ -1,0 +1,103 @@
+"""DVC stage of the ablation: one arm, made of the stages `stage1` and `stage2` with other steps, and its answers."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from stages.command import run
+
+if TYPE_CHECKING:
+    from clip_core.config import Params, Schedule
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What an arm starts from and what it trains, stage after stage."""
+
+    title: str
+    start: Literal["english", "random"]
+    trains: dict[str, "Schedule"]
+
+
+def arms_of(params: "Params") -> dict[str, Arm]:
+    """The arms: all take as many Chinese steps as the two stages together, but the last, which may use all steps."""
+    first, second, lr = params.stage1.schedule, params.stage2.schedule, params.ablation
+    chinese = first.num_steps + second.num_steps
+    all_steps = chinese + params.init.warm_start.schedule.num_steps
+
+    def steps(schedule: "Schedule", **values: float) -> "Schedule":
+        return schedule.model_copy(update=values)
+
+    scratch = steps(second, num_steps=chinese, peak_lr=lr.scratch_peak_lr)
+    return {
+        "scratch": Arm("from scratch", "random", {"stage2": scratch}),
+        "stage1": Arm("stage 1 only", "english", {"stage1": steps(first, num_steps=chinese)}),
+        "direct": Arm(
+            "one stage, nothing frozen",
+            "english",
+            {"stage2": steps(second, num_steps=chinese, peak_lr=lr.direct_peak_lr)},
+        ),
+        "two_stages": Arm("two stages", "english", {"stage1": first, "stage2": second}),
+        "longer_scratch": Arm(
+            "from scratch, compute-matched", "random", {"stage2": steps(scratch, num_steps=all_steps)}
+        ),
+    }
+
+
+def main(packed: Path, start: Path, arm: str, seed: int, out: Path, params_file: Path = Path("params.yaml")) -> None:
+    import shutil
+
+    from clip_core.config import load_params, read_yaml
+    from clip_core.data.store import open_store
+    from clip_core.evaluate.answers import answers_of, to_json
+    from clip_core.evaluate.benchmark import read_benchmark
+    from clip_core.evaluate.embed import embed
+    from clip_core.files import atomic_write
+    from clip_core.predictor import load
+    from clip_core.recipe import merged
+    from stages import stage1, stage2
+
+    params = load_params(params_file)
+    chosen, work = arms_of(params)[arm], Path(".work/ablation") / f"{arm}-{seed}"
+    if chosen.start == "random":
+        start = _forget_english(start, seed, work / "start")
+    for stage, schedule in chosen.trains.items():
+        overlay = {"schedule": schedule.model_dump(), "evaluate_every": schedule.num_steps}
+        tree = merged(read_yaml(params_file), {"seed": seed, stage: overlay})
+        atomic_write(work / "params.yaml", json.dumps(tree))
+        train = {"stage1": stage1.main, "stage2": stage2.main}[stage]
+        print(f"{arm}, seed {seed}: {schedule.num_steps} steps of {stage}", flush=True)
+        train(packed, start, work / stage, curves=work / "curves", params_file=work / "params.yaml")
+        start = work / stage
+    store = open_store(packed / "test")
+    benchmark = read_benchmark(store)
+    features = embed(load(start), store, benchmark, params.evaluate.prompt_templates)
+    facts = {
+        "arm": arm,
+        "title": chosen.title,
+        "seed": seed,
+        "chinese_steps": sum(schedule.num_steps for schedule in chosen.trains.values()),
+        "english_steps": params.init.warm_start.schedule.num_steps if chosen.start == "english" else 0,
+        "peak_lr": [schedule.peak_lr for schedule in chosen.trains.values()],
+    }
+    atomic_write(out, json.dumps(facts | to_json(answers_of(features, benchmark))))
+    shutil.rmtree(work)
+
+
+def _forget_english(start: Path, seed: int, out: Path) -> Path:
+    """`start` with the image tower as it was before the warm-up."""
+    from clip_core.model.clip import make_clip
+    from clip_core.model.contract import read_contract
+    from clip_core.model.weights import load_weights, save_weights
+    from clip_core.train.warm_start import take_image_side
+
+    contract, model = read_contract(start), load_weights(start)
+    take_image_side(model, make_clip(contract.architecture, seed))
+    made = contract.made.model_copy(update={"stage": "random start"})
+    save_weights(model, (start / contract.tokenizer).read_text(encoding="utf-8"), out, made)
+    return out
+
+
+if __name__ == "__main__":
+    run(main)
