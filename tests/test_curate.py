@@ -19,7 +19,8 @@ from tests.conftest import ROOT
 from tests.small_raw import CAPTIONS, drawing, encoded, pair_row, small_raw, write_raw
 
 DISTANCE = load_params(ROOT / "params.yaml").curate.near_duplicate_distance
-Rows, Images = list[dict], dict[str, bytes]
+Rows = list[dict]
+Images = dict[str, bytes]
 
 
 def circle(colour: str) -> Image.Image:

@@ -20,7 +20,8 @@ PARAMS = load_params(ROOT / "params.yaml").validate_
 MAX_PIXELS = 5000  # smaller than in params.yaml, so that the pictures of the tests may be small
 LIMITS = PARAMS.limits.model_copy(update={"max_pixels": MAX_PIXELS, "max_bytes": 4000})
 RULES = rules_of(PARAMS.model_copy(update={"limits": LIMITS}))
-Rows, Images = list[dict], dict[str, bytes]
+Rows = list[dict]
+Images = dict[str, bytes]
 
 
 def with_picture(image: bytes) -> Callable[[Rows, Images], None]:

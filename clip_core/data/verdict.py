@@ -43,7 +43,7 @@ def judge(profile: "pd.DataFrame", findings: list[Finding], max_bad_share: float
         line=(pd.Series(rejected.index, rejected.index) + 1).where(profile["picture_has_pair"]),
     )
     refusals = [
-        f"{finding.rule.name}: {finding.rule.description} is {finding.observed}, allowed: {allowed(finding)}"
+        f"{finding.rule.name}: {finding.rule.description} is {observed(finding)}, allowed: {allowed(finding)}"
         for finding in findings
         if finding.rule.expectation in OF_THE_BATCH and not finding.passed
     ]
@@ -61,6 +61,11 @@ def allowed(finding: Finding) -> str:
     if "max_value" in limits:
         return f"at most {limits['max_value']:,}"
     return "" if limits.get("value_set", [True]) == [True] else ", ".join(limits["value_set"])
+
+
+def observed(finding: Finding) -> str:
+    """What a rule about the batch saw, in words."""
+    return "unknown, since there is nothing to observe" if finding.observed is None else f"{finding.observed:,.4g}"
 
 
 def write_page(verdict: Verdict, folder: Path) -> None:

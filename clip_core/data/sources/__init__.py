@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from clip_core.config import EmojiSource, TableSource
 from clip_core.image import read_size
@@ -21,7 +21,7 @@ class Harvest:
     pairs: "pd.DataFrame"
     images: Iterator[tuple[str, bytes]]  # image_id, encoded bytes; each once, in the order of the ids
     rejected: "pd.DataFrame"
-    more: dict[str, object] = field(default_factory=dict)  # counts worth reporting
+    more: dict[str, Any] = field(default_factory=dict)  # counts worth reporting
 
 
 def harvest(data: EmojiSource | TableSource) -> Harvest:

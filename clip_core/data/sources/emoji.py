@@ -50,6 +50,7 @@ def harvest_emoji(data: EmojiSource) -> Harvest:
     pictures["image_id"] = pictures["artwork"] + "-" + pictures["hexcode"]
     pictures["group"] = pictures["group"].map(GROUPS)
     pictures["licence"] = pictures["artwork"].map(licences)
+    drawn = pictures.drop_duplicates("hexcode")
     pairs = pictures.merge(pd.DataFrame(captions_of(concepts)), on="hexcode")
     pairs["pair_id"] = pairs["image_id"] + "/" + pairs["text_id"]
     pairs["source"] = "emoji/" + pairs["artwork"]
@@ -58,7 +59,11 @@ def harvest_emoji(data: EmojiSource) -> Harvest:
         pairs=pairs,
         images=read_pictures(cache, set(pictures["image_id"])),
         rejected=pd.DataFrame(columns=list(ORIGIN)),
-        more={"concepts": dict(sorted(Counter(concepts["side"]).items())), "families": concepts["family"].nunique()},
+        more={
+            "concepts": dict(sorted(Counter(drawn["side"]).items())),
+            "concepts_not_drawn": len(concepts) - len(drawn),  # unseen ones that the artwork of their split lacks
+            "families": drawn["family"].nunique(),
+        },
     )
 
 

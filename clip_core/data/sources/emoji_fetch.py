@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from clip_core.data.sources import emoji_packages
-from clip_core.data.sources.emoji_packages import NAMES, TABLE, Package, pinned_packages, read_artworks, read_concepts
+from clip_core.data.sources.emoji_packages import NAMES, Package, pinned_packages, read_artworks, read_concepts
 from clip_core.files import replacing_folder, sha256_file
 
 SIDE = 64  # pixels of a rendered picture
@@ -46,7 +46,12 @@ def main(cache: Path) -> None:
 
 def recipe() -> str:
     """A name for what the cache is made from: the packages, how they are read, the renderer and the size."""
-    made_from = [TABLE.read_text(), Path(emoji_packages.__file__).read_text(), version("resvg-py"), str(SIDE)]
+    made_from = [
+        emoji_packages.TABLE.read_text(),
+        Path(emoji_packages.__file__).read_text(),
+        version("resvg-py"),
+        str(SIDE),
+    ]
     return sha256("\0".join(made_from).encode()).hexdigest()
 
 
@@ -85,8 +90,8 @@ def download(package: Package, folder: Path) -> None:
     if found != package.sha256:
         file.unlink()
         raise ValueError(
-            f"{file}: refused and removed, its sha256 is {found}, not {package.sha256} as pinned in {TABLE.name}. "
-            "Run again to download it afresh."
+            f"{file}: refused and removed, its sha256 is {found}, not {package.sha256} as pinned in "
+            f"{emoji_packages.TABLE.name}. Run again to download it afresh."
         )
 
 

