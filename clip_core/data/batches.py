@@ -70,7 +70,7 @@ def decoded(store: "Store", image_size: int) -> Pictures:
             raise ValueError(f"picture {store.image_ids[row]}: {error}") from None
 
     if len(store) * 3 * image_size**2 > MEMORY:
-        return lambda rows: torch.from_numpy(np.stack([decode(row) for row in rows]))
+        return lambda rows: torch.from_numpy(np.stack([decode(row) for row in rows.tolist()]))
     pixels = np.empty((len(store), 3, image_size, image_size), dtype=np.uint8)
     told = time.monotonic()
     for row in range(len(store)):

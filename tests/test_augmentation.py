@@ -1,0 +1,82 @@
+"""Random changes of training pictures: small, on white, the same for the same random numbers."""
+
+import numpy as np
+import pytest
+import torch
+
+from clip_core.config import Augmentation
+from clip_core.data.augmentation import augment
+
+NOTHING = Augmentation(scale=0.0, rotate=0.0, shift=0.0, brightness=0.0)
+
+
+def with_one(name: str, value: float) -> Augmentation:
+    return NOTHING.model_copy(update={name: value})
+
+
+@pytest.fixture
+def pixels() -> torch.Tensor:
+    """Eight white pictures with a grey square of 8 x 8 in the middle."""
+    pixels = torch.full((8, 3, 32, 32), 255, dtype=torch.uint8)
+    pixels[:, :, 12:20, 12:20] = 100
+    return pixels
+
+
+def random() -> np.random.Generator:
+    return np.random.default_rng(7)
+
+
+def ink(pixels: torch.Tensor) -> torch.Tensor:
+    """How dark each picture is as a whole, in squares of full black."""
+    return (255 - pixels.double()).mean(1).sum((1, 2)) / 255
+
+
+def middle(pixels: torch.Tensor) -> torch.Tensor:
+    """The centre (row, column) of each picture's ink."""
+    dark = (255 - pixels.double()).mean(1)
+    places = torch.arange(32, dtype=torch.float64)
+    return torch.stack([dark.sum(2) @ places, dark.sum(1) @ places], 1) / dark.sum((1, 2))[:, None]
+
+
+def test_without_changes_the_pictures_are_untouched(pixels: torch.Tensor) -> None:
+    assert torch.equal(augment(pixels, NOTHING, random()), pixels)
+
+
+def test_the_same_random_numbers_make_the_same_pictures(pixels: torch.Tensor) -> None:
+    params = Augmentation(scale=0.2, rotate=30.0, shift=0.1, brightness=0.2)
+    first, again = augment(pixels, params, random()), augment(pixels, params, random())
+    assert first.dtype == torch.uint8
+    assert torch.equal(first, again)
+    assert len({tuple(picture.flatten().tolist()) for picture in first}) == 8  # each in its own way
+
+
+def test_a_shift_moves_the_picture_at_most_that_share_of_its_side(pixels: torch.Tensor) -> None:
+    moved = augment(pixels, with_one("shift", 0.25), random())
+    way = (middle(moved) - middle(pixels)).abs()
+    assert way.max() <= 8.01
+    assert way.max() > 3
+    assert torch.allclose(ink(moved), ink(pixels), rtol=0.01)
+
+
+def test_a_scale_changes_the_size_about_the_middle(pixels: torch.Tensor) -> None:
+    scaled = augment(pixels, with_one("scale", 0.5), random())
+    share = (ink(scaled) / ink(pixels)).sqrt()  # of the side
+    assert torch.allclose(middle(scaled), middle(pixels), atol=0.05)
+    assert 0.49 < share.min() < 0.9
+    assert 1.1 < share.max() < 1.51
+
+
+def test_a_rotation_keeps_the_size_and_what_comes_into_view_is_white(pixels: torch.Tensor) -> None:
+    turned = augment(pixels, with_one("rotate", 45.0), random())
+    assert torch.allclose(ink(turned), ink(pixels), rtol=0.02)
+    assert (turned[:, :, [0, 0, -1, -1], [0, -1, 0, -1]] == 255).all()
+    assert not torch.equal(turned, pixels)
+
+
+def test_brightness_scales_all_pixels_of_a_picture(pixels: torch.Tensor) -> None:
+    lit = augment(pixels, with_one("brightness", 0.3), random())
+    grey = lit[:, 0, 16, 16].double()
+    assert grey.min() >= 70
+    assert grey.max() <= 130
+    assert len(set(grey.tolist())) > 4
+    assert torch.allclose(lit[:, 0, 0, 0].double(), (255 * grey / 100).clamp(max=255), atol=2)
