@@ -1,6 +1,7 @@
 """DVC stage: both towers as ONNX, if the gates let the model pass and torch and onnxruntime agree."""
 
 import json
+import sys
 from pathlib import Path
 
 from stages.command import run
@@ -19,6 +20,7 @@ def main(model: Path, metrics: Path, packed: Path, out: Path, params_file: Path 
     store = open_store(packed / "test")
     texts = sorted(set(store.pairs.query("language == 'zh'").caption))
     parity = export(model, store, texts, params.export, out)
+    assert "onnxruntime" not in sys.modules, "torch's features must come from a process without onnxruntime"
     print(json.dumps(parity, indent=1))
 
 

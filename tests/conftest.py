@@ -10,6 +10,7 @@ import pytest
 
 from clip_core.env import SWITCHES
 from clip_core.recipe import apply_recipe
+from tests.tiny_release import release, tiny_releases, triton  # noqa: F401 (fixtures)
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {

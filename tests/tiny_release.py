@@ -1,99 +1,102 @@
-"""A tiny model with random weights, a tiny gallery, and what serving makes of them: enough for every serving test."""
+"""A tiny release with random weights, and what to see of a Triton server from outside; for the tests of serving."""
 
-import hashlib
-import io
+from collections.abc import Generator
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
-from PIL import Image, ImageDraw
+import pytest
 
-from clip_core.config import Deploy, Export, ImageTower
-from clip_core.data.store import Store, StoreWriter, open_store
+if TYPE_CHECKING:
+    from clip_core.data.store import Store
+    from clip_core.serve.golden import Golden
+    from clip_core.serve.triton import Server
+    from clip_core.serve.truth import Truth
 
-EXPORT = Export(opset=20, max_feature_difference=1e-4, tie_margin=2e-4)
-DEPLOY = Deploy(num_golden=4, num_timed=5, max_feature_difference=1e-4)
-COLOURS = {"红": "#d32f2f", "橙": "#f57c00", "黄": "#fbc02d", "绿": "#388e3c", "蓝": "#1976d2", "紫": "#7b1fa2"}
-SHAPES = {"圆形": "ellipse", "方形": "rectangle", "弧线": "chord", "扇形": "pieslice"}
 TOP_K = 10
 
 
-def names() -> list[str]:
-    """The captions of the gallery's pictures."""
-    return [f"{colour}色的{shape}" for colour in COLOURS for shape in SHAPES]
+class Release(NamedTuple):
+    store: "Store"
+    model: Path
+    onnx: Path
+    index: Path
+    truth: "Truth"
+    golden: "Golden"
+    repository: Path
 
 
-def picture(colour: str, shape: str, encoding: str = "PNG") -> bytes:
-    """A coloured shape on white, encoded."""
-    image = Image.new("RGB", (40, 40), "white")
-    draw, box, fill = ImageDraw.Draw(image), (6, 6, 34, 34), COLOURS[colour]
-    turn = {"chord": {"start": 0, "end": 200}, "pieslice": {"start": 30, "end": 300}}.get(SHAPES[shape], {})
-    getattr(draw, SHAPES[shape])(box, fill=fill, **turn)
-    buffer = io.BytesIO()
-    image.save(buffer, encoding)
-    return buffer.getvalue()
-
-
-def make_model(folder: Path, seed: int) -> Path:
-    """A weights folder with random weights, which are a function of `seed`."""
-    import tokenizers
-
-    from clip_core.model.clip import make_clip
-    from clip_core.model.contract import Architecture, Made, Preprocessing, TextArchitecture
+def make_release(folder: Path, store: "Store", seed: int) -> Release:
+    """All that export, index and deploy make of a model with random weights, which are a function of `seed`."""
+    from clip_core.config import Deploy, Export
+    from clip_core.evaluate.benchmark import questions, read_benchmark
+    from clip_core.evaluate.retrieval import ranks, recall_at
     from clip_core.model.weights import save_weights
-    from clip_core.text import build_tokenizer
+    from clip_core.predictor import load
+    from clip_core.serve.export import export
+    from clip_core.serve.golden import make_golden
+    from clip_core.serve.index import build_index
+    from clip_core.serve.model_repository import assemble
+    from clip_core.serve.truth import encode_pictures, make_truth
+    from tests.tiny import MADE, tiny_clip, tiny_tokenizer_json
 
-    tokenizer = build_tokenizer(names())
-    text_tower = TextArchitecture(
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        dropout=0.0,
-        vocab_size=tokenizers.Tokenizer.from_str(tokenizer).get_vocab_size(),
-        num_positions=32,
-    )
-    image_tower = ImageTower(name="resnet10t", options={"channels": (16, 16, 32, 32), "stem_width": 8})
-    architecture = Architecture(
-        image_tower=image_tower,
-        text_tower=text_tower,
-        embed_dim=24,
-        image_size=32,
-        context_length=20,
-        preprocessing=Preprocessing(),
-    )
-    made = Made(stage="stage2", params="tiny", data="tiny", parent=None, text_tower="random")
-    save_weights(make_clip(architecture, seed).eval(), tokenizer, folder, made)
-    return folder
+    model, onnx, index, repository = (folder / name for name in ("model", "onnx", "index", "repository"))
+    tokenizer_json = tiny_tokenizer_json(store)
+    save_weights(tiny_clip(tokenizer_json, seed), tokenizer_json, model, MADE)
+    benchmark = read_benchmark(store)
+    asked = questions(benchmark, "all")
+    texts = [benchmark.texts[i] for i in asked.texts]
+    limits = Export(opset=20, max_feature_difference=1e-4, tie_margin=2e-4)
+    export(model, store, texts, limits, onnx)
+    build_index(onnx, store, texts, TOP_K, 1.0, index)
+    predictor = load(model)
+    found = ranks(predictor.encode_texts(texts), encode_pictures(predictor, store), asked.right_images)
+    metrics = {f"text_to_image_recall@{k}": {"value": recall_at(found, k)} for k in (1, 5, 10)}
+    truth = make_truth(predictor, store, texts, asked.right_images, metrics)
+    golden = make_golden(truth, predictor, store, Deploy(num_golden=4, num_timed=5, max_feature_difference=1e-4), TOP_K)
+    repository.mkdir()
+    assemble(onnx, index, golden, TOP_K, repository)
+    return Release(store, model, onnx, index, truth, golden, repository)
 
 
-def make_store(folder: Path) -> Store:
-    """A packed split of 24 drawn pictures with their names."""
-    import pandas as pd
+def processes_that_name(text: str) -> list[str]:
+    """The command lines of the running processes in which `text` occurs."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            command = file.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:  # it ended meanwhile
+            continue
+        if text in command:
+            found.append(command)
+    return found
 
-    writer = StoreWriter(folder, shard_bytes=2**20)
-    rows = []
-    for place, (colour, shape) in enumerate((colour, shape) for colour in COLOURS for shape in SHAPES):
-        image = picture(colour, shape)
-        writer.add(f"drawn-{place:02d}", image)
-        rows.append(
-            {
-                "pair_id": f"pair-{place:02d}",
-                "image_id": f"drawn-{place:02d}",
-                "text_id": f"zh-{place:02d}",
-                "caption": f"{colour}色的{shape}",
-                "language": "zh",
-                "caption_kind": "caption",
-                "concept_id": None,
-                "family": None,
-                "group": None,
-                "split": "test",
-                "source": "drawn",
-                "licence": "CC0-1.0",
-                "image_sha256": hashlib.sha256(image).hexdigest(),
-                "width": 40,
-                "height": 40,
-                "num_bytes": len(image),
-                "seen": True,
-            }
-        )
-    writer.finish(pd.DataFrame(rows))
-    return open_store(folder)
+
+@pytest.fixture(scope="session")
+def tiny_releases(tmp_path_factory: pytest.TempPathFactory) -> tuple[Release, Release]:
+    """Two releases of one gallery. Read only."""
+    from tests.tiny import tiny_store
+
+    folder = tmp_path_factory.mktemp("releases")
+    store = tiny_store(folder / "store")
+    first, second = folder / "first", folder / "second"
+    first.mkdir()
+    second.mkdir()
+    return make_release(first, store, seed=1), make_release(second, store, seed=2)
+
+
+@pytest.fixture(scope="session")
+def release(tiny_releases: tuple[Release, Release]) -> Release:
+    """The first of the two releases. Read only."""
+    return tiny_releases[0]
+
+
+@pytest.fixture(scope="session")
+def triton(release: Release, tmp_path_factory: pytest.TempPathFactory) -> Generator["Server"]:
+    """A Triton server of the first release; a test that changes what it serves has a server of its own."""
+    from clip_core.serve.release import new_live_repository
+    from clip_core.serve.triton import triton_server
+
+    folder = tmp_path_factory.mktemp("triton")
+    models = new_live_repository(release.repository, folder / "live")
+    with triton_server(folder / "live", models, folder / "triton.log") as server:
+        yield server

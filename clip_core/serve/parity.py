@@ -38,7 +38,6 @@ def shapes(contract: Contract) -> Iterator[tuple[str, np.ndarray]]:
 
 def measure_parity(expected: Path, onnx: Path, store: Path, limits: Export) -> dict:
     """The export in `onnx` against the features in `expected`, in a process of its own; ValueError above the limits."""
-    assert "onnxruntime" not in sys.modules, "the expected features must come from a process without onnxruntime"
     command = [sys.executable, "-m", "clip_core.serve.parity", str(expected), str(onnx), str(store)]
     subprocess.run([*command, str(limits.tie_margin)], check=True)
     parity = json.loads((expected / "parity.json").read_text())

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 AT_ONCE = 64  # the models' max_batch_size
 TIMEOUT = 60  # seconds
+BAD_INPUT = "bad input: "  # begins what the models say of a caller's mistake
 
 
 class Found(NamedTuple):
@@ -65,6 +66,6 @@ def _ask(
         answer = client.infer(model, [question], outputs=wanted, client_timeout=TIMEOUT)
     except InferenceServerException as error:
         if error.status() == "StatusCode.INVALID_ARGUMENT":
-            raise ValueError(error.message()) from None
+            raise ValueError(error.message().rpartition(BAD_INPUT)[2]) from None
         raise
     return [answer.as_numpy(output) for output in outputs]

@@ -13,6 +13,7 @@ from clip_core.image import read_image, to_pixels
 from clip_core.model.contract import read_contract
 from clip_core.serve.index import read_index, top_k
 from clip_core.serve.onnx_towers import open_session, run
+from clip_core.serve.queries import BAD_INPUT
 from clip_core.text import load_tokenizer
 
 MAX_TEXT_BYTES = 16 * 2**10
@@ -114,7 +115,7 @@ class Search:
         )
         answer = question.exec()
         if answer.has_error():
-            return pb.InferenceResponse(error=pb.TritonError(answer.error().message(), answer.error().code()))
+            return _pass_on(answer.error())
         try:
             release = pb.get_output_tensor_by_name(answer, "release").as_numpy()
             if encoder := {item.decode() for item in release.ravel()} - {self.index.release}:
@@ -181,6 +182,12 @@ def _answer(tensors: dict[str, np.ndarray]) -> "pb.InferenceResponse":
 def _refusal(error: Exception) -> "pb.InferenceResponse":
     """What the caller of a request that failed gets: the reason if it is the caller's mistake, else no details."""
     if isinstance(error, ValueError):
-        return pb.InferenceResponse(error=pb.TritonError(str(error), pb.TritonError.INVALID_ARG))
+        return pb.InferenceResponse(error=pb.TritonError(f"{BAD_INPUT}{error}", pb.TritonError.INVALID_ARG))
     pb.Logger.log_error("".join(traceback.format_exception(error)))
     return pb.InferenceResponse(error=pb.TritonError("internal error, see the server's log", pb.TritonError.INTERNAL))
+
+
+def _pass_on(error: "pb.TritonError") -> "pb.InferenceResponse":
+    """The error of a model that we asked; Triton 2.51 calls each of them INTERNAL, so the message has to tell."""
+    code = pb.TritonError.INVALID_ARG if BAD_INPUT in error.message() else error.code()
+    return pb.InferenceResponse(error=pb.TritonError(error.message(), code))

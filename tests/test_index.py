@@ -1,0 +1,62 @@
+"""The index: exact search over the gallery, and a gate on its recall."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clip_core.serve.index import build_index, read_index, recall_of, top_k
+from tests.tiny_release import TOP_K, Release
+
+
+def test_the_best_are_those_of_a_full_sort() -> None:
+    draw = np.random.default_rng(5)
+    features, queries = draw.normal(size=(200, 16)), draw.normal(size=(30, 16))
+    places, scores = top_k(features, queries, 7)
+    all_scores = queries @ features.T
+    np.testing.assert_array_equal(places, np.argsort(-all_scores, axis=1, kind="stable")[:, :7])
+    np.testing.assert_array_equal(scores, np.take_along_axis(all_scores, places, axis=1))
+
+
+def test_equal_pictures_are_found_in_the_order_of_the_index() -> None:
+    features = np.array([[0.0, 1], [1, 0], [1, 0], [1, 0], [0, 1]])
+    places, _ = top_k(features, np.array([[1.0, 0]]), 2)
+    assert places.tolist() == [[1, 2]]
+
+
+def test_a_gallery_smaller_than_k_is_found_whole() -> None:
+    places, _ = top_k(np.eye(3), np.array([[0.1, 0.3, 0.2]]), 10)
+    assert places.tolist() == [[1, 2, 0]]
+
+
+def test_recall_counts_what_exact_search_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = np.random.default_rng(5)
+    features = draw.normal(size=(50, 8)).astype(np.float32)
+    assert recall_of(features, features[:9], 10) == 1.0
+    monkeypatch.setattr("clip_core.serve.index.top_k", lambda *_: (np.tile(np.arange(10), (9, 1)), None))
+    assert recall_of(features, features[:9], 10) < 0.7
+
+
+def test_the_index_holds_the_features_of_the_export(release: Release) -> None:
+    index = read_index(release.index)
+    assert index.image_ids == release.store.image_ids
+    assert index.release == (release.onnx / "release.txt").read_text().strip()
+    np.testing.assert_allclose(index.features, release.truth.image_features, atol=1e-5)
+    assert json.loads((release.index / "index.json").read_text())["recall"] == 1.0
+
+
+def test_an_index_below_the_gate_is_not_written(release: Release, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"finds 1.0000 of the true top 10; index.min_recall asks for 1.1"):
+        build_index(release.onnx, release.store, list(release.truth.texts), TOP_K, 1.1, tmp_path / "index")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_index_whose_parts_do_not_fit_is_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "features.npy", np.zeros((3, 2)))
+    (tmp_path / "image_ids.json").write_text('["a", "b"]')
+    with pytest.raises(ValueError, match=r"index\.json is missing"):
+        read_index(tmp_path)
+    (tmp_path / "index.json").write_text('{"release": "r"}')
+    with pytest.raises(ValueError, match="3 rows of features for 2 image ids"):
+        read_index(tmp_path)
