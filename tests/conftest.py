@@ -77,12 +77,17 @@ def smoke_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return project
 
 
-@pytest.fixture
-def project_copy(smoke_project: Path, tmp_path: Path) -> Path:
-    """A private copy of the smoke project, which shares DVC's cache with it."""
-    copy = tmp_path / "project"
-    shutil.copytree(smoke_project, copy, ignore=shutil.ignore_patterns("cache", "tmp", ".cache", ".git", ".prefect"))
-    shutil.copytree(smoke_project / ".cache", copy / ".cache", copy_function=os.link)
-    (copy / ".dvc" / "config.local").write_text(f"[cache]\n    dir = {smoke_project / '.dvc' / 'cache'}\n")
+def copy_of(project: Path, folder: Path) -> Path:
+    """A private copy of the smoke project in `folder`, which shares DVC's cache with it."""
+    copy = folder / "project"
+    shutil.copytree(project, copy, ignore=shutil.ignore_patterns("cache", "tmp", ".cache", ".git", ".prefect"))
+    shutil.copytree(project / ".cache", copy / ".cache", copy_function=os.link)
+    (copy / ".dvc" / "config.local").write_text(f"[cache]\n    dir = {project / '.dvc' / 'cache'}\n")
     commit_all(copy, "init", "-q", "-b", "main")
     return copy
+
+
+@pytest.fixture
+def project_copy(smoke_project: Path, tmp_path: Path) -> Path:
+    """A private copy of the smoke project, for changing."""
+    return copy_of(smoke_project, tmp_path)
