@@ -2,9 +2,10 @@
 
 import json
 import urllib.request
+from typing import Any
 
 
-def ask(url: str, path: str, **body: object) -> list[dict]:
+def ask(url: str, path: str, **body: object) -> Any:
     """What the server at `url` answers to `POST path`."""
     data = json.dumps(body).encode()
     request = urllib.request.Request(f"{url}/{path}", data, {"Content-Type": "application/json"})

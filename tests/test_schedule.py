@@ -1,0 +1,154 @@
+"""The platform, for real: server, worker, the deployments of prefect.yaml, and runs that the scheduler creates."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Generator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from clip_core.config import read_yaml
+from flows.server import free_port
+from tests.conftest import ENVIRONMENT, ROOT, copy_of
+from tests.prefect_api import ask, flow_runs, log, stage_states
+
+PATIENCE = 240  # seconds
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Platform:
+    project: Path
+    url: str
+
+
+@pytest.fixture(scope="module")
+def platform(smoke_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Generator[Platform]:
+    """`python -m flows.platform` on a copy of the smoke project, with an interval of seconds for the nightly cron."""
+    project = copy_of(smoke_project, tmp_path_factory.mktemp("platform"))
+    schedule = re.compile(r"- \{cron: .*\}")
+    text, count = schedule.subn("- {interval: 20}", (ROOT / "prefect.yaml").read_text())
+    assert count == 1
+    (project / "prefect.yaml").write_text(text)
+    port = free_port()
+    log_file = project / "platform.log"
+    with log_file.open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "flows.platform", "--port", str(port)],
+            cwd=project,
+            env=ENVIRONMENT,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        until(lambda: "Prefect is up" in log_file.read_text() or process.poll() is not None)
+        assert process.poll() is None, log_file.read_text()
+        yield Platform(project, f"http://127.0.0.1:{port}/api")
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+
+
+def test_a_run_that_the_scheduler_created_runs_the_stage_that_has_changed(platform: Platform) -> None:
+    touch(platform.project / "stages" / "report.py")
+    run = next_working_run(platform)
+    assert run["auto_scheduled"]
+    assert run["state_type"] == "COMPLETED", log(platform.url, run)
+    states = stage_states(platform.url, run)
+    assert {name for name, state in states.items() if state == "Ran"} == {"report"}
+    assert len(states) > len(read_yaml(ROOT / "dvc.yaml")["stages"])  # one task a stage, and two for evaluate
+
+
+def test_a_run_killed_in_training_is_resumed_by_the_next_which_finishes(platform: Platform) -> None:
+    killed = run_in_training(platform)
+    os.kill(process_of(killed), signal.SIGKILL)
+    until(lambda: state_of(platform, killed) == "CRASHED")
+
+    run = next_working_run(platform)
+    assert run["state_type"] == "COMPLETED", log(platform.url, run)
+    assert stage_states(platform.url, run)["stage2"] == "Ran"
+    assert "resuming at step" in log(platform.url, run)
+
+
+def test_a_run_cancelled_in_training_ends_with_its_processes(platform: Platform) -> None:
+    run = run_in_training(platform)
+    ask(platform.url, f"flow_runs/{run['id']}/set_state", state={"type": "CANCELLING"})
+    until(lambda: state_of(platform, run) == "CANCELLED")
+    assert not trainers(platform.project)
+
+
+def touch(module: Path) -> None:
+    """Changes a file of code but not what it does."""
+    with module.open("a") as file:
+        file.write(f"# {time.time()}\n")
+
+
+def run_in_training(platform: Platform) -> dict:
+    """The flow run that is training stage 2 anew, as soon as a checkpoint of it lies on disk."""
+    touch(platform.project / "stages" / "stage2.py")
+    work = platform.project / ".work" / "stage2"
+    old = set(work.glob("*/checkpoint*"))
+    until(lambda: set(work.glob("*/checkpoint*")) - old, every=0.02)
+    (run,) = [run for run in flow_runs(platform.url) if run["state_type"] == "RUNNING"]
+    return run
+
+
+def next_working_run(platform: Platform) -> dict:
+    """The next flow run to finish in which a stage really ran."""
+    old = {run["id"] for run in finished(platform)}
+    return until(lambda: [run for run in finished(platform) if run["id"] not in old and has_ran(platform, run)])[0]
+
+
+def finished(platform: Platform) -> list[dict]:
+    return [run for run in flow_runs(platform.url) if run["state_type"] in ("COMPLETED", "FAILED")]
+
+
+def has_ran(platform: Platform, run: dict) -> bool:
+    return "Ran" in stage_states(platform.url, run).values()
+
+
+def state_of(platform: Platform, run: dict) -> str:
+    return next(other["state_type"] for other in flow_runs(platform.url) if other["id"] == run["id"])
+
+
+def process_of(run: dict) -> int:
+    """The process in which a flow run goes on."""
+    mark = f"PREFECT__FLOW_RUN_ID={run['id']}".encode()
+    (pid,) = [pid for pid, command in processes() if "prefect.engine" in command and mark in environment_of(pid)]
+    return pid
+
+
+def trainers(project: Path) -> list[int]:
+    here = [pid for pid, command in processes() if "stages.stage2" in command]
+    return [pid for pid in here if Path(f"/proc/{pid}/cwd").readlink() == project]
+
+
+def processes() -> list[tuple[int, list[str]]]:
+    """Each process with its command line; those that end meanwhile are left out."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            found.append((int(folder.name), (folder / "cmdline").read_text().split("\0")))
+    return found
+
+
+def environment_of(pid: int) -> list[bytes]:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    return []
+
+
+def until(condition: Callable[[], T], every: float = 0.5) -> T:
+    """The first true answer of `condition`."""
+    deadline = time.monotonic() + PATIENCE
+    while not (answer := condition()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(every)
+    return answer
