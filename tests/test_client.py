@@ -1,0 +1,107 @@
+"""`make serve` and the command line client: what they print, refuse and leave behind."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+
+from clip_core.serve.triton import shared_memory
+from tests.conftest import ENVIRONMENT, ROOT
+from tests.served import of, serving
+from tests.tiny_release import Release, processes_that_name
+
+
+@pytest.fixture(scope="module")
+def served(release: Release, tmp_path_factory: pytest.TempPathFactory) -> Generator[Path]:
+    """A folder in which a gateway runs."""
+    folder = tmp_path_factory.mktemp("serve")
+    with serving(folder, *of(release)):
+        yield folder
+
+
+def ask(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return run(folder, "clip_core.serve.client", *arguments)
+
+
+def run(folder: Path, module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        cwd=folder,
+        env=ENVIRONMENT | {"PYTHONPATH": str(ROOT), "http_proxy": "http://127.0.0.1:9"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_the_client_prints_the_top_hits(served: Path, release: Release) -> None:
+    result = ask(served, release.truth.texts[0], "--top", "3")
+    assert result.returncode == 0, result.stderr
+    scores = release.truth.image_features @ release.truth.text_features[0]
+    rows = [line.split() for line in result.stdout.splitlines()]
+    assert [float(score) for score, *_ in rows] == pytest.approx(sorted(scores, reverse=True)[:3], abs=1e-3)
+    assert all(image_id in release.truth.image_ids for _, image_id, _ in rows)
+
+
+def test_the_client_says_why_a_text_is_refused(served: Path) -> None:
+    result = ask(served, "  ")
+    assert result.returncode == 1
+    assert result.stderr == "error: item 0: the text is empty\n"
+    assert "top: Input should be less than or equal to 100" in ask(served, "猫", "--top", "1000").stderr
+
+
+def test_without_a_server_the_client_says_how_to_start_one(tmp_path: Path) -> None:
+    assert "no server runs in this project; start one in another terminal: make serve" in ask(tmp_path, "猫").stderr
+    result = ask(tmp_path, "猫", "--url", "http://127.0.0.1:9")
+    assert result.returncode == 1
+    assert "no server answers at http://127.0.0.1:9" in result.stderr
+
+
+def test_the_client_needs_neither_torch_nor_numpy() -> None:
+    code = "import sys, clip_core.serve.client; print({'torch', 'numpy', 'tritonclient'} & set(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout == "set()\n"
+
+
+def test_a_second_server_in_the_project_is_refused_by_the_address_of_the_first(served: Path, release: Release) -> None:
+    result = run(served, "clip_core.serve.gateway", "--port", "0", *of(release))
+    assert result.returncode == 1
+    url = json.loads((served / ".work" / "serve.json").read_text())["url"]
+    assert f"`make serve` runs in this project already: {url}" in result.stderr
+
+
+def test_a_port_in_use_is_named_with_the_remedy(release: Release, tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        result = run(tmp_path, "clip_core.serve.gateway", "--port", str(port), *of(release))
+    assert result.returncode == 1
+    assert f"port {port} can not be used" in result.stderr
+    assert f"--port {port + 1}" in result.stderr
+
+
+def test_without_a_repository_the_gateway_says_what_makes_one(tmp_path: Path) -> None:
+    result = run(tmp_path, "clip_core.serve.gateway")
+    assert result.returncode == 1
+    assert "serving/repository: no model repository yet; `make run` makes it" in result.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+def test_ending_it_leaves_nothing_running(number: signal.Signals, release: Release, tmp_path: Path) -> None:
+    before = shared_memory("clip-")
+    repository = tmp_path / "repository"
+    repository.symlink_to(release.repository)
+    with serving(tmp_path, "--repository", str(repository), "--images", str(release.store.folder)) as (_, process):
+        assert processes_that_name(str(tmp_path / "live"))
+        process.send_signal(number)
+        assert process.wait(60) == 0
+    assert not processes_that_name(str(tmp_path))
+    assert shared_memory("clip-") == before
+    assert not (tmp_path / ".work" / "serve.json").exists()
+    assert not (tmp_path / "live" / "serve").exists()

@@ -1,0 +1,241 @@
+"""Serving on a real Triton: right answers, clear refusals, one repository for CPU and GPU, nothing left behind."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clip_core.serve import release as releases
+from clip_core.serve.model_repository import MODELS, assemble, read_config
+from clip_core.serve.queries import encode_images, encode_texts, search
+from clip_core.serve.triton import Server, connect, shared_memory, triton_server
+from tests.conftest import ENVIRONMENT, ROOT
+from tests.tiny_release import TOP_K, Release, processes_that_name
+
+
+def test_served_features_are_torchs(triton: Server, release: Release) -> None:
+    with closing(connect(triton.address)) as client:
+        texts = encode_texts(client, release.truth.texts)
+        images = encode_images(client, [release.store.image_bytes(i) for i in range(len(release.store))])
+    np.testing.assert_allclose(texts, release.truth.text_features, atol=1e-5)
+    np.testing.assert_allclose(images, release.truth.image_features, atol=1e-5)
+
+
+@pytest.mark.parametrize("encoding", ["PNG", "JPEG", "WEBP"])
+def test_every_encoding_is_read_as_in_training(encoding: str, triton: Server, release: Release) -> None:
+    from clip_core.predictor import load
+
+    image = encoded(Image.effect_mandelbrot((50, 70), (-2, -1, 1, 1), 50), encoding)
+    with closing(connect(triton.address)) as client:
+        served = encode_images(client, [image])
+    np.testing.assert_allclose(served, load(release.model).encode_images([image]), atol=1e-5)
+
+
+def test_texts_of_every_length_are_read_as_in_training(triton: Server, release: Release) -> None:
+    from clip_core.predictor import load
+
+    texts = ["猫", "“红色”圆形", "ｆｕｌｌ　ｗｉｄｔｈ，红色！", "a red circle 红色圆形", "红色方块" * 15]
+    with closing(connect(triton.address)) as client:
+        served = encode_texts(client, texts)
+    np.testing.assert_allclose(served, load(release.model).encode_texts(texts), atol=1e-5)
+
+
+def test_search_finds_what_torch_finds(triton: Server, release: Release) -> None:
+    with closing(connect(triton.address)) as client:
+        found = search(client, release.truth.texts)
+    true = release.truth.text_features @ release.truth.image_features.T
+    for answer, scores in zip(found, true, strict=True):
+        assert len(answer.ids) == TOP_K
+        places = [release.truth.image_ids.index(image_id) for image_id in answer.ids]
+        np.testing.assert_allclose(answer.scores, scores[places], atol=1e-5)
+        np.testing.assert_allclose(answer.scores, -np.sort(-scores)[:TOP_K], atol=1e-5)
+        assert answer.release == release.truth.release
+
+
+def encoded(image: Image.Image, encoding: str) -> bytes:
+    buffer = io.BytesIO()
+    image.convert("RGB").save(buffer, encoding)
+    return buffer.getvalue()
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that claims a size and holds one row of nothing."""
+    data = bytearray(encoded(Image.new("RGB", (8, 8)), "PNG"))
+    data[16:24] = width.to_bytes(4, "big") + height.to_bytes(4, "big")
+    import zlib
+
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    return bytes(data)
+
+
+BAD_TEXTS = {
+    "empty": (b"", "the text is empty"),
+    "blank": (" \u3000\n".encode(), "the text is empty"),
+    "meaningless": (b"\0\0", "the text is empty"),
+    "too long": ("猫".encode() * 6000, "18000 bytes; 16384 are allowed"),
+    "half a character": ("猫".encode()[:2], "not valid UTF-8"),
+}
+BAD_IMAGES = {
+    "not an image": (b"hello", "not a picture in one of the formats PNG, JPEG, WEBP"),
+    "empty": (b"", "not a picture"),
+    "a GIF": (encoded(Image.new("RGB", (8, 8)), "GIF"), "not a picture in one of the formats"),
+    "truncated": (encoded(Image.effect_noise((64, 64), 50), "PNG")[:500], "broken picture"),
+    "a bomb": (png_header(30_000, 30_000), "too many pixels"),
+    "too big": (b"\xff\xd8\xff" + bytes(16 * 2**20), "16777219 bytes; 16777216 are allowed"),
+}
+
+
+@pytest.mark.parametrize("model", ["clip_text", "clip_search"])
+@pytest.mark.parametrize("case", BAD_TEXTS)
+def test_a_text_that_is_none_is_refused_with_the_reason(case: str, model: str, triton: Server) -> None:
+    text, reason = BAD_TEXTS[case]
+    status, message = refusal(triton, model, "TEXT", [b"ok", text])
+    assert status == "StatusCode.INVALID_ARGUMENT"
+    assert reason in message
+    assert "item 1" in message
+
+
+@pytest.mark.parametrize("case", BAD_IMAGES)
+def test_a_picture_that_is_none_is_refused_with_the_reason(case: str, triton: Server) -> None:
+    image, reason = BAD_IMAGES[case]
+    status, message = refusal(triton, "clip_image", "IMAGE", [image])
+    assert status == "StatusCode.INVALID_ARGUMENT"
+    assert reason in message
+    assert "item 0" in message
+
+
+def test_a_bad_request_does_not_harm_those_beside_it(triton: Server, release: Release) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    true = dict(zip(release.truth.texts, release.truth.text_features, strict=True))
+
+    def ask(number: int) -> bool:
+        if number % 4 == 0:
+            return refusal(triton, "clip_text", "TEXT", [b" "])[0] == "StatusCode.INVALID_ARGUMENT"
+        text = release.truth.texts[number % len(true)]
+        with closing(connect(triton.address)) as client:
+            return bool(np.allclose(encode_texts(client, [text])[0], true[text], atol=1e-5))
+
+    with ThreadPoolExecutor(8) as threads:
+        assert all(threads.map(ask, range(160)))
+
+
+def refusal(server: Server, model: str, name: str, items: list[bytes]) -> tuple[str, str]:
+    from tritonclient.grpc import InferInput
+    from tritonclient.utils import InferenceServerException
+
+    question = InferInput(name, [len(items), 1], "BYTES")
+    question.set_data_from_numpy(np.array(items, dtype=object).reshape(-1, 1))
+    with closing(connect(server.address)) as client, pytest.raises(InferenceServerException) as caught:
+        client.infer(model, [question])
+    return str(caught.value.status()), caught.value.message()
+
+
+def test_search_refuses_when_encoder_and_index_differ(release: Release, tmp_path: Path) -> None:
+    models = releases.new_live_repository(release.repository, tmp_path / "live")
+    facts = tmp_path / "live" / "clip_search_r1" / "1" / "index.json"
+    facts.write_text(json.dumps(json.loads(facts.read_text()) | {"release": "0123456789abcdef"}))
+    with triton_server(tmp_path / "live", models, tmp_path / "log") as server:
+        status, message = refusal(server, "clip_search", "TEXT", ["红色".encode()])
+    assert status == "StatusCode.UNAVAILABLE"
+    assert f"the index is of release 0123456789abcdef, the text model of {release.truth.release}" in message
+
+
+def test_an_index_of_another_release_is_not_assembled(tiny_releases: tuple[Release, Release], tmp_path: Path) -> None:
+    first, second = tiny_releases
+    with pytest.raises(ValueError, match=f"made by release {second.truth.release}, but .* holds {first.truth.release}"):
+        assemble(first.onnx, second.index, first.golden, TOP_K, tmp_path)
+
+
+@pytest.mark.parametrize("model", ["text_core", "image_core"])
+def test_cpu_and_gpu_configurations_say_the_same(model: str, release: Release) -> None:
+    gpu = read_config(release.repository / model / "config.pbtxt")
+    cpu = read_config(release.repository / model / "configs" / "cpu_python.pbtxt")
+    assert (gpu.backend, cpu.backend) == ("onnxruntime", "python")
+    for config in (gpu, cpu):
+        for field in ("backend", "instance_group", "parameters"):  # where they may differ
+            config.ClearField(field)
+    assert str(gpu) == str(cpu)
+
+
+def test_a_gpu_servers_onnx_files_fit_its_configurations(release: Release) -> None:
+    import onnx
+
+    for model in ("text_core", "image_core"):
+        config = read_config(release.repository / model / "config.pbtxt")
+        graph = onnx.load(release.repository / model / "1" / "model.onnx").graph
+        assert [tensor.name for tensor in graph.input] == [tensor.name for tensor in config.input]
+        assert [tensor.name for tensor in graph.output] == [tensor.name for tensor in config.output]
+
+
+def test_every_version_folder_holds_a_file(release: Release) -> None:
+    for model in MODELS:
+        assert any(file.is_file() for file in (release.repository / model / "1").iterdir()), model
+
+
+def test_two_servers_run_side_by_side_and_leave_nothing(triton: Server, release: Release, tmp_path: Path) -> None:
+    models = releases.new_live_repository(release.repository, tmp_path / "live")
+    before = shared_memory("clip-")
+    with triton_server(tmp_path / "live", models, tmp_path / "log") as server:
+        assert server.address != triton.address
+        assert processes_that_name(str(tmp_path))
+        assert len(shared_memory("clip-")) > len(before)
+        with closing(connect(server.address)) as client:
+            assert search(client, ["红色"])[0].release == release.truth.release
+    assert not processes_that_name(str(tmp_path))
+    assert shared_memory("clip-") == before
+    with closing(connect(triton.address)) as client:
+        assert search(client, ["红色"])
+
+
+OWNER = """
+import sys, time
+from pathlib import Path
+from clip_core.serve.release import new_live_repository
+from clip_core.serve.triton import triton_server
+repository, folder = Path(sys.argv[1]), Path(sys.argv[2])
+with triton_server(folder / "live", new_live_repository(repository, folder / "live"), folder / "log") as server:
+    print(server.address, flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=lambda number: number.name)
+def test_a_server_ends_with_its_owner(number: signal.Signals, release: Release, tmp_path: Path) -> None:
+    before = shared_memory("clip-")
+    command = [sys.executable, "-c", OWNER, str(release.repository), str(tmp_path)]
+    owner = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert owner.stdout is not None
+    assert b":" in owner.stdout.readline()
+    os.kill(owner.pid, number)
+    owner.wait(30)
+    deadline = time.monotonic() + 30
+    while processes_that_name(f"{tmp_path}/live") and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not processes_that_name(f"{tmp_path}/live")
+    assert shared_memory("clip-") == before
+
+
+def test_a_model_that_does_not_load_is_named_with_the_end_of_the_log(release: Release, tmp_path: Path) -> None:
+    models = releases.new_live_repository(release.repository, tmp_path / "live")
+    (tmp_path / "live" / "text_core_r1" / "1" / "model.onnx").write_bytes(b"not an ONNX file")
+    with (
+        pytest.raises(ValueError, match=r"(?s)Triton ended while loading.*text_core_r1.*model\.onnx"),
+        triton_server(tmp_path / "live", models, tmp_path / "log"),
+    ):
+        pass
+    assert not processes_that_name(str(tmp_path))
+
+
+def test_no_server_is_a_message() -> None:
+    with pytest.raises(ValueError, match=r"no Triton answers at 127.0.0.1:9 .*make serve"):
+        connect("127.0.0.1:9")
