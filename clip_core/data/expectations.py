@@ -54,17 +54,17 @@ def rules_of(params: Validate) -> list[Rule]:
         rule("picture_side", "the shorter side is long enough (pixels)", BETWEEN, "side", min_value=limits.min_side),
         rule("picture_pixels", "the picture has not too many pixels", BETWEEN, "pixels", max_value=limits.max_pixels),
         rule("picture_bytes", "the encoded picture is not too large", BETWEEN, "bytes", max_value=limits.max_bytes),
-        rule("picture_aspect", "longer by shorter side, at most", BETWEEN, "aspect", max_value=limits.max_aspect),
+        rule("picture_aspect", "longer side by shorter side", BETWEEN, "aspect", max_value=limits.max_aspect),
         holds("pair_is_new", "no earlier row has the same pair_id"),
         holds("ids_given", "pair_id, image_id and text_id are not blank"),
         rule("caption_given", "the caption is not blank", MATCH, "caption", regex=r"\S"),
         rule("caption_length", "the caption is short enough", LENGTH, "caption", max_value=limits.max_caption_length),
         rule("caption_readable", "no control or replacement characters", NO_MATCH, "caption", regex=UNREADABLE),
-        rule("language_known", "the language is one of", IN_SET, "language", value_set=list(LANGUAGES)),
+        rule("language_known", "the language is known", IN_SET, "language", value_set=list(LANGUAGES)),
         rule(
-            "caption_kind_known", "the kind of caption is one of", IN_SET, "caption_kind", value_set=list(CAPTION_KINDS)
+            "caption_kind_known", "the kind of caption is known", IN_SET, "caption_kind", value_set=list(CAPTION_KINDS)
         ),
-        rule("split_known", "the split is one of", IN_SET, "split", value_set=list(SPLITS)),
+        rule("split_known", "the split is known", IN_SET, "split", value_set=list(SPLITS)),
         rule("licence_given", "the licence is not blank", MATCH, "licence", regex=r"\S"),
         rule("batch_not_empty", "there is a row at all", COUNT, min_value=1),
         rule(

@@ -1,6 +1,7 @@
 """What validation and curation need to know of every pair: the profile table, and a fingerprint of every picture."""
 
 import os
+import sys
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 CHUNK = 500  # pictures in memory at a time
 THUMBNAIL_SIDE = 16
 FINGERPRINT = ("difference_hash", "thumbnail")
-MEASURED = ("actual_sha256", "bytes", "picture_decodes", "problem", "side", "pixels", "aspect")
+MEASURED = ("actual_sha256", "bytes", "picture_decodes", "side", "pixels", "aspect")
 STEP = 4  # grey levels that neighbours must differ by, so that JPEG's noise in a flat area sets no bit
 CJK = r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]"
 
@@ -47,13 +48,13 @@ def profile_image(data: bytes, max_pixels: int) -> dict:
     """The facts about one picture's bytes; one with more than `max_pixels` is measured, but not decoded."""
     facts: dict[str, object] = {"actual_sha256": sha256(data).hexdigest(), "bytes": len(data)}
     try:
-        sides = sorted(read_size(data))
+        sides = sorted(read_size(data, sys.maxsize))
         facts |= {"side": sides[0], "pixels": sides[0] * sides[1], "aspect": sides[1] / sides[0]}
         if sides[0] * sides[1] > max_pixels:
             return facts
-        image = read_image(data)
-    except ValueError as error:
-        return facts | {"picture_decodes": False, "problem": str(error)}
+        image = read_image(data, max_pixels)
+    except ValueError:
+        return facts | {"picture_decodes": False}
     return facts | {
         "picture_decodes": True,
         "difference_hash": difference_hash(image),
