@@ -52,7 +52,7 @@ def train(
         torch.manual_seed(int(random_at(pairs.seed, "dropout", step).integers(2**63)))
         set_lr(optimizer, lr := lr_at(step, params.schedule))
         batch = pairs.batch(step)
-        loss = contrastive_loss(encode_images(batch.images), model.encode_texts(batch.token_ids), model.logit_scale)
+        loss = contrastive_loss(encode_images(batch.images), encode_texts(model, batch.token_ids), model.logit_scale)
         _stop_unless_finite(loss.item(), step)
         loss.backward()
         grad_norm = clip_grad_norm_(model.parameters(), params.optimizer.max_grad_norm)
@@ -68,6 +68,14 @@ def train(
         if _is_due(step, params.save_every, num_steps):
             save(work, step, model, optimizer)
     model.eval()
+
+
+def encode_texts(model: CLIP, token_ids: Tensor) -> Tensor:
+    """The model's text features, short texts apart from long ones: less padding, which is 40 % of the time."""
+    lengths = (token_ids != 0).sum(1)
+    order = lengths.argsort(stable=True)
+    halves = [model.encode_texts(token_ids[rows, : int(lengths[rows].max())]) for rows in order.chunk(2)]
+    return torch.cat(halves)[order.argsort()]
 
 
 def _is_due(step: int, every: int, num_steps: int) -> bool:
