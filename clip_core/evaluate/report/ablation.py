@@ -1,4 +1,4 @@
-"""The report's table of the committed ablation."""
+"""The report's account of the committed ablation."""
 
 from collections.abc import Mapping
 from html import escape
@@ -6,15 +6,16 @@ from html import escape
 from clip_core.evaluate.report.charts import interval_bar, percent
 
 METRICS = {
-    "seen.text_to_image_mean_recall": "seen, text &rarr; picture, mean recall",
-    "seen.image_to_text_mean_recall": "seen, picture &rarr; text, mean recall",
-    "unseen.text_to_image_mean_recall": "unseen, text &rarr; picture, mean recall",
-    "zero_shot.top1_accuracy": "zero-shot accuracy",
+    "seen.text_to_image_mean_recall": "Seen concepts, text &rarr; picture, mean recall",
+    "seen.image_to_text_mean_recall": "Seen concepts, picture &rarr; text, mean recall",
+    "unseen.text_to_image_mean_recall": "Unseen concepts, text &rarr; picture, mean recall",
+    "zero_shot.top1_accuracy": "Zero-shot accuracy",
 }
+COLOURS = {"scratch": "init", "longer_scratch": "init", "two_stages": "stage2"}  # the others are like stage 1
 
 
-def ablation_tables(ablation: Mapping) -> str:
-    """The arms with their intervals, one card a metric, what may be claimed, and the differences between arms."""
+def ablation_cards(ablation: Mapping) -> str:
+    """The arms with their intervals, a card a metric, and the differences between arms."""
     arms = ablation["arms"]
     cards = []
     for name, label in METRICS.items():
@@ -23,31 +24,34 @@ def ablation_tables(ablation: Mapping) -> str:
         if entries:
             scale = 1.1 * max(entry["high"] for entry in entries.values())
             rows = "".join(
-                f"<tr><th>{escape(arms[arm]['title'])} <small>{_steps(arms[arm])}</small></th>"
-                f'<td>{percent(entry)}</td><td class="wide">{interval_bar({arms[arm]["kind"]: entry}, scale)}</td></tr>'
+                f"<tr><th>{escape(arms[arm]['title'])} <small>{_steps(arms[arm])}</small></th><td>{percent(entry)}</td>"
+                f'<td class="wide">{interval_bar({COLOURS.get(arm, "stage1"): entry}, scale)}</td></tr>'
                 for arm, entry in entries.items()
             )
-            cards.append(
-                f'<div class="card"><h3>{label}</h3><div class="scroll">'
-                f'<table class="figures arms">{rows}</table></div></div>'
-            )
-    return f'{"".join(cards)}<div class="card">{_differences(ablation)}</div>'
+            table = f'<div class="scroll"><table class="figures arms"><tbody>{rows}</tbody></table></div>'
+            cards.append(f'<div class="card"><h3>{label} <small>%</small></h3>{table}</div>')
+    return f'<div class="pair">{"".join(cards)}</div><div class="card">{_differences(ablation)}</div>'
 
 
 def _steps(arm: Mapping) -> str:
-    english = f" + {arm['english_steps']} English" if arm["english_steps"] else ""
-    return f"{arm['chinese_steps']} Chinese{english} steps"
+    english = f", after {arm['english_steps']:,} English" if arm["english_steps"] else ""
+    return f"{arm['chinese_steps']:,} Chinese steps{english}"
 
 
 def _differences(ablation: Mapping) -> str:
     arms = ablation["arms"]
     rows = "".join(
         f"<tr><th>{escape(arms[row['arm']]['title'])} minus {escape(arms[row['minus']]['title'])}</th>"
-        f"<td><b>{100 * row['value']:+.1f}</b> <span class='range'>{100 * row['low']:+.1f} to {100 * row['high']:+.1f}"
-        f"</span></td><td>{'differs' if row['low'] * row['high'] > 0 else 'not told apart'}</td></tr>"
+        f"<td>{row['metric'].split('.')[0]}</td><td><b>{100 * row['value']:+.1f}</b></td>"
+        f"<td>{100 * row['low']:+.1f} to {100 * row['high']:+.1f}</td>"
+        f"<td>{'differs' if row['low'] * row['high'] > 0 else 'not told apart'}</td></tr>"
         for row in ablation["differences"]
     )
+    head = (
+        "<tr><th>text &rarr; picture, mean recall</th><th>concepts</th><th>points</th><th>interval</th><th></th></tr>"
+    )
     return (
-        "<h3>Differences on seen concepts, text &rarr; picture, mean recall, in points</h3>"
-        f'<div class="scroll"><table class="figures">{rows}</table></div>'
+        f"<h3>Differences <small>{100 * ablation['confidence']:g} % interval over queries and "
+        f"{len(ablation['seeds'])} seeds</small></h3>"
+        f'<div class="scroll"><table class="figures"><thead>{head}</thead><tbody>{rows}</tbody></table></div>'
     )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
 
-from clip_core.evaluate.report.ablation import ablation_tables
+from clip_core.evaluate.report.ablation import ablation_cards
 from clip_core.evaluate.report.pipeline import (
     counts_table,
     deploy_table,
@@ -128,7 +128,7 @@ def ablation(run: Run) -> str:
         return ""
     return (
         "<h2>Are two stages worth it?</h2>"
-        f'<p>{escape(run.ablation["claim"])}</p><div class="cards">{ablation_tables(run.ablation)}</div>'
+        f'<p>{escape(run.ablation["claim"])}</p><div class="cards">{ablation_cards(run.ablation)}</div>'
     )
 
 

@@ -1,0 +1,137 @@
+"""The ablation: its arms are fair, its pipeline is its own, its intervals cover queries and seeds."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from dvc.repo import Repo
+from dvc.repo.index import Index
+
+from clip_core.config import Evaluate, load_params, read_yaml
+from clip_core.evaluate.ablation import compare
+from clip_core.evaluate.report.ablation import ablation_cards
+from clip_core.evaluate.table import ablation_table
+from clip_core.recipe import merged
+from stages import ablation_arm, ablation_start, ablation_summary
+from stages.ablation_arm import arms_of
+from tests.tiny_split import make_split
+
+ROOT = Path(__file__).resolve().parents[1]
+PARAMS = Evaluate(num_bootstrap=1000, confidence=0.95, prompt_templates=("{}",))
+METRIC = "seen.text_to_image_mean_recall"
+
+
+def run_of(arm: str, seed: int, values: np.ndarray) -> dict:
+    facts = {"title": arm, "chinese_steps": 6, "english_steps": 10, "peak_lr": [0.1]}
+    return {"arm": arm, "seed": seed, **facts, "values": {METRIC: values.tolist()}, "chance": {METRIC: 0.01}}
+
+
+def test_all_arms_but_the_compute_matched_one_take_the_same_chinese_steps() -> None:
+    params = load_params(ROOT / "params.yaml")
+    steps = {name: sum(schedule.num_steps for schedule in arm.trains.values()) for name, arm in arms_of(params).items()}
+    longer = steps.pop("longer_scratch")
+    assert set(steps.values()) == {params.stage1.schedule.num_steps + params.stage2.schedule.num_steps}
+    assert longer == steps["two_stages"] + params.init.warm_start.schedule.num_steps
+
+
+def test_the_pipeline_runs_every_arm_with_every_seed_and_is_not_part_of_the_root_one() -> None:
+    params = load_params(ROOT / "params.yaml")
+    with Repo(str(ROOT)) as repo:
+        file = str(ROOT / "recipes" / "ablation" / "dvc.yaml")
+        names = {stage.addressing.split(":")[-1] for stage in Index.from_file(repo, file).stages}
+        root = {stage.addressing for stage in Index.from_file(repo, str(ROOT / "dvc.yaml")).stages}
+    arms = {f"arm@{seed}-{arm}" for arm in arms_of(params) for seed in params.ablation.seeds}
+    assert names == arms | {f"start@{seed}" for seed in params.ablation.seeds} | {"summary"}
+    assert not any("arm" in name for name in root)
+
+
+def test_an_arm_better_with_every_seed_differs_and_an_equal_one_is_not_told_apart() -> None:
+    rng, runs = np.random.default_rng(1), []
+    for seed in (1, 2, 3):
+        easy = rng.random(400)  # the same queries are easy for every arm
+        runs += [
+            run_of(arm, seed, (easy < share).astype(float))
+            for arm, share in [
+                ("scratch", 0.2),
+                ("stage1", 0.35),
+                ("direct", 0.35),
+                ("two_stages", 0.35),
+                ("longer_scratch", 0.5),
+            ]
+        ]
+    found = compare(runs, PARAMS, seed=1)
+    told = {(row["arm"], row["minus"]): row["low"] * row["high"] > 0 for row in found["differences"]}
+    assert told == {
+        ("stage1", "scratch"): True,
+        ("two_stages", "stage1"): False,
+        ("two_stages", "direct"): False,
+        ("two_stages", "scratch"): True,
+        ("longer_scratch", "two_stages"): True,
+    }  # fmt: skip
+    assert "seen: stage1 - scratch = +1" in ablation_table(found)
+    assert ablation_cards(found).count("not told apart") == 2
+
+
+def test_seeds_that_disagree_widen_the_interval() -> None:
+    queries = (np.arange(1000) % 10 < 3).astype(float)
+    alike = [run_of("two_stages", seed, queries) for seed in (1, 2, 3)]
+    apart = [
+        run_of("two_stages", seed, np.roll(np.arange(1000) % 10 < n, seed)) for seed, n in ((1, 1), (2, 3), (3, 5))
+    ]
+
+    def width(runs: list[dict]) -> float:
+        entry = compare(
+            [*runs, *(run | {"arm": arm} for run in runs for arm in ("scratch", "stage1", "direct", "longer_scratch"))],
+            PARAMS,
+            seed=1,
+        )["arms"]["two_stages"]["seen"]["text_to_image_mean_recall"]
+        return entry["high"] - entry["low"]
+
+    assert width(apart) > 3 * width(alike)
+
+
+def test_a_missing_seed_is_named() -> None:
+    runs = [run_of("scratch", 1, np.ones(3)), run_of("scratch", 2, np.ones(3)), run_of("stage1", 1, np.ones(3))]
+    with pytest.raises(ValueError, match="stage1 has not been run with every seed"):
+        compare(runs, PARAMS, seed=1)
+
+
+def test_every_arm_trains_with_the_pipeline_s_own_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [
+        (f"p{i:02}", name, i < 12, "动物" if i % 2 else "食物") for i, name in enumerate("猫狗鸟鱼马牛羊鸡猪鹿虎龙茶饭")
+    ]
+    packed = tmp_path / "packed"
+    packed.mkdir()
+    for split in ("train", "valid", "test"):
+        make_split(packed / split, rows)
+    steps = {"schedule": {"num_steps": 2, "warmup_steps": 1}, "global_batch": 4}
+    small = {
+        "model": {"image_size": 16, "embed_dim": 8,
+                  "image_tower": {"options": {"channels": [8, 8, 8, 8], "stem_width": 8}},
+                  "text_tower": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+                                 "intermediate_size": 16}},
+        "init": {"warm_start": {**steps, "captions": {"language": "zh"}}},
+        "stage1": steps,
+        "stage2": steps,
+        "evaluate": {"num_bootstrap": 100},
+        "ablation": {"seeds": [7]},
+    }  # fmt: skip
+    params_file = tmp_path / "params.yaml"
+    params_file.write_text(json.dumps(merged(read_yaml(ROOT / "params.yaml"), small)))
+    start = tmp_path / "start-7"
+    ablation_start.main(packed, 7, start, params_file)
+    for arm in arms_of(load_params(params_file)):
+        ablation_arm.main(packed, start, arm, 7, tmp_path / "arms" / f"{arm}-7.json", params_file)
+    ablation_summary.main(tmp_path / "arms", tmp_path / "ablation.json", params_file)
+    found = json.loads((tmp_path / "ablation.json").read_text())
+    steps_of = {arm: (facts["chinese_steps"], facts["english_steps"]) for arm, facts in found["arms"].items()}
+    assert steps_of == {
+        "scratch": (4, 0),
+        "stage1": (4, 2),
+        "direct": (4, 2),
+        "two_stages": (4, 2),
+        "longer_scratch": (6, 0),
+    }
+    assert not list((tmp_path / ".work" / "ablation").glob("*scratch*"))
