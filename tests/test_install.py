@@ -5,7 +5,6 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -49,8 +48,7 @@ def test_the_pins_carry_hashes_and_no_address() -> None:
 def test_a_python_without_a_shared_library_is_named_with_the_remedy(
     elsewhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real: Callable[[str], object] = sysconfig.get_config_var
-    monkeypatch.setattr(sysconfig, "get_config_var", lambda name: None if name == "INSTSONAME" else real(name))
+    monkeypatch.setitem(sysconfig.get_config_vars(), "INSTSONAME", "libpython3.11.a")
     with pytest.raises(ValueError, match=r"no shared libpython.*apt-get install libpython3.*pyenv.*uv venv"):
         install.install()
     assert not elsewhere.exists()

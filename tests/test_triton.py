@@ -209,7 +209,7 @@ with triton_server(folder / "live", new_live_repository(repository, folder / "li
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=lambda number: number.name)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda number: number.name)
 def test_a_server_ends_with_its_owner(number: signal.Signals, release: Release, tmp_path: Path) -> None:
     before = shared_memory("clip-")
     command = [sys.executable, "-c", OWNER, str(release.repository), str(tmp_path)]
@@ -237,5 +237,5 @@ def test_a_model_that_does_not_load_is_named_with_the_end_of_the_log(release: Re
 
 
 def test_no_server_is_a_message() -> None:
-    with pytest.raises(ValueError, match=r"no Triton answers at 127.0.0.1:9 .*make serve"):
+    with pytest.raises(ValueError, match=r"no Triton server answers at 127\.0\.0\.1:9 .*make serve"):
         connect("127.0.0.1:9")

@@ -175,6 +175,7 @@ def main() -> None:
     arguments = parser.parse_args()
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: sys.exit(0))  # else nothing would be tidied up
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would hand down "ignore"
     try:
         serve(arguments.repository, arguments.images, arguments.port)
     except KeyboardInterrupt:
