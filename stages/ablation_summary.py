@@ -11,7 +11,7 @@ def main(arms: Path, out: Path, params_file: Path = Path("params.yaml")) -> None
     from clip_core.evaluate.ablation import compare
     from clip_core.evaluate.table import ablation_table
     from clip_core.files import atomic_write
-    from stages.ablation_arm import arms_of
+    from stages.ablation_arms import arms_of
 
     params = load_params(params_file)
     runs = [

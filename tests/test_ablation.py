@@ -14,7 +14,7 @@ from clip_core.evaluate.report.ablation import ablation_cards
 from clip_core.evaluate.table import ablation_table
 from clip_core.recipe import merged
 from stages import ablation_arm, ablation_start, ablation_summary
-from stages.ablation_arm import arms_of
+from stages.ablation_arms import arms_of
 from tests.tiny_split import make_split
 
 ROOT = Path(__file__).resolve().parents[1]
