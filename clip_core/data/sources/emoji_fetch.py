@@ -21,7 +21,7 @@ from clip_core.files import replacing_folder, sha256_file
 
 SIDE = 64  # pixels of a rendered picture
 BATCH = 200  # pictures a worker renders at a time
-NPM_OPTIONS = ["--silent", "--ignore-scripts", "--no-update-notifier", "--fetch-retries=2"]
+NPM_OPTIONS = ["--loglevel=error", "--ignore-scripts", "--no-update-notifier", "--fetch-retries=2"]
 NPM_WAITS = ["--fetch-retry-mintimeout=1000", "--fetch-retry-maxtimeout=5000"]  # milliseconds
 
 
