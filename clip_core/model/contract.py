@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import ValidationError
 
 from clip_core.config import Count, ImageTower, Section, TextTower
+from clip_core.files import sha256_file
 
 MODEL_FILE = "model.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -101,7 +102,7 @@ def release_of(folder: Path) -> str:
     digest = hashlib.sha256(json.dumps(architecture, sort_keys=True).encode())
     for name in (WEIGHTS_FILE, TOKENIZER_FILE):
         try:
-            digest.update(hashlib.sha256((folder / name).read_bytes()).digest())
+            digest.update(sha256_file(folder / name).encode())
         except FileNotFoundError:
             raise ValueError(f"{folder}: not a weights folder: it has no {name}") from None
     return digest.hexdigest()[:16]

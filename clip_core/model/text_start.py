@@ -1,11 +1,11 @@
 """What the text tower starts from: a local BERT folder, or BERT's architecture with a random start."""
 
-import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from clip_core.config import Model
+from clip_core.files import sha256_file
 from clip_core.model.contract import TextArchitecture
 from clip_core.model.text_tower import BertTextTower, architecture_of_bert, load_bert
 from clip_core.text import build_tokenizer, parse_tokenizer, tokenizer_of_vocabulary
@@ -43,5 +43,5 @@ def _from_bert(folder: Path, context_length: int) -> TextStart:
         limit = architecture.num_positions
         raise ValueError(f"model.context_length is {context_length}, but the BERT in {folder} has {limit} positions")
     files = sorted(path for path in folder.iterdir() if path.name in ("model.safetensors", "pytorch_model.bin"))
-    sums = [hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in files]
+    sums = [sha256_file(path)[:16] for path in files]
     return TextStart(tokenizer_json, architecture, f"BERT {' '.join(sums)}", lambda tower: load_bert(tower, folder))
