@@ -53,5 +53,6 @@ def _differences(ablation: Mapping) -> str:
     return (
         f"<h3>Differences <small>{100 * ablation['confidence']:g} % interval over queries and "
         f"{len(ablation['seeds'])} seeds</small></h3>"
-        f'<div class="scroll"><table class="figures differences"><thead>{head}</thead><tbody>{rows}</tbody></table></div>'
+        f'<div class="scroll"><table class="figures differences"><thead>{head}</thead>'
+        f"<tbody>{rows}</tbody></table></div>"
     )

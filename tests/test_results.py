@@ -1,0 +1,54 @@
+"""What a run leaves for people: figures that DVC shows and compares, a page, a summary; on the smoke project."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+from tests.conftest import run_in
+
+
+def test_dvc_shows_the_metrics_and_the_plots(project_copy: Path) -> None:
+    shown = run_in(project_copy, "dvc", "metrics", "show", "--md", "reports/metrics.json").stdout
+    assert "test.seen.text_to_image_recall@1.value" in shown
+    page = run_in(project_copy, "dvc", "plots", "show", "-o", "plots").stdout.strip().splitlines()[-1]
+    html = Path(page.removeprefix("file://")).read_text()
+    assert "reports/stage1/train.csv" in html and "reports/stage2/validation.csv" in html
+
+
+def test_dvc_compares_metrics_with_the_last_commit(project_copy: Path) -> None:
+    run_in(project_copy, "git", "add", "reports/metrics.json")
+    run_in(project_copy, "git", "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "-qm", "metrics")
+    path = project_copy / "reports" / "metrics.json"
+    metrics = json.loads(path.read_text())
+    metrics["test"]["seen"]["text_to_image_mean_recall"]["value"] = 0.75
+    path.unlink()  # it may be a link into the cache
+    path.write_text(json.dumps(metrics))
+    compared = json.loads(run_in(project_copy, "dvc", "metrics", "diff", "--json").stdout.splitlines()[-1])
+    assert compared["reports/metrics.json"]["test.seen.text_to_image_mean_recall.value"]["new"] == 0.75
+
+
+def test_the_report_of_a_real_run_is_self_contained_and_shows_every_part(smoke_project: Path) -> None:
+    html = (smoke_project / "reports" / "report.html").read_text()
+    for part in ("model", "recall", "queries", "training", "data", "serving", "licences"):
+        assert f'<section id="{part}">' in html
+    addresses = set(re.findall(r'(?:src|href)="(?!data:|#)([^"]*)"', html))
+    assert addresses == {"../NOTICE"}
+    assert (smoke_project / "NOTICE").exists()
+    assert html.count("<img ") > 200 and "does not add up" not in html
+
+
+def test_the_metrics_hold_value_interval_and_chance_for_seen_unseen_and_all(smoke_project: Path) -> None:
+    metrics = json.loads((smoke_project / "reports" / "test" / "metrics.json").read_text())
+    for group in ("seen", "unseen", "all"):
+        entry = metrics[group]["text_to_image_mean_recall"]
+        assert 0 < entry["chance"] < 0.2 and entry["low"] <= entry["value"] <= entry["high"]
+    assert metrics["zero_shot"]["num_candidates"] == 8
+    assert set(metrics["others"]["stage1"]) == {"seen", "unseen", "all", "zero_shot"}
+
+
+def test_the_summary_is_printed_from_the_metrics(smoke_project: Path) -> None:
+    text = run_in(smoke_project, sys.executable, "-m", "clip_core.evaluate.summary").stdout
+    value = json.loads((smoke_project / "reports" / "metrics.json").read_text())
+    recall = value["test"]["seen"]["text_to_image_mean_recall"]["value"]
+    assert f"{100 * recall:.1f}" in text and "reports/report.html" in text
