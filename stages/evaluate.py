@@ -32,7 +32,7 @@ def main(
         features = embed(load(folder), store, asked, params.evaluate.prompt_templates)
         measured[folder.name] = measure(features, asked, params.evaluate, params.seed)
     metrics = {**measured.pop(model.name), "others": measured}
-    atomic_write(out / "metrics.json", json.dumps(metrics, indent=1))
+    atomic_write(out / "metrics.json", json.dumps(metrics, indent=1) + "\n")
     # `features` are still the model's own, which comes last
     atomic_write(out / "details.json", json.dumps(details(features, asked), ensure_ascii=False))
     print(metrics_table(metrics, title=f"{model.name} on {benchmark}"))
