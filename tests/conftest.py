@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from clip_core.env import SWITCHES
+from clip_core.env import SWITCHES, set_switches
 from clip_core.recipe import apply_recipe
 from tests.tiny_release import release, tiny_releases, triton  # noqa: F401 (fixtures)
 
+set_switches()  # before a test imports torch, which reads them once
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {
     **os.environ,

@@ -16,7 +16,12 @@ def kill_after_a_checkpoint(project: Path, stage: str) -> None:
     """Runs `stage` anew under DVC and kills DVC and the trainer with it as soon as a checkpoint lies on disk."""
     command = ["dvc", "repro", "--no-run-cache", "--force", "--single-item", stage]
     process = subprocess.Popen(
-        command, cwd=project, env=ENVIRONMENT, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT
+        command,
+        cwd=project,
+        env=ENVIRONMENT,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.STDOUT,
     )
     try:
         while not list((project / ".work" / stage).glob("*/checkpoint*")):

@@ -1,0 +1,48 @@
+"""What the README says is so: its commands exist, its Python runs, its figures are those of the committed reports."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from clip_core.evaluate.summary import headline_table
+from clip_core.evaluate.table import ablation_table
+from tests.conftest import ROOT, run_in
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def after(mark: str) -> str:
+    """The block of text that follows the comment `<!-- mark: ... -->`."""
+    return re.split(rf"<!-- {mark}:.*?-->\n```text\n", README)[1].split("\n```")[0]
+
+
+def test_the_headline_is_the_committed_report() -> None:
+    assert after("headline") == headline_table(json.loads((ROOT / "reports" / "metrics.json").read_text()))
+
+
+def test_the_ablation_is_the_committed_one() -> None:
+    assert after("ablation") == ablation_table(json.loads((ROOT / "reports" / "ablation.json").read_text()))
+
+
+def test_the_python_example_runs(smoke_project: Path, tmp_path: Path) -> None:
+    example = re.search(r"```python\n(.*?)```", README, re.DOTALL)
+    assert example
+    from PIL import Image
+
+    picture = tmp_path / "cat.png"
+    Image.new("RGB", (64, 64), "orange").save(picture)
+    code = example[1].replace("cat.png", str(picture))
+    output = run_in(smoke_project, "python", "-c", code).stdout
+    assert re.match(r"\(2, 128\) float32 \d+\.\d+\n", output)
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"make ([a-z]+)", README))))
+def test_each_make_command_exists(target: str) -> None:
+    assert re.search(rf"^{target}:.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)#]+)\)", README))))
+def test_each_link_leads_to_a_file(link: str) -> None:
+    assert link.startswith("https://") or (ROOT / link).exists()
