@@ -69,6 +69,8 @@ def run(tmp_path: Path) -> Run:
         reports / "deploy.json": {
             "release": "0123456789abcdef",
             "recall": {"text_to_image_recall@1": {"served": 0.5, "offline": 0.5, "level_queries": 0}},
+            "golden_max_difference": {"scores": 2e-7},
+            "versions": {"tritonserver": "2.51.0"},
             "latency_ms": {"clip_text": {"p50": 1.5, "p99": 9.5}},
         },
         onnx / "model.json": {

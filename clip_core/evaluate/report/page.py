@@ -32,7 +32,7 @@ def page(run: Run) -> str:
         links="".join(f'<a href="#{name.lower()}">{name}</a>' for name in shown),
         sections="\n".join(f'<section id="{name.lower()}">{text}</section>' for name, text in shown.items()),
         release=escape(run.deploy["release"]),
-        versions=versions_line(),
+        versions=versions_line(run.deploy),
     )
 
 

@@ -93,7 +93,9 @@ def deploy_table(deploy: Mapping) -> str:
         f"<tr><th><code>{model}</code></th><td>{found['p50']:.1f}</td><td>{found['p99']:.1f}</td></tr>"
         for model, found in deploy["latency_ms"].items()
     )
-    return recall + _table(("one request at a time, ms", "p50", "p99"), rows)
+    latency = _table(("one request at a time, ms", "p50", "p99"), rows)
+    golden = max(deploy["golden_max_difference"].values())
+    return f"{recall}{latency}<p class='note'>Golden queries: at most {golden:.1e} from torch's features.</p>"
 
 
 def licences_table(pairs: Mapping[str, "pd.DataFrame"]) -> str:
@@ -108,9 +110,11 @@ def licences_table(pairs: Mapping[str, "pd.DataFrame"]) -> str:
     return _table(("source", "split", "pictures", "licence"), rows, prose=True)
 
 
-def versions_line() -> str:
+def versions_line(deploy: Mapping) -> str:
     """The versions that made the run."""
-    return " &middot; ".join([f"python {python_version()}", *(f"{name} {version(name)}" for name in PACKAGES)])
+    served = f"tritonserver {deploy['versions']['tritonserver']}"
+    ours = [f"python {python_version()}", *(f"{name} {version(name)}" for name in PACKAGES)]
+    return " &middot; ".join([*ours, escape(served)])
 
 
 def _mark(good: bool, yes: str, no: str) -> str:
