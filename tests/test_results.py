@@ -17,12 +17,9 @@ def test_dvc_shows_the_metrics_and_the_plots(project_copy: Path) -> None:
 
 
 def test_dvc_compares_metrics_with_the_last_commit(project_copy: Path) -> None:
-    run_in(project_copy, "git", "add", "reports/metrics.json")
-    run_in(project_copy, "git", "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "-qm", "metrics")
     path = project_copy / "reports" / "metrics.json"
     metrics = json.loads(path.read_text())
     metrics["test"]["seen"]["text_to_image_mean_recall"]["value"] = 0.75
-    path.unlink()  # it may be a link into the cache
     path.write_text(json.dumps(metrics))
     said = run_in(project_copy, "dvc", "metrics", "diff", "--json").stdout.splitlines()
     compared = json.loads(next(line for line in said if line.startswith("{")))
