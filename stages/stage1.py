@@ -1,45 +1,31 @@
 """DVC stage: stage 1, the image tower frozen: the text tower learns from features computed once."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stages.command import run
+
+if TYPE_CHECKING:
+    from clip_core.data.batches import Pictures
+    from clip_core.model.clip import CLIP
+    from clip_core.train.loop import EncodeImages
 
 
 def main(packed: Path, start: Path, out: Path, curves: Path, params_file: Path = Path("params.yaml")) -> None:
     from clip_core.config import load_params
-    from clip_core.data.batches import Pairs, decoded
-    from clip_core.data.store import open_store
-    from clip_core.evaluate.retrieval import quick_recall
-    from clip_core.model.clip import CLIP
-    from clip_core.model.contract import Made, hash_of, read_contract, release_of
-    from clip_core.model.weights import load_weights, save_weights
-    from clip_core.predictor import Predictor
-    from clip_core.text import load_tokenizer
-    from clip_core.train.checkpoint import fingerprint, work_folder
-    from clip_core.train.feature_cache import freeze_image_tower, image_features_of
-    from clip_core.train.log import publish_curves
-    from clip_core.train.loop import Validation, train
+    from stages.training import train_stage
 
     params = load_params(params_file)
-    store, benchmark = open_store(packed / "train"), open_store(packed / "valid")
-    contract, parent = read_contract(start), release_of(start)
-    tokenizer = load_tokenizer(start / contract.tokenizer, contract.context_length)
+    train_stage("stage1", params.stage1, params.seed, cached_features, packed, start, out, curves)
 
-    def recall(model: CLIP) -> dict[str, float]:
-        predictor = Predictor(model, tokenizer, contract, release="in training")
-        return quick_recall(predictor.encode_texts, predictor.encode_images, benchmark)
 
-    data, validation = hash_of(store.manifest), Validation(params.stage1.evaluate_every, recall)
-    with work_folder("stage1", fingerprint(params.stage1, params.seed, data, benchmark.manifest, parent)) as work:
-        model = load_weights(start)
-        freeze_image_tower(model)
-        features = image_features_of(model, decoded(store, contract.image_size), len(store))
-        pairs = Pairs(store, lambda rows: features[rows], tokenizer, params.stage1, params.seed)
-        train(params.stage1, model, pairs, work, lambda cached: cached, validation)
-        text_tower, params_hash = contract.made.text_tower, hash_of(params.stage1, params.seed)
-        made = Made(stage="stage1", params=params_hash, data=data, parent=parent, text_tower=text_tower)
-        save_weights(model, (start / contract.tokenizer).read_text(encoding="utf-8"), out, made)
-        publish_curves(work, curves)
+def cached_features(model: "CLIP", pictures: "Pictures", num_pictures: int) -> "tuple[Pictures, EncodeImages]":
+    """The frozen tower's features of the unchanged pictures instead of the pictures."""
+    from clip_core.train.feature_cache import freeze_image_tower, image_features_of
+
+    freeze_image_tower(model)
+    features = image_features_of(model, pictures, num_pictures)
+    return lambda rows: features[rows], lambda cached: cached
 
 
 if __name__ == "__main__":
