@@ -15,8 +15,8 @@ COLUMNS = {
 GROUPS = {"seen": "concepts trained on", "unseen": "concepts never seen", "all": "all together"}
 
 
-def summary(metrics: Mapping, report: Path) -> str:
-    """The end of a run in a few lines; `metrics` is `reports/metrics.json`."""
+def headline_table(metrics: Mapping) -> str:
+    """The recalls of Chinese text -> picture in `metrics`, which is `reports/metrics.json`."""
     test = metrics["test"]
     lines = [
         f"Chinese text -> picture on the test pictures, in % [{100 * metrics['confidence']:g} % interval] (chance)",
@@ -31,13 +31,16 @@ def summary(metrics: Mapping, report: Path) -> str:
         zero_shot = test["zero_shot"]
         classes = f"zero-shot, {zero_shot['num_candidates']} classes"
         lines.append(f"  {classes:<34}{percent(zero_shot['top1_accuracy'])} top-1")
-    lines += [
-        "",
-        f"The report:   {report}",
-        "Go on with:   make serve                  type Chinese, see pictures",
-        "              python -m flows.pipeline    the same run as a Prefect flow",
-    ]
     return "\n".join(line.rstrip() for line in lines)
+
+
+def summary(metrics: Mapping, report: Path) -> str:
+    """The end of a run in a few lines."""
+    return f"""{headline_table(metrics)}
+
+The report:   {report}
+Go on with:   make serve                  type Chinese, see pictures
+              python -m flows.pipeline    the same run as a Prefect flow"""
 
 
 def main(report: Path = Path("reports/report.html"), metrics: Path = Path("reports/metrics.json")) -> None:
