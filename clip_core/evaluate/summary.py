@@ -40,7 +40,7 @@ def summary(metrics: Mapping, report: Path) -> str:
 
 The report:   {report}
 Go on with:   make serve                  type Chinese, see pictures
-              python -m flows.pipeline    the same run as a Prefect flow"""
+              python -m flows.pipeline    the same run as a Prefect flow (first: source .venv/bin/activate)"""
 
 
 def main(report: Path = Path("reports/report.html"), metrics: Path = Path("reports/metrics.json")) -> None:
