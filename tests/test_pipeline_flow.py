@@ -109,7 +109,7 @@ def test_a_stage_that_crashes_is_tried_again(letters: Path, api: str) -> None:
     assert runs(letters) == ["letters", "letters"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_however_a_flow_is_stopped_the_processes_of_its_stage_end_with_it(
     number: signal.Signals, letters: Path, api: str
 ) -> None:
