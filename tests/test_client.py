@@ -94,14 +94,14 @@ def test_without_a_repository_the_gateway_says_what_makes_one(tmp_path: Path) ->
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
 def test_ending_it_leaves_nothing_running(number: signal.Signals, release: Release, tmp_path: Path) -> None:
-    before = shared_memory("clip-")
     repository = tmp_path / "repository"
     repository.symlink_to(release.repository)
     with serving(tmp_path, "--repository", str(repository), "--images", str(release.store.folder)) as (_, process):
         assert processes_that_name(str(tmp_path / "live"))
+        assert shared_memory(f"clip-{process.pid}-")
         process.send_signal(number)
         assert process.wait(60) == 0
     assert not processes_that_name(str(tmp_path))
-    assert shared_memory("clip-") == before
+    assert not shared_memory(f"clip-{process.pid}-")
     assert not (tmp_path / ".work" / "serve.json").exists()
     assert not (tmp_path / "live" / "serve").exists()

@@ -1,6 +1,7 @@
 """Deploy: a release is published only when a real Triton gives torch's answers and the offline recall."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ from tests.tiny_release import Release, processes_that_name
 
 
 def test_a_release_is_proved_and_nothing_is_left(release: Release, tmp_path: Path) -> None:
-    before = shared_memory("clip-")
+    ours = f"clip-{os.getpid()}-"
+    before = shared_memory(ours)
     report = prove(release.repository, tmp_path / "live", release.golden, release.truth, num_timed=5)
     assert report["release"] == release.truth.release
     assert max(report["golden_max_difference"].values()) <= 1e-4
@@ -25,7 +27,7 @@ def test_a_release_is_proved_and_nothing_is_left(release: Release, tmp_path: Pat
     for times in report["latency_ms"].values():
         assert 0 < times["p50"] <= times["p99"]
     assert not processes_that_name(str(tmp_path))
-    assert shared_memory("clip-") == before
+    assert shared_memory(ours) == before
     assert list(tmp_path.iterdir()) == []
 
 

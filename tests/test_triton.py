@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -40,6 +41,7 @@ def test_every_encoding_is_read_as_in_training(encoding: str, triton: Server, re
     np.testing.assert_allclose(served, load(release.model).encode_images([image]), atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:texts longer than")
 def test_texts_of_every_length_are_read_as_in_training(triton: Server, release: Release) -> None:
     from clip_core.predictor import load
 
@@ -184,15 +186,16 @@ def test_every_version_folder_holds_a_file(release: Release) -> None:
 
 def test_two_servers_run_side_by_side_and_leave_nothing(triton: Server, release: Release, tmp_path: Path) -> None:
     models = releases.new_live_repository(release.repository, tmp_path / "live")
-    before = shared_memory("clip-")
+    ours = f"clip-{os.getpid()}-"
+    before = shared_memory(ours)
     with triton_server(tmp_path / "live", models, tmp_path / "log") as server:
         assert server.address != triton.address
         assert processes_that_name(str(tmp_path))
-        assert len(shared_memory("clip-")) > len(before)
+        assert len(shared_memory(ours)) > len(before)
         with closing(connect(server.address)) as client:
             assert search(client, ["红色"])[0].release == release.truth.release
     assert not processes_that_name(str(tmp_path))
-    assert shared_memory("clip-") == before
+    assert shared_memory(ours) == before
     with closing(connect(triton.address)) as client:
         assert search(client, ["红色"])
 
@@ -211,18 +214,38 @@ with triton_server(folder / "live", new_live_repository(repository, folder / "li
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda number: number.name)
 def test_a_server_ends_with_its_owner(number: signal.Signals, release: Release, tmp_path: Path) -> None:
-    before = shared_memory("clip-")
-    command = [sys.executable, "-c", OWNER, str(release.repository), str(tmp_path)]
-    owner = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    assert owner.stdout is not None
-    assert b":" in owner.stdout.readline()
+    owner, _ = start_owner(ROOT, release, tmp_path)
+    assert shared_memory(f"clip-{owner.pid}-")
     os.kill(owner.pid, number)
     owner.wait(30)
     deadline = time.monotonic() + 30
     while processes_that_name(f"{tmp_path}/live") and time.monotonic() < deadline:
         time.sleep(0.2)
     assert not processes_that_name(f"{tmp_path}/live")
-    assert shared_memory("clip-") == before
+    assert not shared_memory(f"clip-{owner.pid}-")
+
+
+def test_a_copy_of_the_project_serves_with_its_own_code(release: Release, tmp_path: Path) -> None:
+    copy = tmp_path / "project"
+    shutil.copytree(ROOT / "clip_core", copy / "clip_core")
+    shutil.copy(ROOT / "triton.lock", copy)
+    file = copy / "clip_core" / "serve" / "triton_models.py"
+    file.write_text(file.read_text().replace("the text is empty", "nothing to read here"))
+    owner, address = start_owner(copy, release, tmp_path)
+    _, message = refusal(Server(address, tmp_path, tmp_path), "clip_text", "TEXT", [b" "])
+    owner.kill()
+    owner.wait()
+    assert "nothing to read here" in message
+
+
+def start_owner(project: Path, release: Release, folder: Path) -> tuple[subprocess.Popen[str], str]:
+    """A process of the code in `project` that holds a server, and the server's address."""
+    command = [sys.executable, "-c", OWNER, str(release.repository), str(folder)]
+    owner = subprocess.Popen(command, cwd=project, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
+    assert owner.stdout is not None
+    address = owner.stdout.readline().strip()
+    assert ":" in address
+    return owner, address
 
 
 def test_a_model_that_does_not_load_is_named_with_the_end_of_the_log(release: Release, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ def ask(url: str, text: str, top: int) -> dict:
         with opener.open(f"{url}/api/search?{urlencode({'text': text, 'top': top})}", timeout=TIMEOUT) as answer:
             return json.load(answer)
     except HTTPError as error:
-        raise ValueError(json.load(error).get("error", f"HTTP {error.code}")) from None
+        raise ValueError(_reason(error)) from None
     except (URLError, TimeoutError) as error:
         raise ValueError(f"no server answers at {url} ({error}); start one in another terminal: make serve") from None
 
@@ -30,6 +30,13 @@ def read_state() -> dict[str, str]:
         return json.loads(STATE.read_text())
     except FileNotFoundError:
         raise ValueError("no server runs in this project; start one in another terminal: make serve") from None
+
+
+def _reason(error: HTTPError) -> str:
+    try:
+        return json.load(error)["error"]
+    except (ValueError, KeyError):  # not the gateway's own words
+        return f"{error.url} answers {error.code} {error.reason}; the terminal of `make serve` says why"
 
 
 def main() -> None:

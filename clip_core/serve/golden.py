@@ -9,7 +9,7 @@ import numpy as np
 
 from clip_core.config import Deploy
 from clip_core.image import read_image
-from clip_core.serve.queries import Found, encode_images, encode_texts, search
+from clip_core.serve.queries import Found, encode_images, encode_texts, release_behind, search
 from clip_core.serve.truth import Truth
 
 if TYPE_CHECKING:
@@ -97,6 +97,10 @@ def probe(client: "InferenceServerClient", golden: Golden, suffix: str = "") -> 
         for name, value in differences.items()
         if not value <= allowed[name]
     ]
+    for model, name, item in (("text", "TEXT", golden.texts[0].encode()), ("image", "IMAGE", golden.images[0])):
+        behind = release_behind(client, f"clip_{model}{suffix}", name, item)
+        if behind != golden.release:
+            wrong.append(f"clip_{model} is of release {behind}")
     for text, one, ranking in zip(golden.texts, found, golden.rankings, strict=True):
         if one.release != golden.release:
             wrong.append(f"{text}: answered by release {one.release}, not {golden.release}")

@@ -39,8 +39,8 @@ def search(client: "InferenceServerClient", texts: Sequence[str], model: str = "
     ]
 
 
-def releases(client: "InferenceServerClient", model: str, name: str, item: bytes) -> str:
-    """The release with which `model` answers `item`."""
+def release_behind(client: "InferenceServerClient", model: str, name: str, item: bytes) -> str:
+    """The release with which `model` answers `item`, its input named `name`."""
     return _ask_all(client, model, name, [item], ["release"])[0][0, 0].decode()
 
 

@@ -106,7 +106,8 @@ def retire(client: "InferenceServerClient", live: Path, number: int) -> None:
         raise ValueError(f"release {number} is published; publish another one before it is retired")
     time.sleep(DRAIN_SECONDS)
     for model in reversed(_models_of(number)):
-        client.unload_model(model)
+        client.unload_model(model)  # returns before it is done
+    for model in _models_of(number):
         _wait_until_unloaded(client, model)
     for model in _models_of(number):
         shutil.rmtree(live / model, ignore_errors=True)
