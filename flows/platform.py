@@ -29,7 +29,7 @@ def main(port: int = 4200) -> None:
     print("Starting the Prefect server ...", flush=True)
     with server(port) as url:
         os.environ["PREFECT_API_URL"] = url
-        (home() / "url").write_text(url)
+        (home() / "running").write_text(f"{url} {os.getpid()}")
         close_left_runs()
         prefect("work-pool", "create", "--type", "process", "--overwrite", POOL)
         prefect("--no-prompt", "deploy", "--all")
@@ -42,7 +42,7 @@ def main(port: int = 4200) -> None:
         finally:
             stop(worker)
             close_left_runs()
-            (home() / "url").unlink()
+            (home() / "running").unlink()
 
 
 def close_left_runs() -> None:

@@ -38,8 +38,9 @@ def running_server() -> str | None:
     """The API address of the server that the user named, or of the project's own where one answers."""
     if url := os.environ.get("PREFECT_API_URL"):
         return url
-    with suppress(FileNotFoundError):
-        url = (home() / "url").read_text()
+    with suppress(FileNotFoundError, ProcessLookupError):
+        url, platform = (home() / "running").read_text().split()
+        os.kill(int(platform), 0)  # a killed platform leaves the file, and its port may be another project's by now
         return url if is_up(url) else None
     return None
 

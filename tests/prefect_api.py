@@ -1,7 +1,9 @@
-"""Questions to a Prefect server over its REST API, for tests."""
+"""Questions to a Prefect server over its REST API, and to the kernel about processes, for tests."""
 
 import json
 import urllib.request
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 
@@ -28,3 +30,13 @@ def log(url: str, flow_run: dict) -> str:
     """The log of a flow run with its tasks."""
     lines = ask(url, "logs/filter", logs={"flow_run_id": {"any_": [flow_run["id"]]}}, sort="TIMESTAMP_ASC")
     return "\n".join(line["message"] for line in lines)
+
+
+def processes_in(folder: Path) -> dict[int, list[str]]:
+    """The processes whose working directory is `folder`, with their command lines."""
+    found = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # another user's, or gone by now
+            if (process / "cwd").readlink() == folder.resolve():
+                found[int(process.name)] = (process / "cmdline").read_text().split("\0")
+    return found

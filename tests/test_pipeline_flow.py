@@ -11,7 +11,7 @@ import pytest
 
 from flows.server import free_port, server
 from tests.conftest import ENVIRONMENT, ROOT
-from tests.prefect_api import ask, flow_runs, log, stage_states
+from tests.prefect_api import ask, flow_runs, log, processes_in, stage_states
 from tests.toy_pipeline import new_toy, new_toy_of_one_stage, runs
 
 QUICK_RETRY = (
@@ -164,15 +164,3 @@ def test_without_a_server_the_flow_brings_its_own_and_keeps_its_state_in_the_pro
     assert (letters / ".prefect" / "prefect.db").exists()
     assert not (home / ".prefect").exists()
     assert not processes_in(letters)
-
-
-def processes_in(folder: Path) -> list[int]:
-    """The processes whose working directory is `folder`."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if (process / "cwd").readlink() == folder:
-                found.append(int(process.name))
-        except OSError:  # another user's, or gone by now
-            continue
-    return found

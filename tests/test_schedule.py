@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,8 +17,9 @@ import pytest
 
 from clip_core.config import read_yaml
 from flows.server import free_port
-from tests.conftest import ENVIRONMENT, ROOT, copy_of
-from tests.prefect_api import ask, flow_runs, log, stage_states
+from tests.conftest import ENVIRONMENT, ROOT, copy_of, run_in
+from tests.prefect_api import ask, flow_runs, log, processes_in, stage_states
+from tests.toy_pipeline import new_toy
 
 PATIENCE = 600  # seconds; a busy machine is slow
 T = TypeVar("T")
@@ -53,7 +55,8 @@ def platform(smoke_project: Path, tmp_path_factory: pytest.TempPathFactory) -> G
         yield Platform(project, f"http://127.0.0.1:{port}/api")
     finally:
         process.send_signal(signal.SIGINT)
-        process.wait(60)
+        assert process.wait(120) == 0
+    until(lambda: not processes_in(project))
 
 
 def test_a_run_that_the_scheduler_created_runs_the_stage_that_has_changed(platform: Platform) -> None:
@@ -68,7 +71,7 @@ def test_a_run_that_the_scheduler_created_runs_the_stage_that_has_changed(platfo
 
 def test_a_run_killed_in_training_is_resumed_by_the_next_which_finishes(platform: Platform) -> None:
     killed = run_in_training(platform)
-    os.kill(process_of(killed), signal.SIGKILL)
+    os.kill(process_of(killed, platform.project), signal.SIGKILL)
     until(lambda: state_of(platform, killed) == "CRASHED")
 
     run = next_working_run(platform)
@@ -81,7 +84,26 @@ def test_a_run_cancelled_in_training_ends_with_its_processes(platform: Platform)
     run = run_in_training(platform)
     ask(platform.url, f"flow_runs/{run['id']}/set_state", state={"type": "CANCELLING"})
     until(lambda: state_of(platform, run) == "CANCELLED")
-    assert not trainers(platform.project)
+    assert not any("stages.stage2" in command for command in processes_in(platform.project).values())
+
+
+def test_a_second_platform_says_that_one_is_running(platform: Platform) -> None:
+    result = run_in(platform.project, sys.executable, "-m", "flows.platform", check=False)
+    assert (result.returncode, platform.url in result.stdout) == (1, True), result.stdout
+
+
+def test_a_port_in_use_is_named_with_the_remedy(tmp_path: Path) -> None:
+    toy = new_toy(tmp_path)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(ENVIRONMENT, "PYTHONPATH", str(ROOT))
+            result = run_in(toy, sys.executable, "-m", "flows.platform", "--port", str(port), check=False)
+    assert result.returncode == 1
+    assert f"port {port} is in use" in result.stdout
+    assert "--port" in result.stdout
 
 
 def touch(module: Path) -> None:
@@ -118,25 +140,12 @@ def state_of(platform: Platform, run: dict) -> str:
     return next(other["state_type"] for other in flow_runs(platform.url) if other["id"] == run["id"])
 
 
-def process_of(run: dict) -> int:
+def process_of(run: dict, project: Path) -> int:
     """The process in which a flow run goes on."""
     mark = f"PREFECT__FLOW_RUN_ID={run['id']}".encode()
-    (pid,) = [pid for pid, command in processes() if "prefect.engine" in command and mark in environment_of(pid)]
+    engines = [pid for pid, command in processes_in(project).items() if "prefect.engine" in command]
+    (pid,) = [pid for pid in engines if mark in environment_of(pid)]
     return pid
-
-
-def trainers(project: Path) -> list[int]:
-    here = [pid for pid, command in processes() if "stages.stage2" in command]
-    return [pid for pid in here if Path(f"/proc/{pid}/cwd").readlink() == project]
-
-
-def processes() -> list[tuple[int, list[str]]]:
-    """Each process with its command line; those that end meanwhile are left out."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            found.append((int(folder.name), (folder / "cmdline").read_text().split("\0")))
-    return found
 
 
 def environment_of(pid: int) -> list[bytes]:
