@@ -1,6 +1,7 @@
 """Prefect's server and page, the deployments of `prefect.yaml` and a worker, until Ctrl-C."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -17,6 +18,8 @@ def main(port: int = 4200) -> None:
     Args:
         port: of the server and its UI, on loopback.
     """
+    for number in (signal.SIGINT, signal.SIGTERM):  # a service manager's stop, too, is Ctrl-C
+        signal.signal(number, signal.default_int_handler)
     set_environment()
     if url := running_server():
         raise ValueError(f"a Prefect server is already running: {url}. Use it, or stop it first.")
@@ -26,6 +29,14 @@ def main(port: int = 4200) -> None:
             probe.bind((HOST, port))
         except OSError:
             raise ValueError(f"port {port} is in use. Free it, or choose another one: --port {port + 1}") from None
+    try:
+        serve(port)
+    except KeyboardInterrupt:
+        print("Stopped.", flush=True)
+
+
+def serve(port: int) -> None:
+    """Does the work of `main` until it is interrupted, and stops what it has started."""
     print("Starting the Prefect server ...", flush=True)
     with server(port) as url:
         os.environ["PREFECT_API_URL"] = url
@@ -37,9 +48,8 @@ def main(port: int = 4200) -> None:
         try:
             print(f"Prefect is up: {url.removesuffix('/api')} (Ctrl-C stops it)", flush=True)
             raise ValueError(f"the Prefect worker ended by itself, with exit code {worker.wait()}")
-        except KeyboardInterrupt:
-            print("Stopping ...", flush=True)
         finally:
+            print("Stopping ...", flush=True)
             stop(worker)
             close_left_runs()
             (home() / "running").unlink()
