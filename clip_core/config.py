@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -235,6 +235,13 @@ class Params(Section):
     index: Index
     deploy: Deploy
     ablation: Ablation
+
+    @field_validator("stage1")
+    @classmethod
+    def _stage1_takes_pictures_as_they_are(cls, stage1: TrainingStage) -> TrainingStage:
+        if any(stage1.augmentation.model_dump().values()):
+            raise ValueError("augmentation must be 0 throughout: stage 1 learns from features computed once")
+        return stage1
 
 
 def load_params(path: Path) -> Params:

@@ -46,6 +46,12 @@ def test_numbers_that_contradict_each_other_are_refused(params_file: Path) -> No
         check_params(tree, params_file)
 
 
+def test_an_augmentation_that_stage_1_would_not_apply_is_refused(params_file: Path) -> None:
+    tree = merged(read_yaml(params_file), {"stage1": {"augmentation": {"rotate": 5.0}}})
+    with pytest.raises(ValueError, match="stage1: .*augmentation must be 0"):
+        check_params(tree, params_file)
+
+
 def test_a_missing_or_broken_file_says_so(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no such file"):
         load_params(tmp_path / "params.yaml")
