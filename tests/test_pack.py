@@ -4,6 +4,8 @@ import json
 import multiprocessing
 import os
 import pickle
+import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
@@ -88,6 +90,14 @@ def test_an_open_store_is_pickled_to_a_fresh_process(packed: Path) -> None:
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         assert pool.apply(store.image_bytes, (1,)) == expected
     assert b"PNG" not in pickle.dumps(store)  # the pictures stay on the disk
+
+
+def test_threads_that_ask_for_the_first_picture_at_once_all_get_it(packed: Path) -> None:
+    copy = shutil.copytree(packed / "train", packed.parent / "fresh")  # a shard that this process has not opened yet
+    store = open_store(copy)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(store.image_bytes, [0] * 32))
+    assert found == [open_store(packed / "train").image_bytes(0)] * 32
 
 
 def test_an_open_store_is_read_after_a_fork(packed: Path) -> None:

@@ -1,6 +1,7 @@
 """Stores: a split's pictures in immutable LMDB shards, its pairs beside them, and a manifest of what was written."""
 
 import json
+import threading
 from bisect import bisect_right
 from functools import cache, cached_property
 from hashlib import sha256
@@ -121,7 +122,9 @@ class Store:
         if not 0 <= index < len(self):
             raise IndexError(f"picture {index} of {len(self)}")
         shard = self.manifest["shards"][bisect_right(self.first_of_shard, index) - 1]
-        with _open_readonly(self.folder.resolve() / shard["file"], shard["sha256"]).begin() as transaction:
+        with _ONE_OPENS:
+            environment = _open_readonly(self.folder.resolve() / shard["file"], shard["sha256"])
+        with environment.begin() as transaction:
             image = transaction.get(_key(index))
         if image is None:
             raise ValueError(f"{self.folder / shard['file']}: picture {index} is missing. Run `dvc repro -f -s pack`.")
@@ -133,6 +136,9 @@ def open_store(folder: Path) -> Store:
     if not (folder / "manifest.json").exists():
         raise ValueError(f"{folder}: no store here (no manifest.json). Run `dvc repro pack`.")
     return Store(folder)
+
+
+_ONE_OPENS = threading.Lock()  # two threads that open a file at once would open it twice, which LMDB refuses
 
 
 @cache  # LMDB allows one environment a file and process; it stays usable in a forked child

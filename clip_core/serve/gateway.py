@@ -11,7 +11,6 @@ import shutil
 import signal
 import socket
 import sys
-import threading
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -52,7 +51,6 @@ def make_app(client: "InferenceServerClient", store: "Store") -> "FastAPI":
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)  # its own pages load scripts from a CDN
     places = {image_id: place for place, image_id in enumerate(store.image_ids)}
     names = _names(store)
-    reading = threading.Lock()  # LMDB lets a process open a shard once, and the first pictures are asked for together
 
     @app.exception_handler(ValueError)
     def refuse(_request: Request, error: Exception) -> Response:
@@ -90,8 +88,7 @@ def make_app(client: "InferenceServerClient", store: "Store") -> "FastAPI":
     def image(image_id: str) -> Response:
         if image_id not in places:
             return JSONResponse({"error": f"no picture {image_id} in the gallery"}, status_code=404)
-        with reading:
-            data = store.image_bytes(places[image_id])
+        data = store.image_bytes(places[image_id])
         kind = next((kind for start, kind in MEDIA_TYPES.items() if data.startswith(start)), "application/octet-stream")
         return Response(data, media_type=kind, headers={"X-Content-Type-Options": "nosniff"})
 
