@@ -48,7 +48,7 @@ def test_numbers_that_contradict_each_other_are_refused(params_file: Path) -> No
 
 def test_an_augmentation_that_stage_1_would_not_apply_is_refused(params_file: Path) -> None:
     tree = merged(read_yaml(params_file), {"stage1": {"augmentation": {"rotate": 5.0}}})
-    with pytest.raises(ValueError, match="stage1: .*augmentation must be 0"):
+    with pytest.raises(ValueError, match=r"stage1: .*augmentation must be 0"):
         check_params(tree, params_file)
 
 
