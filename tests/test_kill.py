@@ -2,21 +2,34 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
 from tests.conftest import ENVIRONMENT, run_in
 
 
+REPRO = ["dvc", "repro", "--no-run-cache"]  # DVC's cache has the result: here it is to be made again
+
+
+def forget(project: Path, stage: str) -> None:
+    """Makes `stage` one that has never run."""
+    yaml = YAML()
+    lock = yaml.load(project / "dvc.lock")
+    del lock["stages"][stage]
+    yaml.dump(lock, project / "dvc.lock")
+    shutil.rmtree(project / "models" / stage)
+
+
 def kill_after_a_checkpoint(project: Path, stage: str) -> None:
-    """Runs `stage` anew under DVC and kills DVC and the trainer with it as soon as a checkpoint lies on disk."""
-    command = ["dvc", "repro", "--no-run-cache", "--force", "--single-item", stage]
+    """Runs `stage` under DVC and kills DVC and the trainer with it as soon as a checkpoint lies on disk."""
     process = subprocess.Popen(
-        command,
+        [*REPRO, stage],
         cwd=project,
         env=ENVIRONMENT,
         start_new_session=True,
@@ -40,10 +53,11 @@ def folder_bytes(folder: Path) -> dict[str, bytes]:
 def test_a_killed_training_goes_on_from_its_checkpoint_and_ends_with_the_same_bytes(
     stage: str, project_copy: Path, smoke_project: Path
 ) -> None:
+    forget(project_copy, stage)
     kill_after_a_checkpoint(project_copy, stage)
     assert not (project_copy / "models" / stage).exists(), "the killed run had already published its weights"
 
-    output = run_in(project_copy, "dvc", "repro", "--no-run-cache").stdout
+    output = run_in(project_copy, *REPRO).stdout
 
     resumed = re.search(r"resuming at step (\d+)", output)
     assert resumed, output
