@@ -13,7 +13,6 @@ from ruamel.yaml import YAML
 
 from tests.conftest import ENVIRONMENT, run_in
 
-
 REPRO = ["dvc", "repro", "--no-run-cache"]  # DVC's cache has the result: here it is to be made again
 
 

@@ -38,7 +38,7 @@ def test_the_python_example_runs(smoke_project: Path, tmp_path: Path) -> None:
     assert re.match(r"\(2, 128\) float32 \d+\.\d+\n", output)
 
 
-@pytest.mark.parametrize("target", sorted(set(re.findall(r"make ([a-z]+)", README))))
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"(?:^|`)make ([a-z]+)", README, re.MULTILINE))))
 def test_each_make_command_exists(target: str) -> None:
     assert re.search(rf"^{target}:.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
