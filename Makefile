@@ -1,7 +1,8 @@
 # Two commands: `make run` and `make test`. Everything else: `make help`.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-PYTHON ?= $(firstword $(shell command -v python3.12 python3.11 python3))
+# the first that runs: pyenv leaves commands that do not
+PYTHON ?= $(or $(shell for python in python3.12 python3.11 python3; do $$python -c "" 2>/dev/null && echo $$python && break; done),python3)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONUNBUFFERED := 1
 unexport PYTHONPATH VIRTUAL_ENV
