@@ -25,7 +25,6 @@ setup: .venv/ready ## the environment, Triton and the built-in pictures (everyth
 	@python -m clip_core.data.sources.emoji_fetch .cache/emoji
 
 run: setup ## set up, then the main job: `dvc repro`, from pictures to a served model
-	@python -m clip_core.config params.yaml
 	@dvc repro
 	@python -m clip_core.evaluate.summary
 
@@ -56,6 +55,7 @@ recipe: setup ## merge recipes/NAME.yaml into params.yaml: make recipe NAME=smok
 doctor: ## look at this machine: what is missing, and the remedy
 	@$(PYTHON) clip_core/doctor.py
 
-clean: ## remove what can be made again; your params, the environment and DVC's cache of results stay
-	@rm -rf data models serving .work .pytest_cache .ruff_cache .import_linter_cache
+clean: ## remove what the pipeline made (DVC's cache keeps it); your files and the environment stay
+	@test ! -x .venv/bin/python || python -c "from dvc.repo import Repo; [o.remove() for o in Repo().index.outs if o.use_cache]"
+	@rm -rf .work serving/live .pytest_cache .ruff_cache .import_linter_cache
 	@echo "removed; the next run takes unchanged results from DVC's cache (to empty that too: dvc gc --workspace)"

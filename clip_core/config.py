@@ -2,7 +2,6 @@
 
 import difflib
 import json
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -288,15 +287,3 @@ def known_keys() -> set[str]:
     """Every key that any section knows."""
     fields = {name: field for section in Section.__subclasses__() for name, field in section.model_fields.items()}
     return {field.alias or name for name, field in fields.items()}
-
-
-def main() -> None:
-    """Checks a parameter file: `python -m clip_core.config params.yaml`."""
-    try:
-        load_params(Path(sys.argv[1]))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-
-
-if __name__ == "__main__":
-    main()

@@ -29,10 +29,10 @@ def test_run_again_it_does_nothing(project_copy: Path) -> None:
     ("section", "key", "value", "reruns"),
     [
         # the packed bytes come out the same, so what follows does not run
-        ("pack", "shard_mib", 255, {"pack"}),
+        ("pack", "shard_mib", 255, {"check", "pack"}),
         # other intervals: the gate looks again, finds the same model, and the ONNX files come out the same
-        ("evaluate", "num_bootstrap", 101, {"evaluate@valid", "evaluate@test", "export", "deploy", "report"}),
-        ("deploy", "num_timed", 7, {"deploy", "report"}),
+        ("evaluate", "num_bootstrap", 101, {"check", "evaluate@valid", "evaluate@test", "export", "deploy", "report"}),
+        ("deploy", "num_timed", 7, {"check", "deploy", "report"}),
     ],
 )
 def test_an_edited_value_reruns_only_what_depends_on_it(
@@ -52,5 +52,5 @@ def test_a_misspelt_key_stops_the_pipeline_before_any_stage_works(project_copy: 
     assert result.returncode != 0
     assert "pack.shard_mb" in result.stdout
     assert "stage2.schedule.peak_lr" in result.stdout
-    assert stages_run(result.stdout) == {"pack"}  # the first one that would have run said so
-    assert not (project_copy / "data" / "packed").exists()  # and made nothing
+    assert stages_run(result.stdout) == {"check"}
+    assert (project_copy / "data" / "packed" / "train").exists()  # what was there stays

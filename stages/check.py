@@ -1,0 +1,18 @@
+"""DVC stage: every key of `params.yaml` is known and in its range, or no stage starts."""
+
+from pathlib import Path
+
+from stages.command import run
+
+
+def main(out: Path, params_file: Path = Path("params.yaml")) -> None:
+    """Writes `out`, the same whatever the values are: what follows depends on it, but runs for its own params alone."""
+    from clip_core.config import load_params
+    from clip_core.files import atomic_write
+
+    load_params(params_file)
+    atomic_write(out, "checked\n")
+
+
+if __name__ == "__main__":
+    run(main)
