@@ -15,6 +15,12 @@ def main(curated: Path, raw: Path, out: Path, params_file: Path = Path("params.y
     shard_bytes = load_params(params_file).pack.shard_mib * 2**20
     pairs = read_pairs(curated / "pairs.parquet")
     of_split = {split: pairs[pairs["split"] == split] for split in SPLITS}
+    if empty := [split for split, rows in of_split.items() if rows.empty]:
+        raise ValueError(
+            f"{curated / 'pairs.parquet'}: no pictures for {', '.join(empty)}. Training, validation and test need some "
+            "each: add pictures, raise `data.valid_percent` or `data.test_percent` in params.yaml, or name the split in "
+            "the CSV's column `split`; what was refused lies in data/quarantine."
+        )
     wanted = {split: set(rows["image_id"]) for split, rows in of_split.items()}
     with replacing_folder(out) as folder:
         writers = {split: StoreWriter(folder / split, shard_bytes) for split in SPLITS}

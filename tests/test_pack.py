@@ -134,6 +134,16 @@ def test_a_picture_that_is_not_the_one_in_the_pair_table_is_refused(tmp_path: Pa
     assert not (tmp_path / "packed").exists()
 
 
+@pytest.mark.parametrize("empty", ["train", "valid", "test"])
+def test_a_split_without_pictures_is_refused_by_name(tmp_path: Path, empty: str) -> None:
+    rows, images = small_raw()
+    kept = [row | {"seen": True} for row in rows if row["split"] != empty]
+    raw = write_raw(kept, images, tmp_path / "raw")
+    with pytest.raises(ValueError, match=f"no pictures for {empty}.*valid_percent.*column `split`"):
+        pack(curated=raw, raw=raw, out=tmp_path / "packed", params_file=ROOT / "params.yaml")
+    assert not (tmp_path / "packed").exists()
+
+
 def test_a_missing_store_says_what_to_run(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Run `dvc repro pack`"):
         open_store(tmp_path)
