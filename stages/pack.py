@@ -18,8 +18,8 @@ def main(curated: Path, raw: Path, out: Path, params_file: Path = Path("params.y
     if empty := [split for split, rows in of_split.items() if rows.empty]:
         raise ValueError(
             f"{curated / 'pairs.parquet'}: no pictures for {', '.join(empty)}. Training, validation and test need some "
-            "each: add pictures, raise `data.valid_percent` or `data.test_percent` in params.yaml, or name the split in "
-            "the CSV's column `split`; what was refused lies in data/quarantine."
+            "each: add pictures, raise `data.valid_percent` or `data.test_percent` in params.yaml, or name the split "
+            "in the CSV's column `split`; what was refused lies in data/quarantine."
         )
     wanted = {split: set(rows["image_id"]) for split, rows in of_split.items()}
     with replacing_folder(out) as folder:
