@@ -26,16 +26,11 @@ def test_the_ablation_is_the_committed_one() -> None:
     assert after("ablation") == ablation_table(json.loads((ROOT / "reports" / "ablation.json").read_text()))
 
 
-def test_the_python_example_runs(smoke_project: Path, tmp_path: Path) -> None:
-    example = re.search(r"```python\n(.*?)```", README, re.DOTALL)
-    assert example
-    from PIL import Image
-
-    picture = tmp_path / "cat.png"
-    Image.new("RGB", (64, 64), "orange").save(picture)
-    code = example[1].replace("cat.png", str(picture))
-    output = run_in(smoke_project, "python", "-c", code).stdout
-    assert re.match(r"\(2, 128\) float32 \d+\.\d+\n", output)
+def test_the_python_example_gives_what_is_printed_beneath_it(smoke_project: Path) -> None:
+    example, printed = re.findall(r"```(?:python|text)\n(.*?)\n```", README.split("## In Python")[1], re.DOTALL)[:2]
+    output = run_in(smoke_project, "python", "-c", example).stdout.strip()
+    # the last line tells what a model has learnt, and the smoke project's has learnt little
+    assert output.splitlines()[:-1] == printed.splitlines()[:-1]
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"(?:^|`)make ([a-z]+)", README, re.MULTILINE))))
