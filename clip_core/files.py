@@ -1,8 +1,10 @@
 """Writing files so that a reader never sees half of one, and naming bytes by their sha256."""
 
 import errno
+import fcntl
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Generator
@@ -35,7 +37,8 @@ def atomic_write(path: Path, data: bytes | str) -> None:
 def replacing_folder(folder: Path) -> Generator[Path]:
     """Gives a temporary folder beside `folder` that takes its place on success and vanishes on failure."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".aside", dir=folder.parent))
+    _tidy_up_after_the_killed(folder)
+    aside, lock = _make_beside(folder, "aside")
     aside.chmod(0o755)  # mkdtemp makes it private
     try:
         with _named_when_full(folder):
@@ -43,15 +46,46 @@ def replacing_folder(folder: Path) -> Generator[Path]:
             for path in [*aside.rglob("*"), aside]:
                 _sync(path)
         if folder.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".old", dir=folder.parent))
-            folder.rename(old / folder.name)  # a folder can not be renamed onto a full one
-            aside.rename(folder)
-            shutil.rmtree(old)
+            old, lock_of_old = _make_beside(folder, "old")
+            try:
+                folder.rename(old / folder.name)  # a folder can not be renamed onto a full one
+                aside.rename(folder)
+                shutil.rmtree(old)
+            finally:
+                os.close(lock_of_old)
         else:
             aside.rename(folder)
         _sync(folder.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+        os.close(lock)
+
+
+def _make_beside(folder: Path, kind: str) -> tuple[Path, int]:
+    """A new folder beside `folder`, and the lock on it, which ends with this process at the latest."""
+    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=f".{kind}", dir=folder.parent))
+    lock = os.open(beside, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    return beside, lock
+
+
+def _tidy_up_after_the_killed(folder: Path) -> None:
+    """Removes what killed processes left beside `folder`; it comes back if they had just moved it away."""
+    name = re.compile(rf"\.{re.escape(folder.name)}\.[a-z0-9_]{{8}}\.(aside|old)")
+    for left in [path for path in folder.parent.iterdir() if name.fullmatch(path.name)]:
+        try:
+            lock = os.open(left, os.O_RDONLY)
+        except FileNotFoundError:  # its process is just done
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if left.suffix == ".old" and (left / folder.name).exists() and not folder.exists():
+                (left / folder.name).rename(folder)
+            shutil.rmtree(left, ignore_errors=True)
+        except BlockingIOError:  # its process is alive
+            pass
+        finally:
+            os.close(lock)
 
 
 def _sync(path: Path) -> None:

@@ -1,6 +1,9 @@
 """Files and folders appear whole or not at all."""
 
 import errno
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,3 +48,47 @@ def test_a_full_disk_says_what_to_do(tmp_path: Path) -> None:
     ):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert not (tmp_path / "out").exists()
+
+
+KILLED_WHILE_WRITING = """
+with replacing_folder(folder) as aside:
+    (aside / "half").touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+KILLED_BETWEEN_THE_RENAMES = """
+def rename(path, target):
+    if path.suffix == ".aside":
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.rename(path, target)
+Path.rename = rename
+with replacing_folder(folder) as aside:
+    (aside / "new").touch()
+"""
+
+
+def killed(script: str, folder: Path) -> None:
+    head = "import os, signal, sys\nfrom pathlib import Path\nfrom clip_core.files import replacing_folder\n"
+    code = f"{head}folder = Path(sys.argv[1])\n{script}"
+    assert subprocess.run([sys.executable, "-c", code, str(folder)]).returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("script", [KILLED_WHILE_WRITING, KILLED_BETWEEN_THE_RENAMES])
+def test_after_a_kill_the_next_call_tidies_up_and_the_old_folder_is_there(script: str, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old").touch()
+    killed(script, tmp_path / "out")
+    assert len(list(tmp_path.iterdir())) > 1
+    with pytest.raises(KeyError), replacing_folder(tmp_path / "out"):
+        raise KeyError
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["old", "out"]
+
+
+def test_what_others_are_writing_is_left_alone(tmp_path: Path) -> None:
+    longer = tmp_path / ".out.put.abcdefgh.old"
+    longer.mkdir()
+    with replacing_folder(tmp_path / "out") as first:
+        with replacing_folder(tmp_path / "out") as second:
+            (second / "second").touch()
+        (first / "first").touch()
+    assert longer.exists()
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["first"]
