@@ -21,7 +21,7 @@ def main(arms: Path, out: Path, params_file: Path = Path("params.yaml")) -> None
     ]
     found = compare(runs, params.evaluate, params.seed)
     atomic_write(out, json.dumps(found, indent=1) + "\n")
-    print(ablation_table(found))
+    print(f"{ablation_table(found)}\n{found['claim']}")
 
 
 if __name__ == "__main__":

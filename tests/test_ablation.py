@@ -9,7 +9,7 @@ from dvc.repo import Repo
 from dvc.repo.index import Index
 
 from clip_core.config import Evaluate, load_params, read_yaml
-from clip_core.evaluate.ablation import compare
+from clip_core.evaluate.ablation import claim, compare
 from clip_core.evaluate.report.ablation import ablation_cards
 from clip_core.evaluate.table import ablation_table
 from clip_core.recipe import merged
@@ -71,6 +71,30 @@ def test_an_arm_better_with_every_seed_differs_and_an_equal_one_is_not_told_apar
     }  # fmt: skip
     assert "seen: stage1 - scratch = +1" in ablation_table(found)
     assert ablation_cards(found).count("not told apart") == 2
+
+
+def test_the_claim_follows_the_differences_and_keeps_the_framing() -> None:
+    arms = {name: {"title": name} for name in ("scratch", "stage1", "direct", "two_stages", "longer_scratch")}
+
+    def row(arm: str, minus: str, low: float, high: float) -> dict:
+        return {"metric": METRIC, "arm": arm, "minus": minus, "value": (low + high) / 2, "low": low, "high": high}
+
+    said = claim(
+        arms,
+        [
+            row("stage1", "scratch", 0.02, 0.04),
+            row("two_stages", "stage1", -0.03, -0.01),
+            row("two_stages", "direct", -0.01, 0.02),
+            row("longer_scratch", "two_stages", 0.01, 0.05),
+        ],
+    )
+    equal, matched = said.split(". ")
+    assert equal.startswith("At equal Chinese steps, given an English image tower for free")
+    assert '"stage1" is above "scratch" (+3.0 points)' in equal
+    assert '"two_stages" is below "stage1" (-2.0 points)' in equal
+    assert '"two_stages" and "direct" are not told apart' in equal
+    assert "English steps are spent on Chinese" in matched
+    assert '"longer_scratch" is above "two_stages" (+3.0 points)' in matched
 
 
 def test_seeds_that_disagree_widen_the_interval() -> None:
