@@ -1,5 +1,6 @@
 """The command line of a stage, made from the signature of its `main`."""
 
+import errno
 import sys
 from collections.abc import Callable
 
@@ -14,4 +15,5 @@ def run(main: Callable[..., None]) -> None:
     try:
         tyro.cli(main)
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+        full = isinstance(error, OSError) and error.errno == errno.ENOSPC and "run again" not in str(error)
+        sys.exit(f"error: {error}" + ("; free disk space and run again" if full else ""))

@@ -125,6 +125,20 @@ def test_pictures_out_of_order_are_refused(tmp_path: Path) -> None:
         writer.add("a", b"2")
 
 
+def test_a_full_disk_is_an_os_error_with_the_remedy(tmp_path: Path) -> None:
+    import lmdb
+
+    class Full:
+        def begin(self, write: bool) -> None:
+            raise lmdb.DiskError("mdb_txn_commit: No space left on device")
+
+    writer = StoreWriter(tmp_path / "store", 2**20)
+    writer.add("a", b"1")
+    writer.shard = Full()  # ty: ignore[invalid-assignment]
+    with pytest.raises(OSError, match="No space left on device; free disk space and run again"):
+        writer.finish(None)  # ty: ignore[invalid-argument-type]
+
+
 def test_a_picture_that_is_not_the_one_in_the_pair_table_is_refused(tmp_path: Path) -> None:
     rows, images = small_raw()
     images["picture-02"] = encoded(drawing(99))

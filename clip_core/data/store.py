@@ -1,8 +1,11 @@
 """Stores: a split's pictures in immutable LMDB shards, its pairs beside them, and a manifest of what was written."""
 
+import errno
 import json
 import threading
 from bisect import bisect_right
+from collections.abc import Generator
+from contextlib import contextmanager
 from functools import cache, cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -73,12 +76,14 @@ class StoreWriter:
         self._close_shard()
         name = f"images-{len(self.shards):05d}.lmdb"
         self.shards.append({"file": name, "first": len(self.image_ids)})
-        self.shard = lmdb.open(str(self.folder / name), subdir=False, map_size=MAP_BYTES, lock=False, sync=False)
+        file = self.folder / name
+        with _as_oserror(file):
+            self.shard = lmdb.open(str(file), subdir=False, map_size=MAP_BYTES, lock=False, sync=False)
         self.written = 0
 
     def _write_waiting(self) -> None:
         assert self.shard is not None
-        with self.shard.begin(write=True) as transaction:
+        with _as_oserror(self.folder), self.shard.begin(write=True) as transaction:
             for key, image in self.waiting:
                 transaction.put(key, image, append=True)
         self.waiting = []
@@ -86,7 +91,8 @@ class StoreWriter:
     def _close_shard(self) -> None:
         if self.shard is not None:
             self._write_waiting()
-            self.shard.sync(True)
+            with _as_oserror(self.folder):
+                self.shard.sync(True)
             self.shard.close()
             self.shard = None
 
@@ -147,6 +153,17 @@ def _open_readonly(file: Path, _sum: str) -> "lmdb.Environment":
 
     # DVC owns the file: without readonly and lock=False LMDB would write a lock beside it
     return lmdb.open(str(file), subdir=False, readonly=True, lock=False, max_readers=1)
+
+
+@contextmanager
+def _as_oserror(path: Path) -> Generator[None]:
+    """A full disk as OSError, which LMDB's own error is not."""
+    import lmdb
+
+    try:
+        yield
+    except lmdb.DiskError as error:
+        raise OSError(errno.ENOSPC, f"{error}; free disk space and run again", str(path)) from None
 
 
 def _key(index: int) -> bytes:
