@@ -1,6 +1,9 @@
 """`make serve` and the command line client: what they print, refuse and leave behind."""
 
+import fcntl
 import json
+import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -10,10 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from clip_core.serve.gateway import Gallery
 from clip_core.serve.triton import shared_memory
 from tests.conftest import ENVIRONMENT, ROOT
 from tests.served import of, serving
-from tests.tiny_release import Release, processes_that_name
+from tests.tiny_release import TOP_K, Release, processes_that_name
+from tests.tiny_split import make_split, plain_picture
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +53,12 @@ def test_the_client_prints_the_top_hits(served: Path, release: Release) -> None:
     assert all(image_id in release.truth.image_ids for _, image_id, _ in rows)
 
 
+def test_the_client_says_when_the_release_gives_fewer_than_asked(served: Path, release: Release) -> None:
+    result = ask(served, release.truth.texts[0], "--top", "50")
+    assert len(result.stdout.splitlines()) == TOP_K
+    assert f"the release finds {TOP_K} pictures a text: index.top_k" in result.stderr
+
+
 def test_the_client_says_why_a_text_is_refused(served: Path) -> None:
     result = ask(served, "  ")
     assert result.returncode == 1
@@ -73,6 +84,28 @@ def test_a_second_server_in_the_project_is_refused_by_the_address_of_the_first(s
     assert result.returncode == 1
     url = json.loads((served / ".work" / "serve.json").read_text())["url"]
     assert f"`make serve` runs in this project already: {url}" in result.stderr
+
+
+def test_a_second_server_is_refused_also_while_the_first_is_starting(release: Release, tmp_path: Path) -> None:
+    (tmp_path / ".work").mkdir()
+    lock = os.open(tmp_path / ".work", os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    result = run(tmp_path, "clip_core.serve.gateway", "--port", "0", *of(release))
+    os.close(lock)
+    assert result.stderr == "error: another `make serve` is starting in this project; it will name its page\n"
+
+
+def test_another_release_is_shown_with_its_own_pictures(tmp_path: Path) -> None:
+    folder = tmp_path / "store"
+    gallery = Gallery(make_split(folder, [("a", "红色", True, None), ("b", "绿色", True, None)]))
+    before = gallery.of("one")
+    shutil.rmtree(folder)  # as `dvc repro` does before it packs anew
+    make_split(folder, [("b", "蓝色", True, None)])
+    assert gallery.of("one") is before
+    assert before.store.image_bytes(1) == plain_picture(1)
+    after = gallery.of("two")
+    assert after.names == {"b": "蓝色"}
+    assert after.store.image_bytes(after.places["b"]) == plain_picture(0)
 
 
 def test_a_port_in_use_is_named_with_the_remedy(release: Release, tmp_path: Path) -> None:

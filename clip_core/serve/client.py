@@ -51,6 +51,9 @@ def main() -> None:
         sys.exit(f"error: {error}")
     for hit in answer["hits"]:
         print(f"{hit['score']:.4f}  {hit['image_id']}  {hit['name']}")
+    if len(answer["hits"]) < arguments.top:
+        limit = "index.top_k in params.yaml, or its whole gallery"
+        print(f"the release finds {len(answer['hits'])} pictures a text: {limit}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -11,11 +11,12 @@ import shutil
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from clip_core.env import set_switches
 from clip_core.files import atomic_write
@@ -35,8 +36,36 @@ POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; "
     "img-src 'self' data:"
 )
-MAX_TOP = 100
+MAX_TOP = 100  # the largest index.top_k of params.yaml; a release gives its own top_k at most
 MEDIA_TYPES = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"RIFF": "image/webp"}
+
+
+class Pictures(NamedTuple):
+    store: "Store"
+    places: dict[str, int]  # of the picture's id
+    names: dict[str, str]
+
+
+class Gallery:
+    """The pictures of the release that answers: they are read anew when another release begins to answer.
+
+    Until then they are those of before, also when `dvc repro` replaces the store's files.
+    """
+
+    def __init__(self, store: "Store") -> None:
+        self.pictures = _open_pictures(store)
+        self.release: str | None = None  # the first to answer is the one that the store belongs to
+        self.one_opens = threading.Lock()
+
+    def of(self, release: str) -> Pictures:
+        """The release's pictures."""
+        from clip_core.data.store import open_store
+
+        with self.one_opens:
+            if self.release not in (None, release):
+                self.pictures = _open_pictures(open_store(self.pictures.store.folder))
+            self.release = release
+            return self.pictures
 
 
 def make_app(client: "InferenceServerClient", store: "Store") -> "FastAPI":
@@ -49,8 +78,7 @@ def make_app(client: "InferenceServerClient", store: "Store") -> "FastAPI":
     from clip_core.serve.queries import search
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)  # its own pages load scripts from a CDN
-    places = {image_id: place for place, image_id in enumerate(store.image_ids)}
-    names = _names(store)
+    gallery = Gallery(store)
 
     @app.exception_handler(ValueError)
     def refuse(_request: Request, error: Exception) -> Response:
@@ -73,6 +101,7 @@ def make_app(client: "InferenceServerClient", store: "Store") -> "FastAPI":
     def hits(text: str, top: int = Query(10, ge=1, le=MAX_TOP)) -> dict:
         started = time.perf_counter()
         (found,) = search(client, [text])
+        names = gallery.of(found.release).names
         rows = [
             {"image_id": image_id, "score": round(float(score), 4), "name": names.get(image_id, "")}
             for image_id, score in zip(found.ids, found.scores, strict=True)
@@ -86,9 +115,10 @@ def make_app(client: "InferenceServerClient", store: "Store") -> "FastAPI":
 
     @app.get("/images/{image_id:path}")
     def image(image_id: str) -> Response:
-        if image_id not in places:
+        pictures = gallery.pictures
+        if image_id not in pictures.places:
             return JSONResponse({"error": f"no picture {image_id} in the gallery"}, status_code=404)
-        data = store.image_bytes(places[image_id])
+        data = pictures.store.image_bytes(pictures.places[image_id])
         kind = next((kind for start, kind in MEDIA_TYPES.items() if data.startswith(start)), "application/octet-stream")
         return Response(data, media_type=kind, headers={"X-Content-Type-Options": "nosniff"})
 
@@ -130,6 +160,12 @@ def _run_gateway(address: str, store: "Store", listener: socket.socket) -> None:
         client.close()
 
 
+def _open_pictures(store: "Store") -> Pictures:
+    for first in store.first_of_shard:
+        store.image_bytes(first)  # opens the shard, which then stays what it is
+    return Pictures(store, {image_id: place for place, image_id in enumerate(store.image_ids)}, _names(store))
+
+
 def _names(store: "Store") -> dict[str, str]:
     """The first Chinese name (or caption) of every picture."""
     rows = store.pairs.query("language == 'zh' and caption_kind != 'keyword'").drop_duplicates("image_id")
@@ -144,6 +180,8 @@ def _only_one() -> Generator[None]:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     except BlockingIOError:
+        if not STATE.exists():
+            raise ValueError("another `make serve` is starting in this project; it will name its page") from None
         raise ValueError(f"`make serve` runs in this project already: {read_state()['url']}") from None
     finally:
         os.close(lock)
