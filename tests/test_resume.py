@@ -158,13 +158,19 @@ def hold(root: Path, seconds: float) -> None:
         time.sleep(seconds)
 
 
+def pid_in(lock: Path) -> int:
+    """The trainer that holds the lock; waits until there is one."""
+    while not lock.exists() or not lock.read_text():
+        time.sleep(0.01)
+    return int(lock.read_text().split()[0])
+
+
 @pytest.fixture
 def holder(tmp_path: Path) -> Iterator[SpawnProcess]:
     """Another process that trains in the folder for a second."""
     process = multiprocessing.get_context("spawn").Process(target=hold, args=(tmp_path, 1.0))
     process.start()
-    while not (tmp_path / "stage1" / "a" / "lock").exists() or not (tmp_path / "stage1" / "a" / "lock").read_text():
-        time.sleep(0.01)
+    pid_in(tmp_path / "stage1" / "a" / "lock")
     yield process
     process.join()
 
@@ -175,7 +181,7 @@ def test_a_second_trainer_waits_and_says_for_whom(
     with work_folder("stage1", "a", tmp_path) as work:
         holder.join(5)
         assert holder.exitcode == 0
-        assert (work / "lock").read_text() == str(os.getpid())  # a new folder: the other removed its own
+        assert pid_in(work / "lock") == os.getpid()  # a new folder: the other removed its own
     assert f"process {holder.pid} is training this: waiting" in capsys.readouterr().out
 
 
@@ -189,24 +195,37 @@ def test_waiting_for_a_trainer_ends_with_advice(
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="orphans are recognised in Linux's /proc")
 def test_an_orphan_is_ended_and_its_work_taken_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = tmp_path / "stage1" / "a"
+    lock = tmp_path / "stage1" / "a" / "lock"
     trainer = (
         "import sys, time; from pathlib import Path; from clip_core.train.checkpoint import work_folder\n"
         f"with work_folder('stage1', 'a', Path({str(tmp_path)!r})): time.sleep(120)"
     )
-    # The parent starts the trainer and goes.
-    parent = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {trainer!r}], start_new_session=True)"
-    subprocess.run([sys.executable, "-c", parent], check=True)
-    while not (folder / "lock").exists() or not (folder / "lock").read_text():
-        time.sleep(0.01)
-    orphan = int((folder / "lock").read_text())
+    command = [sys.executable, "-c", f"import subprocess, sys; subprocess.run([sys.executable, '-c', {trainer!r}])"]
+    with subprocess.Popen(command) as parent:
+        orphan = pid_in(lock)
+        parent.kill()
     try:
-        status = Path(f"/proc/{orphan}/stat").read_text().rpartition(")")[2].split()
-        if status[1] != "1":
-            pytest.skip("here another process than 1 adopts orphans")
         with work_folder("stage1", "a", tmp_path):
             pass
     finally:
         with suppress(ProcessLookupError):
             os.kill(orphan, signal.SIGKILL)
     assert f"process {orphan} trains this and nobody waits for it" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="orphans are recognised in Linux's /proc")
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_trainer_whose_parent_lives_is_no_orphan_though_that_be_process_1(
+    gone: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kills = []
+    monkeypatch.setattr("clip_core.train.checkpoint.WAIT", 0)
+    monkeypatch.setattr(os, "kill", lambda *arguments: kills.append(arguments))
+    monkeypatch.setattr(os, "getppid", lambda: 1)  # as below a container's first process
+    with work_folder("stage1", "a", tmp_path) as work:
+        if gone:
+            lock = work / "lock"
+            lock.write_text(lock.read_text() + "0")  # process 1 had another start
+        with pytest.raises(ValueError, match="still trains this"), work_folder("stage1", "a", tmp_path):
+            pass
+    assert kills == [(os.getpid(), signal.SIGTERM)] * gone

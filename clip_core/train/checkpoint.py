@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -23,6 +23,7 @@ from clip_core.model.contract import hash_of
 
 CHECKPOINT = "checkpoint.safetensors"  # its metadata holds the step
 WAIT = 600  # seconds for another trainer to finish
+UNKNOWN = "unknown"
 
 
 def fingerprint(*parts: object) -> str:
@@ -89,17 +90,20 @@ def _locked(folder: Path) -> Generator[None]:
             if _takes_lock(file):
                 if _is_same_file(folder / "lock", file.fileno()):
                     file.truncate(0)
-                    file.write(str(os.getpid()))
+                    file.write(" ".join(f"{process} {_start_of(process)}" for process in (os.getpid(), os.getppid())))
                     file.flush()
                     yield
                     return
                 continue  # the holder finished and removed the folder: take the new one
             file.seek(0)
-            holder = int(file.read() or 0)
+            words = file.read().split() or ["0", UNKNOWN, "0", UNKNOWN]  # about to be written
+        holder, parent = int(words[0]), int(words[2])
         now = time.monotonic()
-        if holder and _is_orphan(holder):
+        # The parent's number alone says little: dvc may be process 1 itself, and orphans go to others than process 1.
+        if UNKNOWN != words[1] == _start_of(holder) and words[3] != _start_of(parent):
             print(f"process {holder} trains this and nobody waits for it: ending it, going on", flush=True)
-            os.kill(holder, signal.SIGTERM)
+            with suppress(ProcessLookupError):
+                os.kill(holder, signal.SIGTERM)
         if now > deadline:
             raise ValueError(f"{folder}: process {holder} still trains this: end it (kill {holder}) and run again")
         if now - told > 10:
@@ -116,13 +120,13 @@ def _takes_lock(file: IO[str]) -> bool:
     return True
 
 
-def _is_orphan(process: int) -> bool:
-    """Whether the process that started it has gone (Linux; elsewhere nothing is taken for an orphan)."""
+def _start_of(process: int) -> str:
+    """When a living process started, in the kernel's ticks (Linux; elsewhere unknown, and nothing is an orphan)."""
     try:
-        status = Path(f"/proc/{process}/stat").read_text()
+        status = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     except OSError:
-        return False
-    return status.rpartition(")")[2].split()[1] == "1"
+        return UNKNOWN
+    return UNKNOWN if status[0] in "ZX" else status[19]  # zombies have ended
 
 
 def _is_same_file(path: Path, descriptor: int) -> bool:
