@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def run(tmp_path: Path) -> Run:
     (data / "packed").mkdir(parents=True)
     rows = [(f"p{i:02}", name, i < 8, "动物" if i % 2 else "食物") for i, name in enumerate(NAMES)]
     for split in ("train", "valid", "test"):
-        store = make_split(data / "packed" / split, rows, source=f"{split}-style")
+        store = make_split(data / "packed" / split, rows, source=f"emoji/{split}-style")
     eye = np.eye(12, dtype=np.float32)
     features = Features(np.roll(eye, 1, axis=0)[:, ::-1], eye, ["动物", "食物"], eye[:2])
     benchmark = read_benchmark(store)
@@ -122,6 +123,31 @@ def test_the_page_says_where_counts_rules_and_metrics_stand(run: Run) -> None:
     assert "random start" in html and "0123456789abcdef" in html
     assert "test-style" in html and "CC0-1.0" in html
     assert "style that training never saw" in html
+
+
+def test_the_page_of_a_table_claims_no_concepts_no_english_and_no_notice(run: Run) -> None:
+    run = without_concepts(run)
+    html = page(run)
+    for claim in ("English</b>", "oncepts seen", "oncepts never", "<span>seen", "NOTICE", "Chinese name"):
+        assert claim not in html
+    assert "A Chinese caption is the query" in html and "with <b>Chinese</b> captions" in html
+    assert "All test pairs" in html and "CC0-1.0" in html
+    said = summary(headline({"test": run.metrics}, 0.95), Path("reports/report.html"))
+    assert "concepts" not in said and "all test pairs" in said
+
+
+def test_the_page_of_data_with_english_captions_says_what_the_warm_up_reads(run: Run) -> None:
+    pairs = {split: rows.assign(language="en") for split, rows in run.pairs.items()}
+    assert "with <b>English</b> captions unless" in page(replace(run, pairs=pairs))
+
+
+def without_concepts(run: Run) -> Run:
+    """The run as the source `table` leaves it."""
+    metrics = {group: found for group, found in run.metrics.items() if group not in ("unseen", "zero_shot")}
+    queries = [{**query, "group": "seen"} for query in run.queries]
+    table = {"concept_id": None, "family": None, "group": None, "source": "table", "caption_kind": "caption"}
+    pairs = {split: rows.assign(seen=True, **table) for split, rows in run.pairs.items()}
+    return replace(run, metrics=metrics, queries=queries, pairs=pairs)
 
 
 def test_the_shown_queries_stand_at_equal_steps() -> None:

@@ -17,6 +17,11 @@ KEPT = (
 )
 
 
+def has_concepts(metrics: Mapping) -> bool:
+    """Whether the data name concepts; without them every text counts as seen, whether training had it or not."""
+    return "unseen" in metrics or "zero_shot" in metrics
+
+
 def headline(benchmarks: Mapping[str, Mapping], confidence: float) -> dict:
     """The headline metrics of each benchmark's metrics.json, without those of earlier models, to four digits."""
     groups = {

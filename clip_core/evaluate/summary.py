@@ -5,6 +5,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from clip_core.evaluate.headline import has_concepts
 from clip_core.evaluate.table import percent
 
 COLUMNS = {
@@ -13,6 +14,7 @@ COLUMNS = {
     "text_to_image_mean_recall": "mean recall",
 }
 GROUPS = {"seen": "concepts trained on", "unseen": "concepts never seen", "all": "all together"}
+WITHOUT_CONCEPTS = {"all": "all test pairs"}
 
 
 def headline_table(metrics: Mapping) -> str:
@@ -22,7 +24,7 @@ def headline_table(metrics: Mapping) -> str:
         f"Chinese text -> picture on the test pictures, in % [{100 * metrics['confidence']:g} % interval] (chance)",
         f"  {'':<34}" + "".join(f"{label:<24}" for label in COLUMNS.values()),
     ]
-    for group, label in GROUPS.items():
+    for group, label in (GROUPS if has_concepts(test) else WITHOUT_CONCEPTS).items():
         if group in test:
             sizes = f"{test[group]['num_queries']} of {test[group]['num_candidates']}"
             cells = "".join(f"{percent(test[group][name]):<24}" for name in COLUMNS)

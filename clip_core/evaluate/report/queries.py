@@ -9,6 +9,7 @@ from clip_core.image import read_image
 
 SIDE = 96  # pixels of a picture on the page
 SHOWN = {"seen": 14, "unseen": 10}
+TITLES = {"seen": "Concepts seen in training", "unseen": "Concepts never seen in training"}
 
 ReadImage = Callable[[str], bytes]  # image_id -> encoded bytes
 
@@ -20,8 +21,8 @@ def every_nth(queries: Sequence[Mapping], count: int) -> list[Mapping]:
     return ordered[step // 2 :: step][:count]
 
 
-def query_grid(queries: Sequence[Mapping], read_bytes: ReadImage) -> str:
-    """Sections of queries, one for each group; `queries` is the list in details.json."""
+def query_grid(queries: Sequence[Mapping], read_bytes: ReadImage, known: bool) -> str:
+    """Sections of the queries in details.json, one for each group; `known`: whether they are about known concepts."""
     names = _names(queries)
     sections = []
     for group, count in SHOWN.items():
@@ -29,7 +30,7 @@ def query_grid(queries: Sequence[Mapping], read_bytes: ReadImage) -> str:
         if mine:
             shown = every_nth(mine, count)
             rows = "".join(_query(query, names, read_bytes) for query in shown)
-            title = "Concepts seen in training" if group == "seen" else "Concepts never seen in training"
+            title = TITLES[group] if known else "Queries"
             rule = f"every {max(1, len(mine) // count)}th of {len(mine):,} queries, in the order of their ids"
             sections.append(f'<h3>{title} <small>{rule}</small></h3><div class="queries">{rows}</div>')
     return "".join(sections)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from clip_core.evaluate.headline import has_concepts
 from clip_core.evaluate.report.charts import Line, curves, interval_bar, percent
 
 GROUPS = {
@@ -9,6 +10,7 @@ GROUPS = {
     "unseen": ("Concepts never seen", "Neither the name nor any picture of it was in training."),
     "all": ("All together", "Every query searches every picture."),
 }
+WITHOUT_CONCEPTS = {"all": ("All test pairs", "Every query searches every picture. These data name no concepts.")}
 WAYS = {"text_to_image": "text &rarr; picture", "image_to_text": "picture &rarr; text"}
 MEASURES = {"recall@1": "R@1", "recall@5": "R@5", "recall@10": "R@10", "mean_recall": "mean"}
 TILES = (
@@ -21,9 +23,10 @@ TILES = (
 
 
 def tiles(metrics: Mapping) -> str:
-    """The five figures to remember, each with its interval and chance level."""
+    """The figures to remember, each with its interval and chance level."""
+    known = has_concepts(metrics)
     return "".join(
-        f'<div class="tile"><p class="label">{label}<span>{among}</span></p>'
+        f'<div class="tile"><p class="label">{label}<span>{among if known else "all test pairs"}</span></p>'
         f'<p class="figure">{100 * (entry := metrics[group][name])["value"]:.1f}<small>%</small></p>'
         f"{interval_bar({'stage2': entry}, scale=1)}"
         f'<p class="under">{100 * entry["low"]:.1f}&ndash;{100 * entry["high"]:.1f}'
@@ -37,7 +40,7 @@ def retrieval_tables(metrics: Mapping) -> str:
     """A card for each group: both ways, the final model beside the earlier one."""
     earlier = next(iter(metrics["others"].values()), {})
     cards = []
-    for group, (title, meaning) in GROUPS.items():
+    for group, (title, meaning) in (GROUPS if has_concepts(metrics) else WITHOUT_CONCEPTS).items():
         if group in metrics:
             mine = metrics[group]
             tables = "".join(_table(way, mine, earlier.get(group, {})) for way in WAYS)
@@ -91,7 +94,7 @@ def training_curves(curves_of: Mapping[str, Mapping[str, list[tuple[float, float
         ),
     ]
     if init["loss"]:
-        charts.insert(0, curves([Line("init", "init", init["loss"])], "Loss, English warm-up"))
+        charts.insert(0, curves([Line("init", "init", init["loss"])], "Loss, warm-up of the image tower"))
     return "".join(charts)
 
 

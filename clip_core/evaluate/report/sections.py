@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
 
+from clip_core.evaluate.headline import has_concepts
 from clip_core.evaluate.report.ablation import ablation_cards
 from clip_core.evaluate.report.pipeline import (
     counts_table,
@@ -50,8 +51,9 @@ def lead(run: Run) -> str:
     times = first["value"] / first["chance"]
     sources = {split: set(rows.source) for split, rows in run.pairs.items()}
     held_out = "" if sources["train"] & sources["test"] else ", all drawn in a style that training never saw"
+    kind = "name" if "name" in set(run.pairs["test"].caption_kind) else "caption"
     return (
-        f'<p class="lead">A Chinese name is the query, {run.metrics["seen"]["num_candidates"]:,} pictures are the '
+        f'<p class="lead">A Chinese {kind} is the query, {run.metrics["seen"]["num_candidates"]:,} pictures are the '
         f"candidates{held_out}. The first picture is right in {100 * first['value']:.1f} of 100 queries, "
         f"{times:.0f} times as often as by chance.</p>"
     )
@@ -65,18 +67,24 @@ def model(run: Run) -> str:
     image_tower = f"<code>{escape(architecture['image_tower']['name'])}</code> of timm"
     return (
         "<h2>The model</h2>"
-        "<p>A CLIP with two towers, trained in the two stages of the Chinese-CLIP paper. Names and pictures become "
+        "<p>A CLIP with two towers, trained in the two stages of the Chinese-CLIP paper. Texts and pictures become "
         f"unit vectors of {architecture['embed_dim']} numbers; the nearest picture is the answer.</p>"
         '<div class="steps">'
         f'<div class="step init"><h3>Start <small>{steps.get("init", "")}</small></h3><p>The image tower '
-        f"({image_tower}, {architecture['image_size']} px) is warmed up as an <b>English</b> CLIP on the training "
-        f"pictures. Text tower (BERT, {text['num_hidden_layers']} layers of {text['hidden_size']}): "
+        f"({image_tower}, {architecture['image_size']} px) is warmed up as a CLIP on the training pictures, "
+        f"{_warm_up_captions(run)}. Text tower (BERT, {text['num_hidden_layers']} layers of {text['hidden_size']}): "
         f"<b>{escape(made['text_tower'])}</b>.</p></div>"
         f'<div class="step stage1"><h3>Stage 1 <small>{steps["stage1"]}</small></h3><p>The image tower is frozen; the '
         "text tower learns Chinese from its features.</p></div>"
         f'<div class="step stage2"><h3>Stage 2 <small>{steps["stage2"]}</small></h3><p>Both towers train.</p></div>'
         "</div>"
     )
+
+
+def _warm_up_captions(run: Run) -> str:
+    if set(run.pairs["train"].language) == {"zh"}:
+        return "with <b>Chinese</b> captions, as these data have no English ones"
+    return "with <b>English</b> captions unless <code>init.warm_start.captions</code> says otherwise"
 
 
 def recall(run: Run) -> str:
@@ -93,7 +101,7 @@ def queries(run: Run) -> str:
     """Real queries with what was found."""
     return (
         "<h2>What it finds</h2><p>Each row is a Chinese query and its ten best pictures among all test pictures, best "
-        f"first. Nobody picked the rows.</p>{query_grid(run.queries, run.read_image)}"
+        "first. Nobody picked the rows.</p>" + query_grid(run.queries, run.read_image, has_concepts(run.metrics))
     )
 
 
@@ -134,7 +142,9 @@ def ablation(run: Run) -> str:
 
 def licences(run: Run) -> str:
     """Whose pictures these are."""
+    emoji = any(source.startswith("emoji/") for rows in run.pairs.values() for source in set(rows.source))
+    named = '; <a href="../NOTICE">NOTICE</a> names makers and licences' if emoji else ""
     return (
-        '<h2>Licences</h2><p>The pictures on this page are their makers\' work; <a href="../NOTICE">NOTICE</a> names '
-        f'makers and licences.</p><div class="card">{licences_table(run.pairs)}</div>'
+        f"<h2>Licences</h2><p>The pictures on this page are their makers' work{named}.</p>"
+        f'<div class="card">{licences_table(run.pairs)}</div>'
     )
