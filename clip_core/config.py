@@ -2,6 +2,7 @@
 
 import difflib
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -17,6 +18,16 @@ Seed = Annotated[int, Field(ge=0, lt=2**31)]
 PeakLr = Annotated[float, Field(gt=0, le=1)]
 Name = Annotated[str, Field(min_length=1)]
 Template = Annotated[str, Field(pattern=r"\{\}")]
+
+RECALLS = tuple(
+    f"{way}_{recall}"
+    for way in ("text_to_image", "image_to_text")
+    for recall in ("recall@1", "recall@5", "recall@10", "mean_recall")
+)
+METRICS = (  # groups of a benchmark and what is measured of each, see clip_core/evaluate/measure.py
+    (("seen", "unseen", "all"), (*RECALLS, "mean_recall")),
+    (("zero_shot",), ("top1_accuracy", "seen_top1_accuracy", "unseen_top1_accuracy")),
+)
 
 
 class Section(BaseModel):
@@ -91,6 +102,15 @@ class TextTower(Section):
     num_attention_heads: Count
     intermediate_size: Count
     dropout: Share
+
+    @model_validator(mode="after")
+    def _heads_share_the_width(self) -> "TextTower":
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size ({self.hidden_size}) must be a multiple of "
+                f"num_attention_heads ({self.num_attention_heads})"
+            )
+        return self
 
 
 class Model(Section):
@@ -242,6 +262,16 @@ class Params(Section):
             raise ValueError("augmentation must be 0 throughout: stage 1 learns from features computed once")
         return stage1
 
+    @field_validator("gates")
+    @classmethod
+    def _gates_name_metrics(cls, gates: dict[str, float]) -> dict[str, float]:
+        known = [f"{group}.{metric}" for groups, metrics in METRICS for group in groups for metric in metrics]
+        unknown = [f"no metric {name!r}{resembling(name, known)}" for name in gates if name not in known]
+        if unknown:
+            allowed = " and ".join(f"({' | '.join(groups)}).({' | '.join(metrics)})" for groups, metrics in METRICS)
+            raise ValueError(f"{', '.join(unknown)}. Allowed are {allowed}")
+        return gates
+
 
 def load_params(path: Path) -> Params:
     """The checked parameters in the YAML file `path`.
@@ -266,20 +296,49 @@ def read_yaml(path: Path) -> dict:
 
 def check_params(tree: dict, path: Path) -> Params:
     """`tree` (as read from `path`) as checked parameters; raises ValueError that lists all that is wrong."""
+    if foreign := list(not_in_json(tree)):
+        lines = [
+            f"  {key}: {type(value).__name__} {value} (put it in quotes if text is meant)" for key, value in foreign
+        ]
+        raise ValueError(f"{path}: neither number nor text:\n" + "\n".join(lines))
     try:
         return Params.model_validate_json(json.dumps(tree))
     except ValidationError as error:
-        lines = [
-            f"  {'.'.join(map(str, e['loc']))}: {e['msg']} (found {e['input']!r:.80}){hint(e)}" for e in error.errors()
-        ]
+        lines = [f"  {place(e)}: {e['msg']} (found {e['input']!r:.80}){hint(e)}" for e in error.errors()]
         raise ValueError(f"{path}: {len(lines)} wrong:\n" + "\n".join(lines)) from None
+
+
+def not_in_json(node: object, place: str = "") -> Iterator[tuple[str, object]]:
+    """What YAML knows and JSON does not, as unquoted dates, each with its place."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            inner = f"{place}.{key}" if place else str(key)
+            yield from not_in_json(value, inner)
+            if not isinstance(key, str):
+                yield inner, key
+    elif isinstance(node, list):
+        for i, value in enumerate(node):
+            yield from not_in_json(value, f"{place}.{i}")
+    elif not isinstance(node, str | int | float | None):
+        yield place, node
+
+
+def place(error: ErrorDetails) -> str:
+    """The key that is wrong, as the file has it."""
+    section, *rest = map(str, error["loc"])
+    if section == "data":  # pydantic puts the value of `source` behind it
+        rest = ["source"] if error["type"].startswith("union_tag") else rest[1:]
+    return ".".join([section, *rest])
 
 
 def hint(error: ErrorDetails) -> str:
     """For an unknown key the known one that it resembles."""
-    if error["type"] != "extra_forbidden":
-        return ""
-    close = difflib.get_close_matches(str(error["loc"][-1]), known_keys(), n=1)
+    return resembling(str(error["loc"][-1]), known_keys()) if error["type"] == "extra_forbidden" else ""
+
+
+def resembling(name: str, known: Iterable[str]) -> str:
+    """A question that names the one of `known` that was probably meant."""
+    close = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {close[0]}?" if close else ""
 
 

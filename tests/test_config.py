@@ -3,10 +3,15 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from clip_core.config import check_params, load_params, read_yaml
+from clip_core.config import METRICS, check_params, load_params, read_yaml
+from clip_core.evaluate.benchmark import read_benchmark
+from clip_core.evaluate.embed import Features
+from clip_core.evaluate.measure import measure
 from clip_core.recipe import apply_recipe, merged
+from tests.tiny_split import make_split
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -50,6 +55,50 @@ def test_an_augmentation_that_stage_1_would_not_apply_is_refused(params_file: Pa
     tree = merged(read_yaml(params_file), {"stage1": {"augmentation": {"rotate": 5.0}}})
     with pytest.raises(ValueError, match=r"stage1: .*augmentation must be 0"):
         check_params(tree, params_file)
+
+
+def test_attention_heads_must_share_the_width(params_file: Path) -> None:
+    tree = merged(read_yaml(params_file), {"model": {"text_tower": {"hidden_size": 100, "num_attention_heads": 3}}})
+    with pytest.raises(ValueError, match=r"model\.text_tower: .*hidden_size \(100\) must be a multiple"):
+        check_params(tree, params_file)
+
+
+def test_a_gate_on_a_metric_that_is_never_measured_is_refused(params_file: Path) -> None:
+    tree = merged(read_yaml(params_file), {"gates": {"seen.text_to_image_mean_recal": 0.1, "zero_shot.recall": 0.1}})
+    with pytest.raises(ValueError, match="1 wrong") as error:
+        check_params(tree, params_file)
+    message = str(error.value)
+    assert "'seen.text_to_image_mean_recal'; did you mean seen.text_to_image_mean_recall?" in message
+    assert "no metric 'zero_shot.recall'" in message
+    assert "(zero_shot).(top1_accuracy | seen_top1_accuracy | unseen_top1_accuracy)" in message
+
+
+def test_the_metrics_for_gates_are_those_that_are_measured(tmp_path: Path) -> None:
+    store = make_split(tmp_path / "packed", [(f"p{i}", name, i < 2, "ab"[i % 2]) for i, name in enumerate("猫狗马牛")])
+    eye = np.eye(4, dtype=np.float32)
+    params = load_params(ROOT / "params.yaml").evaluate
+    found = measure(Features(eye, eye, ["a", "b"], eye[:2]), read_benchmark(store), params, seed=1)
+    measured = {
+        f"{group}.{name}" for group, named in found.items() for name, entry in named.items() if isinstance(entry, dict)
+    }
+    assert measured == {f"{group}.{name}" for groups, names in METRICS for group in groups for name in names}
+
+
+@pytest.mark.parametrize("recipe", [None, ROOT / "recipes" / "table.yaml"])
+def test_a_wrong_key_of_the_data_is_named_as_the_file_has_it(recipe: Path | None, params_file: Path) -> None:
+    tree = merged(read_yaml(params_file), read_yaml(recipe) if recipe else {})
+    with pytest.raises(ValueError, match=r"  data\.sorce: .*did you mean source"):
+        check_params(merged(tree, {"data": {"sorce": "emoji"}}), params_file)
+    with pytest.raises(ValueError, match=r"  data\.path: .*valid string"):
+        check_params(merged(tree, {"data": {"path": 3}}), params_file)
+    with pytest.raises(ValueError, match=r"  data\.source: .*'emoji', 'table'"):
+        check_params(merged(tree, {"data": {**tree["data"], "source": "emoij"}}), params_file)
+
+
+def test_an_unquoted_date_is_named(params_file: Path) -> None:
+    params_file.write_text(params_file.read_text().replace("path: .cache/emoji", "path: 2024-05-01"))
+    with pytest.raises(ValueError, match=r"params\.yaml: .*\n  data\.path: date 2024-05-01 .*quotes"):
+        load_params(params_file)
 
 
 def test_a_missing_or_broken_file_says_so(tmp_path: Path) -> None:
