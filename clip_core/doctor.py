@@ -3,8 +3,6 @@
 Runs on the bare system Python, so it imports the standard library alone.
 """
 
-import ctypes.util
-import os
 import shutil
 import socket
 import subprocess
@@ -34,11 +32,10 @@ def python_version() -> Check:
 
 def shared_libpython() -> Check:
     name = sysconfig.get_config_var("INSTSONAME") or ""
-    places = [Path(sysconfig.get_config_var("LIBDIR") or "/nowhere") / name, Path(sys.prefix) / "lib" / name]
-    ok = ".so" in name and (
-        any(place.exists() for place in places) or ctypes.util.find_library(name.split(".so")[0][3:])
-    )
-    remedy = "" if ok else "install Debian's libpython3-dev, or use a Python built with --enable-shared (uv's are)"
+    folders = (sysconfig.get_config_var("LIBDIR") or "", Path(sys.base_prefix, "lib"))  # as clip_core/serve/install.py
+    ok = ".so" in name and any(Path(folder, name).exists() for folder in folders)
+    package = f"libpython{sys.version_info[0]}.{sys.version_info[1]}"
+    remedy = "" if ok else f"apt-get install {package}, or use a Python built with --enable-shared (uv's are)"
     return Check("shared libpython", name if ok else "none", remedy, True)
 
 
@@ -54,8 +51,9 @@ def git() -> Check:
 
 def disk_space() -> Check:
     free = shutil.disk_usage(Path.cwd()).free / 1e9
-    remedy = "" if free > NEEDED_GB else f"free {NEEDED_GB} GB: `make clean` removes what this project can rebuild"
-    return Check("disk space", f"{free:.0f} GB free", remedy, True)
+    is_set_up = Path(".venv", "ready").exists()  # most of it is spent already
+    remedy = f"make room: set-up and a run take up to {NEEDED_GB} GB; `make clean` removes what a run made"
+    return Check("disk space", f"{free:.0f} GB free", "" if free > NEEDED_GB else remedy, not is_set_up)
 
 
 def shared_memory() -> Check:
@@ -87,8 +85,8 @@ def browser() -> Check:
 
 
 def gpu() -> Check:
-    found = shutil.which("nvidia-smi") or os.environ.get("CUDA_VISIBLE_DEVICES")
-    return Check("GPU", found or "none: everything runs on the CPU", "", False)
+    found = "found, not used" if shutil.which("nvidia-smi") else "none"
+    return Check("GPU", f"{found}: everything runs on the CPU", "", False)
 
 
 def main() -> None:
