@@ -7,7 +7,7 @@ import sys
 import threading
 from contextlib import suppress
 
-# DVC ignores SIGINT while its child runs: the child saves and leaves, then DVC releases its locks.
+# DVC ignores SIGINT while its child runs: the child ends (its last checkpoint stays), then DVC releases its locks.
 SIGNALS = ((signal.SIGINT, 15), (signal.SIGTERM, 5), (signal.SIGKILL, 5))  # and seconds of patience with each
 
 

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 
+from clip_core.files import atomic_write
 from flows.group import start, stop
 from flows.server import HOST, home, running_server, server, set_environment
 
@@ -40,7 +41,7 @@ def serve(port: int) -> None:
     print("Starting the Prefect server ...", flush=True)
     with server(port) as url:
         os.environ["PREFECT_API_URL"] = url
-        (home() / "running").write_text(f"{url} {os.getpid()}")
+        atomic_write(home() / "running", f"{url} {os.getpid()}")
         close_left_runs()
         prefect("work-pool", "create", "--type", "process", "--overwrite", POOL)
         prefect("--no-prompt", "deploy", "--all")

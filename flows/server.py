@@ -38,7 +38,7 @@ def running_server() -> str | None:
     """The API address of the server that the user named, or of the project's own where one answers."""
     if url := os.environ.get("PREFECT_API_URL"):
         return url
-    with suppress(FileNotFoundError, ProcessLookupError):
+    with suppress(OSError, ValueError):  # no file or half a one, no such process or (its number reused) another user's
         url, platform = (home() / "running").read_text().split()
         os.kill(int(platform), 0)  # a killed platform leaves the file, and its port may be another project's by now
         return url if is_up(url) else None
