@@ -6,7 +6,6 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from PIL import Image, ImageDraw
-from ruamel.yaml import YAML
 
 from clip_core.recipe import apply_recipe
 from tests.conftest import new_project, run_in
@@ -51,12 +50,6 @@ def own_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_pairs(project / "my_pairs")
     for recipe in ("smoke", "table"):
         apply_recipe(project / "recipes" / f"{recipe}.yaml", project / "params.yaml")
-    yaml = YAML()
-    tree = yaml.load(project / "params.yaml")
-    for training in (tree["init"]["warm_start"], tree["stage1"], tree["stage2"]):
-        training["global_batch"] = 24
-    tree["validate"]["max_bad_share"] = 0.02
-    yaml.dump(tree, project / "params.yaml")
     run_in(project, "dvc", "repro")
     return project
 
@@ -76,6 +69,12 @@ def test_own_pairs_are_evaluated_both_ways_without_inventing_concepts(own_projec
     assert metrics["all"]["num_queries"] > 0
     assert "unseen" not in metrics
     assert "zero_shot" not in metrics
+
+
+def test_the_report_of_own_pairs_claims_neither_concepts_nor_english(own_project: Path) -> None:
+    html = (own_project / "reports" / "report.html").read_text()
+    assert "my own pictures" in html and "A Chinese caption is the query" in html
+    assert "Concepts seen" not in html and "English</b>" not in html and "../NOTICE" not in html
 
 
 def test_triton_answers_for_own_pairs_as_torch_does(own_project: Path) -> None:
