@@ -1,5 +1,6 @@
 """Rollout on a live Triton: clients under load see no failed and no mixed answer, whatever is rolled out."""
 
+import errno
 import json
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ import time
 from collections.abc import Generator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -164,6 +166,38 @@ def test_a_release_that_does_not_load_is_refused_and_removed(live: Server, relea
     ):
         releases.stage(client, broken, live.repository)
     assert clients.failed == []
+    assert releases.releases_in(live.repository) == before
+
+
+def test_what_a_killed_rollout_left_is_no_hindrance(live: Server, tiny_releases: tuple[Release, Release]) -> None:
+    before = releases.published(live.repository)
+    serving, other = tiny_releases
+    with Clients(live, tiny_releases) as clients, closing(connect(live.address)) as client:
+        killed = releases.stage(client, other.repository, live.repository)  # loaded, but no more
+        shutil.copytree(other.repository / "text_core", live.repository / f"text_core_r{killed + 1}")  # half a copy
+        number = releases.stage(client, serving.repository, live.repository)
+        releases.probe_release(client, live.repository, number)
+        left = releases.releases_in(live.repository)
+        releases.retire(client, live.repository, number)
+    assert left == [before, number]
+    assert clients.failed == []
+    assert releases.releases_in(live.repository) == [before]
+
+
+def test_a_full_disk_leaves_nothing_of_the_new_release(
+    live: Server, release: Release, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = releases.releases_in(live.repository)
+    copy = shutil.copytree
+
+    def fill(source: Path, target: Path, *options: Any) -> None:
+        if source.name == "image_core":
+            raise OSError(errno.ENOSPC, "No space left on device", str(target))
+        copy(source, target, *options)
+
+    monkeypatch.setattr(shutil, "copytree", fill)
+    with closing(connect(live.address)) as client, pytest.raises(OSError, match="No space left"):
+        releases.stage(client, release.repository, live.repository)
     assert releases.releases_in(live.repository) == before
 
 

@@ -34,8 +34,8 @@ def new_live_repository(repository: Path, live: Path) -> list[str]:
 
 
 def releases_in(live: Path) -> list[int]:
-    """The numbers of the releases in the live repository."""
-    return sorted(_number(folder.name) for folder in live.glob("clip_search_r*"))
+    """The numbers of the releases in the live repository, of which a killed rollout may have left but a part."""
+    return sorted({_number(folder.name) for model in MODELS for folder in live.glob(f"{model}_r*")})
 
 
 def published(live: Path) -> int:
@@ -64,14 +64,17 @@ def add_release(repository: Path, live: Path) -> int:
 def stage(client: "InferenceServerClient", repository: Path, live: Path) -> int:
     """Loads the release in `repository` beside the one that serves; returns its number.
 
-    A release that can not be loaded is removed again, and ValueError says why.
+    A release that can not be loaded is removed again, and ValueError says why. What a killed rollout left goes first.
     """
-    number = add_release(repository, live)
+    if len(releases_in(live)) > 1:
+        _switch(client, live, published(live))  # killed while publishing, it left some names with either release
+        _retire_unpublished(client, live)
     try:
+        number = add_release(repository, live)
         for model in _models_of(number):
             _load(client, model)
     except BaseException:
-        retire(client, live, number)
+        _retire_unpublished(client, live)
         raise
     return number
 
@@ -105,10 +108,11 @@ def retire(client: "InferenceServerClient", live: Path, number: int) -> None:
     if number == published(live):
         raise ValueError(f"release {number} is published; publish another one before it is retired")
     time.sleep(DRAIN_SECONDS)
-    for model in reversed(_models_of(number)):
-        client.unload_model(model)  # returns before it is done
-    for model in _models_of(number):
-        _wait_until_unloaded(client, model)
+    known = {entry.name for entry in client.get_model_repository_index().models}
+    for model in reversed(_models_of(number)):  # a model goes after those that ask it, with their last requests
+        if model in known:
+            client.unload_model(model)  # returns before it is done
+            _wait_until_unloaded(client, model)
     for model in _models_of(number):
         shutil.rmtree(live / model, ignore_errors=True)
 
@@ -124,6 +128,12 @@ def one_rollout_at_a_time(live: Path) -> Generator[None]:
         raise ValueError(f"{live}: another rollout is running; wait for it and try again") from None
     finally:
         os.close(lock)
+
+
+def _retire_unpublished(client: "InferenceServerClient", live: Path) -> None:
+    for number in releases_in(live):
+        if number != published(live):
+            retire(client, live, number)
 
 
 def _models_of(number: int) -> list[str]:
@@ -178,8 +188,8 @@ def _load(client: "InferenceServerClient", model: str) -> None:
 def _wait_until_unloaded(client: "InferenceServerClient", model: str) -> None:
     deadline = time.monotonic() + UNLOAD_SECONDS
     while time.monotonic() < deadline:
-        states = {entry.name: entry.state for entry in client.get_model_repository_index().models}
-        if states.get(model, "UNAVAILABLE") == "UNAVAILABLE":
+        states = {entry.state for entry in client.get_model_repository_index().models if entry.name == model}
+        if states <= {"", "UNAVAILABLE"}:  # "" if it was never loaded
             return
         time.sleep(0.1)
     raise ValueError(f"Triton did not unload {model} within {UNLOAD_SECONDS} s")
