@@ -13,7 +13,7 @@ help: ## this list
 
 .venv/ready: requirements.lock
 	@$(PYTHON) clip_core/doctor.py || { echo "error: mend what is MISSING above, then call make again" >&2; exit 1; }
-	@echo "setting up .venv (the first time this fetches about 3 GB of packages)"
+	@echo "setting up .venv (6 GB; the first time it is downloaded)"
 	@$(PYTHON) -m venv --clear .venv
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check uv
 	@.venv/bin/uv pip sync --require-hashes --python .venv/bin/python requirements.lock || \
@@ -45,7 +45,7 @@ serve: setup ## the page where one types Chinese and sees pictures (Ctrl-C stops
 platform: setup ## Prefect server, its page, a worker and the deployments (Ctrl-C stops everything)
 	@python -m flows.platform
 
-ablation: setup ## the paper's ablation, three seeds (about half an hour); writes reports/ablation.json
+ablation: setup ## the paper's ablation, three seeds (up to an hour); writes reports/ablation.json
 	@dvc repro recipes/ablation/dvc.yaml
 	@test ! -f reports/report.html || dvc repro --force --single-item report # an optional file is no dep for DVC
 
