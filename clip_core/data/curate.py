@@ -78,9 +78,9 @@ def repeats_exactly(train: "pd.DataFrame", _held_out: "pd.DataFrame") -> "pd.Ser
     return train.duplicated(["image_sha256", *TEXT])
 
 
-def repeats_nearly(train: "pd.DataFrame", _held_out: "pd.DataFrame") -> "pd.Series":
-    """Rows with the caption of an earlier row and a picture that looks the same."""
-    return train.duplicated(["look", *TEXT])
+def repeats_nearly(train: "pd.DataFrame", held_out: "pd.DataFrame") -> "pd.Series":
+    """Rows with the caption of an earlier row and a picture that looks the same but has other bytes."""
+    return train.duplicated(["look", *TEXT]) & ~repeats_exactly(train, held_out)
 
 
 def leaks(train: "pd.DataFrame", held_out: "pd.DataFrame") -> "pd.Series":
