@@ -14,6 +14,7 @@ from dvc.repo import Repo
 from dvc.repo.index import Index
 from dvc.stage import PipelineStage
 
+from clip_core.config import read_yaml
 from tests.conftest import ROOT
 
 PIPELINES = ["dvc.yaml", "recipes/ablation/dvc.yaml"]
@@ -137,14 +138,15 @@ def read_params(module: str) -> set[str]:
     """What a stage reads of the object from `load_params`, as dotted names."""
     tree = ast.parse(file_of(module).read_text())
     names = {"params": ""}  # variable -> the section it holds
+    on_the_way = {node.value for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     for node in ast.walk(tree):
         if isinstance(node, ast.Assign) and isinstance(target := node.targets[0], ast.Name):
             section = section_of(node.value, {})
             if section is not None:
                 names[target.id] = section
-    found = {section_of(node, names) for node in ast.walk(tree)} - {None, ""}
-    inner = {section_of(node.value, names) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    return {str(section).replace("validate_", "validate").lstrip(".") for section in found - inner}
+                on_the_way.add(node.value)
+    found = {section_of(node, names) for node in ast.walk(tree) if node not in on_the_way} - {None, ""}
+    return {str(section).replace("validate_", "validate").lstrip(".") for section in found}
 
 
 def section_of(node: ast.AST, names: dict[str, str]) -> str | None:
@@ -175,6 +177,16 @@ def test_the_params_of_a_stage_are_those_that_it_reads(pipeline: str) -> None:
         wrong[f"{stage.name} reads"] = {name for name in read if not is_related(name, declared)}
         wrong[f"{stage.name} does not read"] = {name for name in declared if not is_related(name, read_with_called)}
     assert not lines_of(wrong), lines_of(wrong)
+
+
+def test_no_section_is_among_the_params_of_a_stage_that_reads_a_part_of_it() -> None:
+    tree = read_yaml(ROOT / "params.yaml")
+    too_broad = {}
+    for stage in stages_of("dvc.yaml"):
+        read = read_params(module_of(stage))
+        sections = {name for name in declared_params(stage) - read if isinstance(tree.get(name), dict)}
+        too_broad[f"{stage.name}"] = {name for name in sections if not {f"{name}.{key}" for key in tree[name]} <= read}
+    assert not lines_of(too_broad), f"rerun the stage for nothing:\n{lines_of(too_broad)}"
 
 
 @pytest.mark.parametrize("pipeline", PIPELINES)
