@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 from clip_core.evaluate import bootstrap
 from clip_core.evaluate.bootstrap import intervals, resampled_means
@@ -37,5 +38,17 @@ def test_the_same_seed_gives_the_same_interval_however_it_is_chunked(monkeypatch
     assert (intervals(values, 200, confidence=0.9, seed=7) != whole).any()
 
 
-def test_queries_that_all_agree_have_an_interval_of_no_width() -> None:
-    assert intervals(np.ones((9, 1)), 100, confidence=0.95, seed=1).tolist() == [[1.0, 1.0]]
+@pytest.mark.parametrize("confidence", [0.9, 0.95])
+@pytest.mark.parametrize("num_queries", [1, 9, 166])
+def test_queries_that_are_all_wrong_or_all_right_have_the_exact_bound(num_queries: int, confidence: float) -> None:
+    values = np.repeat([[0.0, 1.0]], num_queries, axis=0)
+    wrong, right = intervals(values, 100, confidence, seed=1)
+    exact = binomtest(0, num_queries).proportion_ci(confidence, method="exact")
+    assert wrong.tolist() == pytest.approx([0, exact.high])
+    assert right.tolist() == pytest.approx([1 - exact.high, 1])
+    # A share of `high` would show queries that are all wrong in one half of the samples outside the confidence.
+    assert (1 - wrong[1]) ** num_queries == pytest.approx((1 - confidence) / 2)
+
+
+def test_queries_that_all_have_one_other_value_have_an_interval_of_no_width() -> None:
+    assert intervals(np.full((9, 1), 0.5), 100, confidence=0.95, seed=1).tolist() == [[0.5, 0.5]]
