@@ -3,17 +3,19 @@
 import fcntl
 import json
 import os
+import pty
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 
-from clip_core.serve.gateway import Gallery
+from clip_core.serve.page import Gallery
 from clip_core.serve.triton import shared_memory
 from tests.conftest import ENVIRONMENT, ROOT
 from tests.served import of, serving
@@ -77,6 +79,27 @@ def test_the_client_needs_neither_torch_nor_numpy() -> None:
     code = "import sys, clip_core.serve.client; print({'torch', 'numpy', 'tritonclient'} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout == "set()\n"
+
+
+def test_at_a_terminal_the_page_is_opened_in_the_browser(release: Release, tmp_path: Path) -> None:
+    opened = tmp_path / "opened"
+    with serving(tmp_path, *of(release), channel=pty.openpty) as (url, _):
+        deadline = time.monotonic() + 60
+        while not (opened.exists() and opened.read_text()):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert opened.read_text() == f"{url}\n"
+
+
+def test_the_user_may_want_no_browser(release: Release, tmp_path: Path) -> None:
+    with serving(tmp_path, *of(release), "--no-browser", channel=pty.openpty):
+        assert ask(tmp_path, release.truth.texts[0]).returncode == 0
+    assert not (tmp_path / "opened").exists()
+
+
+def test_without_a_terminal_no_browser_is_opened(served: Path, release: Release) -> None:
+    assert ask(served, release.truth.texts[0]).returncode == 0
+    assert not (served / "opened").exists()
 
 
 def test_a_second_server_in_the_project_is_refused_by_the_address_of_the_first(served: Path, release: Release) -> None:

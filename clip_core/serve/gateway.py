@@ -1,4 +1,4 @@
-"""`make serve`: a local Triton with the release that `dvc repro` made, and the page where one types Chinese.
+"""`make serve`: a local Triton with the release that `dvc repro` made, and the page, opened in the browser.
 
 The page talks to this gateway, the gateway to Triton over gRPC; both listen on loopback only.
 """
@@ -12,120 +12,25 @@ import signal
 import socket
 import sys
 import threading
-import time
+import webbrowser
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
+from urllib.request import ProxyHandler, build_opener
 
 from clip_core.env import set_switches
 from clip_core.files import atomic_write
 from clip_core.serve.client import STATE, read_state
+from clip_core.serve.page import make_app
 from clip_core.serve.release import new_live_repository
 from clip_core.serve.triton import connect, triton_server
 
 if TYPE_CHECKING:
-    from fastapi import FastAPI
-    from tritonclient.grpc import InferenceServerClient
-
     from clip_core.data.store import Store
 
-PAGE = Path(__file__).with_name("page.html")
-# Nothing from outside: neither scripts nor fonts nor pictures.
-POLICY = (
-    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; "
-    "img-src 'self' data:"
-)
-MAX_TOP = 100  # the largest index.top_k of params.yaml; a release gives its own top_k at most
-MEDIA_TYPES = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"RIFF": "image/webp"}
 
-
-class Pictures(NamedTuple):
-    store: "Store"
-    places: dict[str, int]  # of the picture's id
-    names: dict[str, str]
-
-
-class Gallery:
-    """The pictures of the release that answers: they are read anew when another release begins to answer.
-
-    Until then they are those of before, also when `dvc repro` replaces the store's files.
-    """
-
-    def __init__(self, store: "Store") -> None:
-        self.pictures = _open_pictures(store)
-        self.release: str | None = None  # the first to answer is the one that the store belongs to
-        self.one_opens = threading.Lock()
-
-    def of(self, release: str) -> Pictures:
-        """The release's pictures."""
-        from clip_core.data.store import open_store
-
-        with self.one_opens:
-            if self.release not in (None, release):
-                self.pictures = _open_pictures(open_store(self.pictures.store.folder))
-            self.release = release
-            return self.pictures
-
-
-def make_app(client: "InferenceServerClient", store: "Store") -> "FastAPI":
-    """The web application: the page, the search behind it and the gallery's pictures."""
-    from fastapi import FastAPI, Query, Request
-    from fastapi.exceptions import RequestValidationError
-    from fastapi.responses import FileResponse, JSONResponse, Response
-    from tritonclient.utils import InferenceServerException
-
-    from clip_core.serve.queries import search
-
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)  # its own pages load scripts from a CDN
-    gallery = Gallery(store)
-
-    @app.exception_handler(ValueError)
-    def refuse(_request: Request, error: Exception) -> Response:
-        return JSONResponse({"error": str(error)}, status_code=400)
-
-    @app.exception_handler(RequestValidationError)
-    def refuse_parameters(_request: Request, error: RequestValidationError) -> Response:
-        wrong = [f"{'.'.join(map(str, one['loc'][1:]))}: {one['msg']}" for one in error.errors()]
-        return JSONResponse({"error": "; ".join(wrong)}, status_code=400)
-
-    @app.exception_handler(InferenceServerException)
-    def report_failure(_request: Request, error: Exception) -> Response:
-        return JSONResponse({"error": f"Triton does not answer: {error}"}, status_code=503)
-
-    @app.get("/")
-    def page() -> FileResponse:
-        return FileResponse(PAGE, headers={"Content-Security-Policy": POLICY})
-
-    @app.get("/api/search")
-    def hits(text: str, top: int = Query(10, ge=1, le=MAX_TOP)) -> dict:
-        started = time.perf_counter()
-        (found,) = search(client, [text])
-        names = gallery.of(found.release).names
-        rows = [
-            {"image_id": image_id, "score": round(float(score), 4), "name": names.get(image_id, "")}
-            for image_id, score in zip(found.ids, found.scores, strict=True)
-        ]
-        milliseconds = round(1000 * (time.perf_counter() - started), 1)
-        return {"text": text, "release": found.release, "milliseconds": milliseconds, "hits": rows[:top]}
-
-    @app.get("/api/health")
-    def health() -> dict:
-        return {"status": "ok", "release": search(client, ["一只猫"])[0].release}  # a stub that died still looks ready
-
-    @app.get("/images/{image_id:path}")
-    def image(image_id: str) -> Response:
-        pictures = gallery.pictures
-        if image_id not in pictures.places:
-            return JSONResponse({"error": f"no picture {image_id} in the gallery"}, status_code=404)
-        data = pictures.store.image_bytes(pictures.places[image_id])
-        kind = next((kind for start, kind in MEDIA_TYPES.items() if data.startswith(start)), "application/octet-stream")
-        return Response(data, media_type=kind, headers={"X-Content-Type-Options": "nosniff"})
-
-    return app
-
-
-def serve(repository: Path, images: Path, port: int) -> None:
+def serve(repository: Path, images: Path, port: int, opens_browser: bool) -> None:
     """Serves until it is interrupted; ValueError when something is missing or in use."""
     from clip_core.data.store import open_store
 
@@ -143,6 +48,8 @@ def serve(repository: Path, images: Path, port: int) -> None:
                 state = {"url": url, "triton": server.address, "live": str(server.repository.absolute())}
                 atomic_write(STATE, json.dumps(state, indent=1) + "\n")
                 print(f"the page: {url}\nTriton (gRPC): {server.address}\nCtrl-C stops everything", flush=True)
+                if opens_browser and _has_user():
+                    threading.Thread(target=_open_browser, args=(url,), daemon=True).start()
                 _run_gateway(server.address, store, listener)
         finally:
             STATE.unlink(missing_ok=True)
@@ -160,16 +67,16 @@ def _run_gateway(address: str, store: "Store", listener: socket.socket) -> None:
         client.close()
 
 
-def _open_pictures(store: "Store") -> Pictures:
-    for first in store.first_of_shard:
-        store.image_bytes(first)  # opens the shard, which then stays what it is
-    return Pictures(store, {image_id: place for place, image_id in enumerate(store.image_ids)}, _names(store))
+def _has_user() -> bool:
+    """Whether somebody sits here: at a terminal with a display."""
+    has_display = sys.platform == "darwin" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    return sys.stdout.isatty() and bool(has_display)
 
 
-def _names(store: "Store") -> dict[str, str]:
-    """The first Chinese name (or caption) of every picture."""
-    rows = store.pairs.query("language == 'zh' and caption_kind != 'keyword'").drop_duplicates("image_id")
-    return dict(zip(rows.image_id, rows.caption, strict=True))
+def _open_browser(url: str) -> None:
+    with suppress(OSError):  # stopped before it answered
+        build_opener(ProxyHandler({})).open(url).close()  # the port is open already, so this waits for the page
+        webbrowser.open(url)
 
 
 @contextmanager
@@ -210,12 +117,13 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8000, help="of the page; 0: any free one")
     parser.add_argument("--repository", type=Path, default=Path("serving/repository"))
     parser.add_argument("--images", type=Path, default=Path("data/packed/test"), help="the store that was indexed")
+    parser.add_argument("--no-browser", action="store_true", help="only print the page's address")
     arguments = parser.parse_args()
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: sys.exit(0))  # else nothing would be tidied up
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would hand down "ignore"
     try:
-        serve(arguments.repository, arguments.images, arguments.port)
+        serve(arguments.repository, arguments.images, arguments.port, not arguments.no_browser)
     except KeyboardInterrupt:
         print("stopped")
     except (ValueError, OSError) as error:
