@@ -19,8 +19,8 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from clip_core.config import load_params
+from clip_core.guard import start, stop
 from flows.dag import Stage, stages_upstream_first
-from flows.group import start, stop
 
 GIT_HINTS = ("To track the changes", "git add", "To enable auto staging", "dvc config", "Use `dvc push`")
 

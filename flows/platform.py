@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 from clip_core.files import atomic_write
-from flows.group import start, stop
+from clip_core.guard import start, stop
 from flows.server import HOST, home, running_server, server, set_environment
 
 POOL = "clip"  # the work pool in prefect.yaml

@@ -6,20 +6,19 @@ import secrets
 import shutil
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from clip_core.guard import start, stop
 from clip_core.serve.install import PACKAGES, PROJECT, is_installed, libpython_folder, triton_home
 
 if TYPE_CHECKING:
     from tritonclient.grpc import InferenceServerClient
 
 READY_SECONDS = 120  # models of a few GB load in a minute
-STOP_SECONDS = 20
 LOG_TAIL = 3000  # characters of the log that an error shows
 
 
@@ -40,7 +39,7 @@ def triton_server(repository: Path, models: list[str], log: Path) -> Generator[S
     try:
         yield server
     finally:
-        _stop(process)
+        stop(process)
         left = shared_memory(prefix)
         assert not left, f"Triton left shared memory behind: {left}"
 
@@ -69,29 +68,27 @@ def _start(repository: Path, models: list[str], log: Path) -> tuple[Server, subp
     home = triton_home()
     if not is_installed(home):
         raise ValueError(f"{home}: no Triton server for this Python there; run `make setup`")
-    supervisor = [sys.executable, "-m", "clip_core.serve.supervisor"]
     for _ in range(3):  # between finding a free port and taking it, another process may take it
         prefix = f"clip-{os.getpid()}-{secrets.token_hex(4)}-"
         port = _free_port()
         with log.open("w") as output:
-            process = subprocess.Popen(
-                [*supervisor, prefix, str(STOP_SECONDS), *_command(home, repository.absolute(), models, port, prefix)],
+            process = start(
+                _command(home, repository.absolute(), models, port, prefix),
+                shared_memory=prefix,
                 cwd=PROJECT,  # the stubs import clip_core from here
                 env=_environment(home),
-                stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C is for us; the supervisor learns of it when we close its stdin
             )
         try:
             _wait_until_ready(f"127.0.0.1:{port}", process, log)
             return Server(f"127.0.0.1:{port}", repository, log), process, prefix
         except ValueError:
-            _stop(process)
+            stop(process)
             if "address already in use" not in log.read_text(errors="replace").lower():
                 raise
         except BaseException:  # Ctrl-C while the models load
-            _stop(process)
+            stop(process)
             raise
     raise ValueError("no free port on loopback after three tries")
 
@@ -112,7 +109,7 @@ def _command(home: Path, repository: Path, models: list[str], port: int, prefix:
         "--grpc-address=127.0.0.1",
         f"--grpc-port={port}",
         "--model-load-thread-count=2",
-        f"--exit-timeout-secs={STOP_SECONDS // 2}",
+        "--exit-timeout-secs=10",
         "--disable-auto-complete-config",
     ]
 
@@ -162,9 +159,3 @@ def _explain(log: Path) -> str:
     if re.search(r"shared memory|shm", text, re.IGNORECASE) and shutil.disk_usage("/dev/shm").free < 32 * 2**20:
         remedy = "\n/dev/shm is nearly full; in a container: --shm-size=1g"
     return f"The end of its log ({log}):\n{text[-LOG_TAIL:]}{remedy}"
-
-
-def _stop(process: subprocess.Popen) -> None:
-    assert process.stdin is not None
-    process.stdin.close()
-    process.wait()
