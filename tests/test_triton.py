@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from clip_core.serve import release as releases
+from clip_core.serve.install import PACKAGES, triton_home
 from clip_core.serve.model_repository import MODELS, assemble, read_config
 from clip_core.serve.queries import encode_images, encode_texts, search
 from clip_core.serve.triton import Server, connect, shared_memory, triton_server
@@ -257,6 +258,22 @@ def test_a_model_that_does_not_load_is_named_with_the_end_of_the_log(release: Re
     ):
         pass
     assert not processes_that_name(str(tmp_path))
+
+
+def test_a_stub_that_gets_numbers_wrong_is_refused(
+    release: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    shutil.copytree(triton_home(), home, symlinks=True, copy_function=os.link)
+    shutil.rmtree(home / "environment" / PACKAGES / "numpy")
+    (home / "environment" / PACKAGES / "numpy").symlink_to(Path(np.__file__).parent)  # numpy 2
+    monkeypatch.setenv("CLIP_TRITON_HOME", str(home))
+    models = releases.new_live_repository(release.repository, tmp_path / "live")
+    with (
+        pytest.raises(ValueError, match=f"stub computes wrong numbers under numpy {np.__version__}"),
+        triton_server(tmp_path / "live", models, tmp_path / "log"),
+    ):
+        pass
 
 
 def test_no_server_is_a_message() -> None:
