@@ -1,5 +1,6 @@
 """The project works without a network and tells nobody what it does."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -7,6 +8,24 @@ import pytest
 
 from clip_core.env import SWITCHES
 from tests.conftest import ROOT, run_in, without_network
+from tests.prefect_api import processes_in
+
+# What a user has running in other terminals, and then the commands that talk to it; Ctrl-C ends it.
+SERVICES = """
+set -e
+python -m clip_core.serve.gateway > serve.log 2>&1 & serve=$!
+python -m flows.platform > platform.log 2>&1 & platform=$!
+trap 'kill -INT $serve $platform; cat serve.log platform.log' ERR
+until grep -q "the page:" serve.log && grep -q "Prefect is up" platform.log; do
+    kill -0 $serve; kill -0 $platform; sleep 0.2
+done
+python -m clip_core.serve.client 一只猫
+python -m flows.rollout
+python -c "from tests.prefect_api import ask; print(ask('http://127.0.0.1:4200/api', 'deployments/filter'))"
+kill -INT $serve $platform
+wait $serve
+wait $platform
+"""
 
 needs_namespaces = pytest.mark.skipif(
     not without_network(), reason="this kernel does not let a user make a network namespace (unshare -rn)"
@@ -41,6 +60,16 @@ def test_the_whole_pipeline_ran_without_a_network(smoke_project: Path) -> None:
 )
 def test_a_main_command_works_without_a_network(command: tuple[str, ...], project_copy: Path) -> None:
     run_in(project_copy, *without_network(), *command)
+
+
+@needs_namespaces
+def test_serving_the_platform_and_a_rollout_work_without_a_network(project_copy: Path) -> None:
+    output = run_in(project_copy, *without_network(), "bash", "-c", SERVICES).stdout
+    assert len(re.findall(r"^[\d.-]+  twemoji-", output, re.MULTILINE)) == 5  # the client's hits
+    assert "release 2 serves" in output
+    assert "No Prefect server is running" not in output  # the rollout has found the platform
+    assert "'name': 'nightly'" in output
+    assert not processes_in(project_copy)
 
 
 def test_dvc_tells_nobody(smoke_project: Path) -> None:
