@@ -1,15 +1,10 @@
 """The typed twin of `params.yaml`: every key, its type and its allowed range."""
 
 import difflib
-import json
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic_core import ErrorDetails
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -28,6 +23,12 @@ METRICS = (  # groups of a benchmark and what is measured of each, see clip_core
     (("seen", "unseen", "all"), (*RECALLS, "mean_recall")),
     (("zero_shot",), ("top1_accuracy", "seen_top1_accuracy", "unseen_top1_accuracy")),
 )
+
+
+def resembling(name: str, known: Iterable[str]) -> str:
+    """A question that names the one of `known` that was probably meant."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 class Section(BaseModel):
@@ -89,36 +90,46 @@ class Pack(Section):
     shard_mib: Count
 
 
+Options = dict[str, int | float | str | bool | tuple[int, ...]]
+
+
 class ImageTower(Section):
     name: Name  # of a timm model
-    options: dict[str, int | float | str | bool | tuple[int, ...]]  # passed to timm.create_model
+    options: Options  # passed to timm.create_model
 
 
 class TextTower(Section):
-    """BERT's architecture, in the words of transformers' BertConfig."""
-
-    hidden_size: Count
-    num_hidden_layers: Count
-    num_attention_heads: Count
-    intermediate_size: Count
-    dropout: Share
+    name: Name  # of a kind of encoder in transformers: bert, roberta, ...
+    options: Options  # of its configuration, in transformers' words
 
     @model_validator(mode="after")
     def _heads_share_the_width(self) -> "TextTower":
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"hidden_size ({self.hidden_size}) must be a multiple of "
-                f"num_attention_heads ({self.num_attention_heads})"
-            )
+        width, heads = self.options.get("hidden_size"), self.options.get("num_attention_heads")
+        if isinstance(width, int) and isinstance(heads, int) and (heads < 1 or width % heads):
+            raise ValueError(f"hidden_size ({width}) must be a multiple of num_attention_heads ({heads})")
         return self
 
 
-class Model(Section):
+class AnyModel(Section):
+    """What every model has."""
+
+    image_size: Annotated[int, Field(ge=8, le=1024)]
+    context_length: Annotated[int, Field(ge=4, le=512)]  # tokens with [CLS] and [SEP]
+
+
+class NamedModel(AnyModel):
+    """A model whose shape stands in `clip_core/model/registry.py`."""
+
+    name: Literal["tiny", "rn50", "vit-b-32", "vit-b-16", "vit-l-14", "vit-l-14-336", "vit-h-14"]
+
+
+class CustomModel(AnyModel):
+    """A model of one's own: any image tower of timm with any text encoder of transformers."""
+
+    name: Literal["custom"]
     image_tower: ImageTower
     text_tower: TextTower
     embed_dim: Count
-    image_size: Annotated[int, Field(ge=8, le=1024)]
-    context_length: Annotated[int, Field(ge=4, le=512)]  # tokens with [CLS] and [SEP]
 
 
 class Schedule(Section):
@@ -244,7 +255,7 @@ class Params(Section):
     validate_: Annotated[Validate, Field(alias="validate")]  # pydantic owns the bare name
     curate: Curate
     pack: Pack
-    model: Model
+    model: Annotated[NamedModel | CustomModel, Field(discriminator="name")]
     init: Init
     stage1: TrainingStage
     stage2: TrainingStage
@@ -271,78 +282,3 @@ class Params(Section):
             allowed = " and ".join(f"({' | '.join(groups)}).({' | '.join(metrics)})" for groups, metrics in METRICS)
             raise ValueError(f"{', '.join(unknown)}. Allowed are {allowed}")
         return gates
-
-
-def load_params(path: Path) -> Params:
-    """The checked parameters in the YAML file `path`.
-
-    Raises ValueError that names every wrong key at once, with its value and what is allowed.
-    """
-    return check_params(read_yaml(path), path)
-
-
-def read_yaml(path: Path) -> dict:
-    """The mapping in the YAML file `path`, parsed as DVC parses it; comments are kept for writing it back."""
-    try:
-        tree = YAML().load(path)
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file. Run from the project's folder.") from None
-    except YAMLError as error:
-        raise ValueError(f"{path}: not valid YAML: {error}") from None
-    if not isinstance(tree, dict):
-        raise ValueError(f"{path}: must hold a mapping of sections, not {type(tree).__name__}")
-    return tree
-
-
-def check_params(tree: dict, path: Path) -> Params:
-    """`tree` (as read from `path`) as checked parameters; raises ValueError that lists all that is wrong."""
-    if foreign := list(not_in_json(tree)):
-        lines = [
-            f"  {key}: {type(value).__name__} {value} (put it in quotes if text is meant)" for key, value in foreign
-        ]
-        raise ValueError(f"{path}: neither number nor text:\n" + "\n".join(lines))
-    try:
-        return Params.model_validate_json(json.dumps(tree))
-    except ValidationError as error:
-        lines = [f"  {place(e)}: {e['msg']} (found {e['input']!r:.80}){hint(e)}" for e in error.errors()]
-        raise ValueError(f"{path}: {len(lines)} wrong:\n" + "\n".join(lines)) from None
-
-
-def not_in_json(node: object, place: str = "") -> Iterator[tuple[str, object]]:
-    """What YAML knows and JSON does not, as unquoted dates, each with its place."""
-    if isinstance(node, dict):
-        for key, value in node.items():
-            inner = f"{place}.{key}" if place else str(key)
-            yield from not_in_json(value, inner)
-            if not isinstance(key, str):
-                yield inner, key
-    elif isinstance(node, list):
-        for i, value in enumerate(node):
-            yield from not_in_json(value, f"{place}.{i}")
-    elif not isinstance(node, str | int | float | None):
-        yield place, node
-
-
-def place(error: ErrorDetails) -> str:
-    """The key that is wrong, as the file has it."""
-    section, *rest = map(str, error["loc"])
-    if section == "data":  # pydantic puts the value of `source` behind it
-        rest = ["source"] if error["type"].startswith("union_tag") else rest[1:]
-    return ".".join([section, *rest])
-
-
-def hint(error: ErrorDetails) -> str:
-    """For an unknown key the known one that it resembles."""
-    return resembling(str(error["loc"][-1]), known_keys()) if error["type"] == "extra_forbidden" else ""
-
-
-def resembling(name: str, known: Iterable[str]) -> str:
-    """A question that names the one of `known` that was probably meant."""
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
-def known_keys() -> set[str]:
-    """Every key that any section knows."""
-    fields = {name: field for section in Section.__subclasses__() for name, field in section.model_fields.items()}
-    return {field.alias or name for name, field in fields.items()}

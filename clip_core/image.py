@@ -3,6 +3,8 @@
 import io
 import struct
 import zlib
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -12,6 +14,25 @@ MAX_PIXELS = 64_000_000  # decoded, a picture of this size takes 192 MB
 WHITE = (255, 255, 255, 255)
 # What Pillow's decoders raise for broken bytes.
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """From a picture to the numbers that the image tower sees: done here and, as to mean and std, inside the model."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}  # model.json holds it
+
+    resize: Literal["squash-bicubic"] = "squash-bicubic"  # to a square, without cropping
+    convert: Literal["before", "after"] = "before"  # to RGB, before or after resizing
+    orientation: Literal["exif", "stored"] = "exif"  # turned upright, or as the pixels lie in the file
+    grey16: Literal["scaled", "clipped"] = "scaled"  # 16-bit grey to 8 bits; clipped turns nearly all of it white
+    background: Literal["white", "dropped"] = "white"  # behind transparent pixels; dropped: the hidden colours show
+    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)  # of CLIP
+    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+
+
+# What the reference does (clip/utils.py), and so what released weights have been trained with.
+AS_RELEASED = Preprocessing(convert="after", orientation="stored", grey16="clipped", background="dropped")
 
 
 def read_image(data: bytes | Image.Image, max_pixels: int = MAX_PIXELS) -> Image.Image:

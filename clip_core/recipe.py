@@ -8,8 +8,8 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
-from clip_core.config import check_params, read_yaml
 from clip_core.files import atomic_write
+from clip_core.params_file import check_params, read_yaml
 
 
 def merged(tree: dict, overlay: dict) -> dict:

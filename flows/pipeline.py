@@ -18,7 +18,7 @@ from prefect.artifacts import acreate_markdown_artifact
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from clip_core.config import load_params
+from clip_core.params_file import load_params
 from flows.dag import Stage, stages_upstream_first
 from flows.group import start, stop
 

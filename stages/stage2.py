@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def main(packed: Path, start: Path, out: Path, curves: Path, params_file: Path = Path("params.yaml")) -> None:
-    from clip_core.config import load_params
+    from clip_core.params_file import load_params
     from stages.training import train_stage
 
     params = load_params(params_file)

@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clip_core.config import METRICS, check_params, load_params, read_yaml
+from clip_core.config import METRICS
 from clip_core.evaluate.benchmark import read_benchmark
 from clip_core.evaluate.embed import Features
 from clip_core.evaluate.measure import measure
+from clip_core.params_file import check_params, load_params, read_yaml
 from clip_core.recipe import apply_recipe, merged
 from tests.tiny_split import make_split
 
@@ -58,7 +59,10 @@ def test_an_augmentation_that_stage_1_would_not_apply_is_refused(params_file: Pa
 
 
 def test_attention_heads_must_share_the_width(params_file: Path) -> None:
-    tree = merged(read_yaml(params_file), {"model": {"text_tower": {"hidden_size": 100, "num_attention_heads": 3}}})
+    tower = {"name": "bert", "options": {"hidden_size": 100, "num_attention_heads": 3}}
+    image_tower = {"name": "resnet10t", "options": {}}
+    own = {"name": "custom", "image_tower": image_tower, "text_tower": tower, "embed_dim": 8}
+    tree = merged(read_yaml(params_file), {"model": own})
     with pytest.raises(ValueError, match=r"model\.text_tower: .*hidden_size \(100\) must be a multiple"):
         check_params(tree, params_file)
 

@@ -76,7 +76,7 @@ def run(tmp_path: Path) -> Run:
         },
         onnx / "model.json": {
             "architecture": {"image_tower": {"name": "resnet10t"}, "embed_dim": 12, "image_size": 48,
-                             "text_tower": {"num_hidden_layers": 2, "hidden_size": 128}},
+                             "text_tower": {"name": "bert"}},
             "made": {"text_tower": "random start"},
         },
         onnx / "parity.json": parity

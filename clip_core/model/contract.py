@@ -9,27 +9,17 @@ from pydantic import ValidationError
 
 from clip_core.config import Count, ImageTower, Section, TextTower
 from clip_core.files import sha256_file
+from clip_core.image import Preprocessing
 
 MODEL_FILE = "model.json"
 WEIGHTS_FILE = "model.safetensors"
 TOKENIZER_FILE = "tokenizer.json"
 
 
-class Preprocessing(Section):
-    """From a picture to the numbers that the image tower sees: done by `clip_core.image` and inside the model."""
-
-    resize: Literal["squash-bicubic"] = "squash-bicubic"  # to a square, without cropping
-    convert: Literal["before"] = "before"  # to RGB, before resizing
-    background: Literal["white"] = "white"  # behind transparent pixels
-    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)  # of CLIP
-    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
-
-
 class TextArchitecture(TextTower):
-    """BERT's architecture with the sizes that the tokenizer decides."""
+    """A text tower with the size that the tokenizer decides."""
 
     vocab_size: Count
-    num_positions: Count
 
 
 class Architecture(Section):

@@ -72,7 +72,7 @@ def model(run: Run) -> str:
         '<div class="steps">'
         f'<div class="step init"><h3>Start <small>{steps.get("init", "")}</small></h3><p>The image tower '
         f"({image_tower}, {architecture['image_size']} px) is warmed up as a CLIP on the training pictures, "
-        f"{_warm_up_captions(run)}. Text tower (BERT, {text['num_hidden_layers']} layers of {text['hidden_size']}): "
+        f"{_warm_up_captions(run)}. Text tower (<code>{escape(text['name'])}</code> of transformers): "
         f"<b>{escape(made['text_tower'])}</b>.</p></div>"
         f'<div class="step stage1"><h3>Stage 1 <small>{steps["stage1"]}</small></h3><p>The image tower is frozen; the '
         "text tower learns Chinese from its features.</p></div>"
