@@ -24,13 +24,18 @@ def make_image_tower(tower: ImageTower, image_size: int) -> Made:
     if not timm.is_model(tower.name):
         similar = ", ".join(get_close_matches(tower.name, timm.list_models())) or "none"
         raise ValueError(f"model.image_tower.name: timm has no model {tower.name!r}; similar names: {similar}")
-    options: dict[str, Any] = {"pretrained": False, "num_classes": 0, **tower.options}
-    module: Any
     try:
-        try:
-            module = timm.create_model(tower.name, img_size=image_size, **options)
-        except TypeError:  # towers that take pictures of any size do not know the option
-            module = timm.create_model(tower.name, **options)
+        module = _create(tower, image_size)
     except TypeError as error:
         raise ValueError(f"model.image_tower.options: {tower.name} does not take {tower.options}: {error}") from None
     return Made(module, module.num_features, isinstance(getattr(module, "head", None), AttentionPool2d))
+
+
+def _create(tower: ImageTower, image_size: int) -> Any:
+    import timm
+
+    options: dict[str, Any] = {"pretrained": False, "num_classes": 0, **tower.options}
+    try:
+        return timm.create_model(tower.name, img_size=image_size, **options)
+    except TypeError:  # towers that take pictures of any size do not know the option
+        return timm.create_model(tower.name, **options)
