@@ -31,6 +31,7 @@ def main(packed: Path, out: Path, curves: Path, params_file: Path = Path("params
         image_size=params.model.image_size,
         context_length=params.model.context_length,
         preprocessing=Preprocessing(),
+        matryoshka=params.model.matryoshka,
     )
     parts = params.model, params.init, params.seed, start.tokenizer_json
     data = hash_of(store.manifest)

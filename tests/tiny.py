@@ -117,6 +117,7 @@ def tiny_architecture(tokenizer_json: str, dropout: float = 0.1) -> Architecture
         image_size=IMAGE_SIZE,
         context_length=16,
         preprocessing=Preprocessing(),
+        matryoshka=(),
     )
 
 
@@ -129,6 +130,9 @@ def tiny_training(num_steps: int = 12, captions: Captions = CHINESE, save_every:
         schedule=Schedule(num_steps=num_steps, warmup_steps=2, peak_lr=0.01),
         optimizer=Optimizer(beta1=0.9, beta2=0.98, eps=1e-6, weight_decay=0.05, max_grad_norm=1.0),
         global_batch=8,
+        micro_batch=None,
+        precision="fp32",
+        checkpoint_activations=False,
         augmentation=Augmentation(scale=0.1, rotate=10.0, shift=0.1, brightness=0.1),
         captions=captions,
         log_every=2,

@@ -68,6 +68,8 @@ MODELS = {
 
 def shape_of(model: NamedModel | CustomModel) -> Shape:
     """The shape that the params name, or spell out."""
-    if isinstance(model, NamedModel):
-        return MODELS[model.name]
-    return Shape(model.image_tower, model.text_tower, model.embed_dim)
+    own = isinstance(model, CustomModel)
+    shape = Shape(model.image_tower, model.text_tower, model.embed_dim) if own else MODELS[model.name]
+    if model.matryoshka and model.matryoshka[0] >= shape.embed_dim:
+        raise ValueError(f"model.matryoshka: {model.matryoshka[0]} is not less than embed_dim ({shape.embed_dim})")
+    return shape
