@@ -8,7 +8,7 @@ change under a running process, and tensors lie aligned, on which the last bits 
 import errno
 import json
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -88,6 +88,18 @@ def load_weights(folder: Path, dtype: torch.dtype | None = None, device: str | t
 
 def without_weights(architecture: Architecture) -> CLIP:
     """The model with parameters that take no memory; the constants that are no weights are there as they must be."""
+    with torch.random.fork_rng(devices=[]):  # initialising draws numbers
+        try:
+            with _parameters_without_memory():
+                model = CLIP(architecture)
+        except NotImplementedError:  # a tower that computes with its parameters while it is built
+            return CLIP(architecture)
+        # as Swin's masks, which are made where a parameter lies
+        return CLIP(architecture) if any(buffer.is_meta for buffer in model.buffers()) else model
+
+
+@contextmanager
+def _parameters_without_memory() -> Generator[None]:
     builder = threading.get_ident()
 
     def to_meta(_module: nn.Module, _name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
@@ -95,8 +107,11 @@ def without_weights(architecture: Architecture) -> CLIP:
             return None
         return nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
 
-    with torch.random.fork_rng(devices=[]), _hooked(to_meta):  # initialising draws numbers
-        return CLIP(architecture)
+    handle = register_module_parameter_registration_hook(to_meta)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def differing(wanted: dict[str, torch.Size], found: dict[str, torch.Size]) -> str:
@@ -113,15 +128,6 @@ def differing(wanted: dict[str, torch.Size], found: dict[str, torch.Size]) -> st
 
 def _shape(size: torch.Size) -> str:
     return f"({', '.join(map(str, size))})"
-
-
-@contextmanager
-def _hooked(hook: Callable) -> Generator[None]:
-    handle = register_module_parameter_registration_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def _tensors(path: Path, dtype: torch.dtype | None, device: str | torch.device) -> Iterator[tuple[str, Tensor]]:
