@@ -15,6 +15,7 @@ PeakLr = Annotated[float, Field(gt=0, le=1)]
 Name = Annotated[str, Field(min_length=1)]
 Template = Annotated[str, Field(pattern=r"\{\}")]
 
+
 def _inside(name: str) -> str:
     if PurePath(name).is_absolute() or ".." in PurePath(name).parts:
         raise ValueError("must be relative to the section's `path` and inside it; name the folder with `path`")

@@ -62,20 +62,28 @@ def not_in_json(node: object, place: str = "") -> Iterator[tuple[str, object]]:
         yield place, node
 
 
+CHOSEN = ("data", "model", "init", "augmentation")  # pydantic puts what was chosen behind the section's name
+
+
 def place(error: ErrorDetails) -> str:
     """The key that is wrong, as the file has it."""
-    section, *rest = map(str, error["loc"])
-    if chooses := {"data": "source", "model": "name"}.get(section):  # pydantic puts the value of the key behind it
-        rest = [chooses] if error["type"].startswith("union_tag") else rest[1:]
-    return ".".join([section, *rest])
+    loc = [str(part).removesuffix("_") for part in error["loc"]]
+    keys = [part for part, before in zip(loc, ["", *loc], strict=False) if before not in CHOSEN]
+    if error["type"].startswith("union_tag"):
+        keys.append(error["ctx"]["discriminator"].rpartition(" ")[2].strip("'"))  # "'from_' | 'from'" where it has an alias
+    return ".".join(keys)
 
 
 def hint(error: ErrorDetails) -> str:
     """For an unknown key the known one that it resembles."""
-    return resembling(str(error["loc"][-1]), known_keys()) if error["type"] == "extra_forbidden" else ""
+    key = str(error["loc"][-1])
+    return resembling(key, known_keys()) if error["type"] == "extra_forbidden" and key not in known_keys() else ""
 
 
 def known_keys() -> set[str]:
     """Every key that any section knows."""
-    fields = {name: field for section in Section.__subclasses__() for name, field in section.model_fields.items()}
-    return {field.alias or name for name, field in fields.items()}
+    sections = list(Section.__subclasses__())
+    for section in sections:
+        sections += section.__subclasses__()  # the list grows as it is gone through
+    fields = [named for section in sections for named in section.model_fields.items()]
+    return {field.alias or name for name, field in fields}

@@ -133,7 +133,7 @@ def test_every_arm_trains_with_the_pipeline_s_own_stages(tmp_path: Path, monkeyp
         make_split(packed / split, rows)
     steps = {"schedule": {"num_steps": 2, "warmup_steps": 1}, "global_batch": 4}
     small = {
-        "model": {"name": "custom", "image_size": 16, "embed_dim": 8,
+        "model": {"name": "custom", "image_size": 16, "context_length": 32, "matryoshka": [], "embed_dim": 8,
                   "image_tower": {"name": "resnet10t", "options": {"channels": [8, 8, 8, 8], "stem_width": 8}},
                   "text_tower": {"name": "bert",
                                  "options": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clip_core.config import METRICS
+from clip_core.config import METRICS, Schedule
 from clip_core.evaluate.benchmark import read_benchmark
 from clip_core.evaluate.embed import Features
 from clip_core.evaluate.measure import measure
@@ -52,10 +52,27 @@ def test_numbers_that_contradict_each_other_are_refused(params_file: Path) -> No
         check_params(tree, params_file)
 
 
-def test_an_augmentation_that_stage_1_would_not_apply_is_refused(params_file: Path) -> None:
-    tree = merged(read_yaml(params_file), {"stage1": {"augmentation": {"rotate": 5.0}}})
-    with pytest.raises(ValueError, match=r"stage1: .*augmentation must be 0"):
-        check_params(tree, params_file)
+def test_a_key_of_another_choice_is_named_as_the_file_has_it(params_file: Path) -> None:
+    for overlay, message in [
+        ({"stage1": {"augmentation": {"rotate": 5.0}}}, r"  stage1\.augmentation\.rotate: Extra .*\(found 5\.0\)$"),
+        ({"stage2": {"augmentation": {"name": "blur"}}}, r"  stage2\.augmentation\.name: .*'auto_augment'"),
+        ({"init": {"from": "weigths"}}, r"  init\.from: .*'warm_start', 'towers', 'weights'"),
+        ({"init": {"from": "weights", "path": "x", "weights": "../y", "vocabulary": None}},
+         r"  init\.weights: .*inside it"),
+        ({"init": {"warm_start": {"schedule": {"num_epochs": 2}}}}, r"  init\.warm_start\.schedule: .*one of them"),
+        ({"model": {"name": "custom", "embed_dm": 3}}, r"  model\.embed_dm: .*did you mean embed_dim"),
+    ]:  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            check_params(merged(read_yaml(params_file), overlay), params_file)
+
+
+def test_a_schedule_in_epochs_is_as_long_as_its_pairs_and_its_warmup_is_checked_with_them() -> None:
+    schedule = Schedule(num_steps=None, num_epochs=3, warmup_steps=8, peak_lr=1e-3)
+    assert schedule.steps(num_pairs=300, global_batch=100) == 9
+    assert schedule.steps(num_pairs=301, global_batch=100) == 12  # the last batch is filled up
+    with pytest.raises(ValueError, match=r"warmup_steps \(8\) must be less than the steps of 3 epochs \(6\)"):
+        schedule.steps(num_pairs=200, global_batch=100)
+    assert Schedule(num_steps=0, num_epochs=None, warmup_steps=0, peak_lr=1e-3).steps(9, 9) == 0
 
 
 def test_attention_heads_must_share_the_width(params_file: Path) -> None:
@@ -95,7 +112,7 @@ def test_a_wrong_key_of_the_data_is_named_as_the_file_has_it(recipe: Path | None
         check_params(merged(tree, {"data": {"sorce": "emoji"}}), params_file)
     with pytest.raises(ValueError, match=r"  data\.path: .*valid string"):
         check_params(merged(tree, {"data": {"path": 3}}), params_file)
-    with pytest.raises(ValueError, match=r"  data\.source: .*'emoji', 'table'"):
+    with pytest.raises(ValueError, match=r"  data\.source: .*'emoji', 'table', 'muge'"):
         check_params(merged(tree, {"data": {**tree["data"], "source": "emoij"}}), params_file)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 from PIL import Image, ImageDraw
 
-from clip_core.config import Augmentation, CaptionMix, Captions, ImageTower, Optimizer, Schedule, Training
+from clip_core.config import AffineAugmentation, CaptionMix, Captions, ImageTower, Optimizer, Schedule, Training
 from clip_core.data.captions import texts_of
 from clip_core.data.store import Store, StoreWriter, open_store
 from clip_core.image import Preprocessing
@@ -127,13 +127,13 @@ def tiny_clip(tokenizer_json: str | None = None, seed: int = 1) -> CLIP:
 
 def tiny_training(num_steps: int = 12, captions: Captions = CHINESE, save_every: int = 5) -> Training:
     return Training(
-        schedule=Schedule(num_steps=num_steps, warmup_steps=2, peak_lr=0.01),
+        schedule=Schedule(num_steps=num_steps, num_epochs=None, warmup_steps=2, peak_lr=0.01),
         optimizer=Optimizer(beta1=0.9, beta2=0.98, eps=1e-6, weight_decay=0.05, max_grad_norm=1.0),
         global_batch=8,
         micro_batch=None,
         precision="fp32",
         checkpoint_activations=False,
-        augmentation=Augmentation(scale=0.1, rotate=10.0, shift=0.1, brightness=0.1),
+        augmentation=AffineAugmentation(name="affine", scale=0.1, rotate=10.0, shift=0.1, brightness=0.1),
         captions=captions,
         log_every=2,
         save_every=save_every,

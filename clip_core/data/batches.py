@@ -38,6 +38,7 @@ class Pairs:
         self._tokenizer = tokenizer
         self._params = params
         self._described = describe(store.pairs, store.image_ids, params.captions.language)
+        self.num_pairs = sum(described.num_captions for described in self._described.values())
         self._pictures = np.array(list(self._described))  # those that have captions in the language
         self._concepts = _numbered_concepts(store)[self._pictures]
         self._epoch = -1, np.empty((0, 0), dtype=int)
