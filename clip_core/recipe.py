@@ -12,7 +12,6 @@ from ruamel.yaml import YAML
 from clip_core.files import atomic_write
 from clip_core.params_file import check_params, read_yaml
 
-
 CHOOSES = ("source", "from", "name")  # keys whose value decides which other keys a section has
 BESIDE = "with "  # starts the name of a section that holds only beside another recipe
 
