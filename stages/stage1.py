@@ -8,7 +8,7 @@ from stages.command import run
 if TYPE_CHECKING:
     from clip_core.data.batches import Pictures
     from clip_core.model.clip import CLIP
-    from clip_core.train.loop import EncodeImages
+    from clip_core.train.backward import Encode
 
 
 def main(packed: Path, start: Path, out: Path, curves: Path, params_file: Path = Path("params.yaml")) -> None:
@@ -19,7 +19,7 @@ def main(packed: Path, start: Path, out: Path, curves: Path, params_file: Path =
     train_stage("stage1", params.stage1, params.seed, cached_features, packed, start, out, curves)
 
 
-def cached_features(model: "CLIP", pictures: "Pictures", num_pictures: int) -> "tuple[Pictures, EncodeImages]":
+def cached_features(model: "CLIP", pictures: "Pictures", num_pictures: int) -> "tuple[Pictures, Encode]":
     """The frozen tower's features of the unchanged pictures instead of the pictures."""
     from clip_core.train.feature_cache import freeze_image_tower, image_features_of
 

@@ -8,7 +8,7 @@ from stages.command import run
 if TYPE_CHECKING:
     from clip_core.data.batches import Pictures
     from clip_core.model.clip import CLIP
-    from clip_core.train.loop import EncodeImages
+    from clip_core.train.backward import Encode
 
 
 def main(packed: Path, start: Path, out: Path, curves: Path, params_file: Path = Path("params.yaml")) -> None:
@@ -19,7 +19,7 @@ def main(packed: Path, start: Path, out: Path, curves: Path, params_file: Path =
     train_stage("stage2", params.stage2, params.seed, whole_pictures, packed, start, out, curves)
 
 
-def whole_pictures(model: "CLIP", pictures: "Pictures", num_pictures: int) -> "tuple[Pictures, EncodeImages]":
+def whole_pictures(model: "CLIP", pictures: "Pictures", num_pictures: int) -> "tuple[Pictures, Encode]":
     """The pictures themselves."""
     return pictures, model.encode_images
 

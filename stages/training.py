@@ -12,12 +12,13 @@ from clip_core.model.contract import Made, hash_of, read_contract, release_of
 from clip_core.model.weights import load_weights, save_weights
 from clip_core.predictor import Predictor
 from clip_core.text import load_tokenizer
+from clip_core.train.backward import Encode
 from clip_core.train.checkpoint import fingerprint, work_folder
 from clip_core.train.log import publish_curves
-from clip_core.train.loop import EncodeImages, Validation, train
+from clip_core.train.loop import Validation, train
 
 # What a training sees of each picture, and how that becomes image features.
-Seen = Callable[[CLIP, Pictures, int], tuple[Pictures, EncodeImages]]
+Seen = Callable[[CLIP, Pictures, int], tuple[Pictures, Encode]]
 
 
 def train_stage(

@@ -38,11 +38,11 @@ class CLIP(nn.Module):
     def encode_images(self, pixels: Tensor) -> Tensor:
         """(batch, 3, image_size, image_size) uint8 -> (batch, embed_dim), L2-normalised."""
         normalised = (pixels.float() / 255 - self.mean) / self.std
-        return normalize(self.image_projection(self.image_tower(normalised)), dim=-1)
+        return normalize(self.image_projection(self.image_tower(normalised)).float(), dim=-1)
 
     def encode_texts(self, token_ids: Tensor) -> Tensor:
         """(batch, length) padded with 0 -> (batch, embed_dim), L2-normalised."""
-        return normalize(self.text_projection(self.text_tower(token_ids)), dim=-1)
+        return normalize(self.text_projection(self.text_tower(token_ids)).float(), dim=-1)
 
     @torch.no_grad()
     def clamp_logit_scale(self) -> None:
