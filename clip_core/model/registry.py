@@ -73,3 +73,9 @@ def shape_of(model: NamedModel | CustomModel) -> Shape:
     if model.matryoshka and model.matryoshka[0] >= shape.embed_dim:
         raise ValueError(f"model.matryoshka: {model.matryoshka[0]} is not less than embed_dim ({shape.embed_dim})")
     return shape
+
+
+if __name__ == "__main__":
+    from clip_core.model.costs import main
+
+    main()

@@ -92,7 +92,7 @@ def without_weights(architecture: Architecture) -> CLIP:
         try:
             with _parameters_without_memory():
                 model = CLIP(architecture)
-        except NotImplementedError:  # a tower that computes with its parameters while it is built
+        except RuntimeError:  # a tower that computes with its parameters while it is built
             return CLIP(architecture)
         # as Swin's masks, which are made where a parameter lies
         return CLIP(architecture) if any(buffer.is_meta for buffer in model.buffers()) else model
@@ -107,7 +107,7 @@ def _parameters_without_memory() -> Generator[None]:
             return None
         return nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
 
-    handle = register_module_parameter_registration_hook(to_meta)
+    handle = register_module_parameter_registration_hook(to_meta)  # ty: ignore[invalid-argument-type]  (its own type is wrong)
     try:
         yield
     finally:
