@@ -28,6 +28,10 @@ class Checkpoint:
     tensors: dict[str, Tensor]
     config: dict[str, Any]  # of a folder; empty for a file
 
+    @property
+    def num_bytes(self) -> int:
+        return sum(path.stat().st_size for path in self.files)
+
     def fingerprint(self) -> str:
         """The names and sha256 of the files that hold the tensors."""
         return ", ".join(f"{path.name} sha256 {sha256_file(path)}" for path in self.files)

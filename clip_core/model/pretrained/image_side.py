@@ -67,14 +67,14 @@ def image_side_in(checkpoint: Checkpoint, tower: ImageTower | None = None, image
             ours = resize_all_positions(ours, _wanted(theirs, table, wanted_tower, image_size))
     except ValueError as error:
         raise ValueError(f"{checkpoint.source}: {error}") from None
-    scale = ours.get("logit_scale")
+    scale = ours["logit_scale"].item() if "logit_scale" in ours else checkpoint.config.get("logit_scale")
     return ImageSide(
         recognised=found.tower if found else tower,
         image_size=image_size or size,
         tower={name.removeprefix(TOWER): tensor for name, tensor in ours.items() if name.startswith(TOWER)},
         projection=ours.get(f"{PROJECTION}weight"),
         projection_bias=ours.get(f"{PROJECTION}bias"),
-        logit_scale=None if scale is None else scale.item(),
+        logit_scale=scale,
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from clip_core.config import ImageTower, Options, TextTower
+from clip_core.model.contract import Architecture
 from clip_core.model.pretrained.names import TRANSPOSED, Table, their_names
 from clip_core.model.registry import MODELS, Shape
 
@@ -60,11 +61,15 @@ def recognise_vit(tensors: dict[str, Tensor], table: Table, config: dict[str, An
         options = {"patch_size": patch_size, "embed_dim": width, "depth": layers, "num_heads": heads}
         if hidden[0] != 4 * width:
             options["mlp_ratio"] = hidden[0] / width
-    if image_size == 336:  # timm knows L/14 for this size by a name of its own
-        name = name.replace("large_patch14_clip_quickgelu_224", "large_patch14_clip_quickgelu_336")
     if config.get("hidden_act", "quick_gelu") == "gelu":
         name = name.replace("_quickgelu", "")
-    return Recognised(ImageTower(name=name, options=options), image_size, patch_size)
+    return Recognised(for_size(ImageTower(name=name, options=options), image_size), image_size, patch_size)
+
+
+def for_size(tower: ImageTower, image_size: int) -> ImageTower:
+    """The tower under the name that timm has for it at this size: L/14 has one of its own for 336."""
+    large = re.fullmatch(r"(vit_large_patch14_clip(?:_quickgelu)?)_(224|336)", tower.name)
+    return tower.model_copy(update={"name": f"{large[1]}_{336 if image_size == 336 else 224}"}) if large else tower
 
 
 def recognise_resnet(tensors: dict[str, Tensor], table: Table) -> Recognised:
@@ -110,10 +115,11 @@ def embed_dim_of(tensors: dict[str, Tensor], table: Table) -> int:
     return shape[1] if name in TRANSPOSED else shape[0]
 
 
-def name_of(shape: Shape, image_size: int) -> str:
+def name_of(architecture: Architecture) -> str:
     """The name in the registry of a model of this shape; "custom" for others."""
-    names = [name for name, known in MODELS.items() if known == shape]
-    return names[0] if names else "custom"
+    text_tower = TextTower(name=architecture.text_tower.name, options=architecture.text_tower.options)
+    shape = Shape(architecture.image_tower, text_tower, architecture.embed_dim)
+    return next((name for name, known in MODELS.items() if known == shape), "custom")
 
 
 def num_numbered(tensors: dict[str, Tensor], name: str) -> int:

@@ -17,6 +17,7 @@ from clip_core.model.pretrained.positions import check_image_size, resize_all_po
 from clip_core.model.pretrained.recognise import (
     Recognised,
     embed_dim_of,
+    for_size,
     name_of,
     recognise_bert,
     recognise_resnet,
@@ -75,12 +76,14 @@ def released_in(checkpoint: Checkpoint, vocab: Path | None, image_size: int | No
         vocabulary, tokenizer_json = _tokenizer(checkpoint.source, vocab, vocab_size, context_length)
         if image_size not in (None, image.image_size):
             check_image_size(image_size, image.stride)
-            model = without_weights(architecture.model_copy(update={"image_size": image_size}))
+            tower = for_size(image.tower, image_size)
+            architecture = architecture.model_copy(update={"image_size": image_size, "image_tower": tower})
+            model = without_weights(architecture)
             ours = resize_all_positions(ours, model.state_dict())
     except ValueError as error:
         raise ValueError(f"{checkpoint.source}: {error}") from None
     model.load_state_dict(ours, assign=True)
-    return Released(model.eval(), tokenizer_json, name_of(shape, image.image_size), vocabulary, unused)
+    return Released(model.eval(), tokenizer_json, name_of(architecture), vocabulary, unused)
 
 
 def without_flash_attention(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,10 +1,13 @@
-"""Finds the vocabulary of released Chinese-CLIP weights, which their files come without."""
+"""The vocabulary of released Chinese-CLIP weights, which their files come without."""
 
 import hashlib
 import importlib.util
+import json
+import tempfile
 from pathlib import Path
 
 from clip_core.model.registry import VOCABULARY
+from clip_core.text import tokenizer_of_vocabulary
 
 VOCABULARY_SHA256 = "45bbac6b341c319adc98a532532882e91a9cefc0329aa57bac9ae761c27b291c"  # Google's Chinese BERT's
 
@@ -12,6 +15,11 @@ VOCABULARY_SHA256 = "45bbac6b341c319adc98a532532882e91a9cefc0329aa57bac9ae761c27
 def is_released(vocabulary: Path) -> bool:
     """Whether the file is, byte for byte, the vocabulary of the released weights."""
     return hashlib.sha256(vocabulary.read_bytes()).hexdigest() == VOCABULARY_SHA256
+
+
+def is_released_text(text: str) -> bool:
+    """Whether this is the content of the released vocabulary."""
+    return hashlib.sha256(text.encode()).hexdigest() == VOCABULARY_SHA256
 
 
 def find_vocabulary(source: Path, given: Path | None, vocab_size: int) -> Path:
@@ -35,6 +43,19 @@ def find_vocabulary(source: Path, given: Path | None, vocab_size: int) -> Path:
             f"{hashlib.sha256(found.read_bytes()).hexdigest()}, wanted {VOCABULARY_SHA256}: use --vocab FILE"
         )
     return found
+
+
+def vocabulary_of(tokenizer_json: str) -> str:
+    """The vocab.txt that says the same as this tokenizer.json; raises ValueError when a vocabulary can not say it."""
+    tokenizer = json.loads(tokenizer_json)
+    numbers: dict[str, int] = tokenizer["model"]["vocab"]
+    text = "".join(f"{token}\n" for token in sorted(numbers, key=numbers.__getitem__))
+    with tempfile.TemporaryDirectory() as folder:
+        vocabulary = Path(folder) / "vocab.txt"
+        vocabulary.write_text(text, encoding="utf-8")
+        if json.loads(tokenizer_of_vocabulary(vocabulary)) != tokenizer:
+            raise ValueError("its tokenizer is not BERT's (it prepares texts or splits words in another way)")
+    return text
 
 
 def _in_cn_clip() -> list[Path]:
