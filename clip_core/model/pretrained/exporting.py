@@ -76,10 +76,8 @@ def _named(model: CLIP, form: Format) -> dict[str, Tensor]:
     try:
         return to_theirs(model.state_dict(), TRANSFORMERS if form == "transformers" else OFA_RESNET if resnet else OFA)
     except ValueError as error:
-        tower = model.architecture.image_tower
-        raise ValueError(
-            f"the format {form} can not hold the image tower {tower.name} {tower.options}: {error}"
-        ) from None
+        name = model.architecture.image_tower.name
+        raise ValueError(f"the format {form} can not hold the image tower {name}: {error}") from None
 
 
 def _check_cn_clip(model: CLIP, vocabulary: str) -> None:

@@ -54,22 +54,23 @@ def image_side_in(checkpoint: Checkpoint, tower: ImageTower | None = None, image
     try:
         theirs, table = _image_tensors(checkpoint.tensors)
         found = _recognise(theirs, table, checkpoint.config)
-        if found is None and tower is None:
+        if found is None and tower is not None:
+            found = Recognised(tower, image_size or 224, 1)
+        if found is None:
             raise ValueError(
                 "no image tower that is known by its tensors; name it in model.image_tower, or give a folder with "
                 f"timm's config.json. It holds {', '.join(list(checkpoint.tensors)[:5])}, ..."
             )
-        size = found.image_size if found else image_size or 224
-        wanted_tower = tower or found.tower
+        size, wanted_tower = found.image_size, tower or found.tower
         ours = to_ours(theirs, _wanted(theirs, table, wanted_tower, size), table)
         if image_size not in (None, size):
-            check_image_size(image_size, found.stride if found else 1)
+            check_image_size(image_size, found.stride)
             ours = resize_all_positions(ours, _wanted(theirs, table, wanted_tower, image_size))
     except ValueError as error:
         raise ValueError(f"{checkpoint.source}: {error}") from None
     scale = ours["logit_scale"].item() if "logit_scale" in ours else checkpoint.config.get("logit_scale")
     return ImageSide(
-        recognised=found.tower if found else tower,
+        recognised=found.tower,
         image_size=image_size or size,
         tower={name.removeprefix(TOWER): tensor for name, tensor in ours.items() if name.startswith(TOWER)},
         projection=ours.get(f"{PROJECTION}weight"),

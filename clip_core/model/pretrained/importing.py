@@ -1,4 +1,4 @@
-"""Brings a checkpoint in: a weights folder of a Chinese-CLIP, or of one half of a CLIP a folder that stage init reads."""
+"""Brings a checkpoint in: a Chinese-CLIP as a weights folder, half a CLIP as a folder that stage init reads."""
 
 import json
 import time
@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from clip_core.config import Options
 from clip_core.files import atomic_write, replacing_folder
 from clip_core.image import AS_RELEASED
 from clip_core.model.contract import Made, TextArchitecture, hash_of, release_of
@@ -44,7 +45,8 @@ def _import_chinese_clip(checkpoint: Checkpoint, folder: Path, vocab: Path | Non
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     image, text = architecture.image_tower, architecture.text_tower
     print(f"recognised as {released.name}: {num_parameters:,} parameters", flush=True)
-    print(f"  image tower {image.name} {image.options or ''}at {architecture.image_size} x {architecture.image_size}")
+    size = architecture.image_size
+    print(f"  image tower {image.name} {_spelt(image.options)}for {size} x {size} pixels")
     print(f"  text tower {text.name}, {text.options['num_hidden_layers']} layers {text.options['hidden_size']} wide")
     vocabulary = "the released one" if is_released(released.vocabulary) else "its own"
     print(f"  vocabulary {released.vocabulary} ({vocabulary}), {text.vocab_size:,} tokens")
@@ -93,8 +95,9 @@ def _import_image_side(checkpoint: Checkpoint, folder: Path, image_size: int | N
         _save(tensors, aside / "model.safetensors")
         atomic_write(aside / "config.json", _json({**config, "source": checkpoint.fingerprint()}))
     num_parameters = sum(tensor.numel() for tensor in side.tower.values())
-    print(f"recognised as an image tower: {side.recognised.name} {side.recognised.options or ''}", end="")
-    print(f"at {side.image_size} x {side.image_size}, {num_parameters:,} numbers")
+    tower, size = side.recognised, side.image_size
+    print(f"recognised as an image tower: {tower.name} {_spelt(tower.options)}for {size} x {size} pixels")
+    print(f"  {num_parameters:,} numbers")
     print("  projection " + ("none" if side.projection is None else f"to {len(side.projection)} dimensions"))
     print("  logit_scale " + ("none" if side.logit_scale is None else f"{side.logit_scale:.4f}"))
     print(f"half a CLIP, for stage init to start from: name {folder} in params.yaml, section init")
@@ -132,6 +135,10 @@ def _save(tensors: dict[str, Tensor], path: Path) -> None:
 
 def _json(content: dict) -> str:
     return json.dumps(content, indent=2) + "\n"
+
+
+def _spelt(options: Options) -> str:
+    return "".join(f"{name}={value} " for name, value in options.items())
 
 
 def _say_unused(names: list[str]) -> None:

@@ -20,7 +20,7 @@ VITS = {  # width, layers, heads, patch size
     (1280, 32, 16, 14): "vit_huge_patch14_clip_quickgelu_224",
 }
 ANY_VIT = "vit_base_patch16_clip_quickgelu_224"  # with options, any other CLIP ViT
-RESNETS = {  # bottlenecks of the four stages, width
+RESNETS: dict[tuple[tuple[int, ...], int], str] = {  # bottlenecks of the four stages, width
     ((3, 4, 6, 3), 64): "resnet50_clip",
     ((3, 4, 23, 3), 64): "resnet101_clip",
     ((4, 6, 10, 6), 80): "resnet50x4_clip",

@@ -61,4 +61,5 @@ def vocabulary_of(tokenizer_json: str) -> str:
 def _in_cn_clip() -> list[Path]:
     """Where an installed cn_clip has it; looked up without importing it."""
     spec = importlib.util.find_spec("cn_clip")
-    return [Path(place) / "clip" / "vocab.txt" for place in (spec and spec.submodule_search_locations) or ()]
+    places = None if spec is None else spec.submodule_search_locations
+    return [Path(place) / "clip" / "vocab.txt" for place in places or ()]
