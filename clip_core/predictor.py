@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from clip_core.image import read_image, to_pixels
+from clip_core.image import pixels_of
 from clip_core.model.clip import CLIP
 from clip_core.model.contract import Contract, read_contract, release_of
 from clip_core.model.weights import load_weights
@@ -50,7 +50,7 @@ class Predictor:
 
     def _pixels(self, images: Sequence[bytes | Image.Image], i: int) -> np.ndarray:
         try:
-            return to_pixels(read_image(images[i]), self.contract.image_size)
+            return pixels_of(images[i], self.contract.image_size, self.contract.preprocessing)
         except (ValueError, TypeError) as error:
             raise type(error)(f"images[{i}]: {error}") from None
 

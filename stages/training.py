@@ -36,7 +36,7 @@ def train_stage(
     data, validation = hash_of(store.manifest), Validation(params.evaluate_every, recall)
     with work_folder(name, fingerprint(params, seed, data, benchmark.manifest, parent)) as work:
         model = load_weights(start)
-        images, encode_images = seen(model, decoded(store, contract.image_size), len(store))
+        images, encode_images = seen(model, decoded(store, contract.image_size, contract.preprocessing), len(store))
         pairs = Pairs(store, images, tokenizer, params, seed)
         train(params, model, pairs, work, encode_images, validation)
         made = Made(

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from clip_core.config import ImageTower
-from clip_core.image import to_pixels
+from clip_core.image import Preprocessing, pixels_of
 from clip_core.model.clip import CLIP, make_clip
 from clip_core.model.image_tower import make_image_tower
 from clip_core.model.registry import MODELS
@@ -129,7 +129,7 @@ def test_features_are_unit_vectors(model: CLIP) -> None:
 
 
 def test_pixels_are_normalised_inside_the_model_as_clip_does(model: CLIP) -> None:
-    pixels = torch.from_numpy(to_pixels(HALVES, 32))[None]
+    pixels = torch.from_numpy(pixels_of(HALVES, 32, Preprocessing()))[None]
     mean = np.array([0.48145466, 0.4578275, 0.40821073]).reshape(3, 1, 1)
     std = np.array([0.26862954, 0.26130258, 0.27577711]).reshape(3, 1, 1)
     normalised = torch.from_numpy((pixels.numpy() / 255 - mean) / std).float()

@@ -10,6 +10,7 @@ import torch
 from clip_core.config import Optimizer, Schedule, Training
 from clip_core.data.batches import Pairs, decoded
 from clip_core.data.store import Store
+from clip_core.image import Preprocessing
 from clip_core.model.clip import CLIP
 from clip_core.text import parse_tokenizer
 from clip_core.train.backward import encode_texts
@@ -26,7 +27,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 def pairs_of(store: Store, params: Training, seed: int = 1) -> Pairs:
-    return Pairs(store, decoded(store, IMAGE_SIZE), parse_tokenizer(tiny_tokenizer_json(store), 16), params, seed)
+    pictures = decoded(store, IMAGE_SIZE, Preprocessing())
+    return Pairs(store, pictures, parse_tokenizer(tiny_tokenizer_json(store), 16), params, seed)
 
 
 def trained(store: Store, params: Training, work: Path, seed: int = 1) -> CLIP:
@@ -98,7 +100,7 @@ def test_stage_1_leaves_the_image_tower_as_it_was_to_the_bit(store: Store, tmp_p
     model = tiny_clip(tiny_tokenizer_json(store))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     freeze_image_tower(model)
-    features = image_features_of(model, decoded(store, IMAGE_SIZE), len(store))
+    features = image_features_of(model, decoded(store, IMAGE_SIZE, Preprocessing()), len(store))
     pairs = Pairs(store, lambda rows: features[rows], parse_tokenizer(tiny_tokenizer_json(store), 16), params, 1)
     validation = Validation(3, lambda model: {"mean": model.encode_images(torch.zeros(2, 3, 32, 32)).mean().item()})
 
@@ -116,7 +118,7 @@ def test_stage_1_leaves_the_image_tower_as_it_was_to_the_bit(store: Store, tmp_p
 
 def test_cached_features_are_the_models_own_of_the_unchanged_pictures(store: Store) -> None:
     model = tiny_clip(tiny_tokenizer_json(store))
-    pictures = decoded(store, IMAGE_SIZE)
+    pictures = decoded(store, IMAGE_SIZE, Preprocessing())
     features = image_features_of(model, pictures, len(store))
     with torch.no_grad():
         assert torch.allclose(features[5], model.eval().encode_images(pictures(np.array([5])))[0], atol=1e-6)
@@ -126,9 +128,9 @@ def test_pictures_too_many_for_memory_are_decoded_as_they_are_needed(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = np.array([30, 2, 2])
-    kept = decoded(store, IMAGE_SIZE)(rows)
+    kept = decoded(store, IMAGE_SIZE, Preprocessing())(rows)
     monkeypatch.setattr("clip_core.data.batches.MEMORY", 0)
-    assert torch.equal(decoded(store, IMAGE_SIZE)(rows), kept)
+    assert torch.equal(decoded(store, IMAGE_SIZE, Preprocessing())(rows), kept)
 
 
 def test_texts_encoded_apart_by_length_are_the_same_texts(store: Store) -> None:
