@@ -9,6 +9,7 @@ from clip_core.data.store import open_store
 from clip_core.evaluate.retrieval import quick_recall
 from clip_core.model.clip import CLIP
 from clip_core.model.contract import Made, hash_of, read_contract, release_of
+from clip_core.model.torch_towers import TorchTowers
 from clip_core.model.weights import load_weights, save_weights
 from clip_core.predictor import Predictor
 from clip_core.text import load_tokenizer
@@ -30,7 +31,7 @@ def train_stage(
     tokenizer = load_tokenizer(start / contract.tokenizer, contract.context_length)
 
     def recall(model: CLIP) -> dict[str, float]:
-        predictor = Predictor(model, tokenizer, contract, release="in training")
+        predictor = Predictor(TorchTowers(model), tokenizer, contract, release="in training")
         return quick_recall(predictor.encode_texts, predictor.encode_images, benchmark)
 
     data, validation = hash_of(store.manifest), Validation(params.evaluate_every, recall)
