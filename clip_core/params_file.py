@@ -70,9 +70,8 @@ def place(error: ErrorDetails) -> str:
     loc = [str(part).removesuffix("_") for part in error["loc"]]
     keys = [part for part, before in zip(loc, ["", *loc], strict=False) if before not in CHOSEN]
     if error["type"].startswith("union_tag"):
-        keys.append(
-            error["ctx"]["discriminator"].rpartition(" ")[2].strip("'")
-        )  # "'from_' | 'from'" where it has an alias
+        discriminator = error["ctx"]["discriminator"]  # 'source', or 'from_' | 'from' where it has an alias
+        keys.append(discriminator.rpartition(" ")[2].strip("'"))
     return ".".join(keys)
 
 

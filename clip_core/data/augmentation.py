@@ -55,7 +55,7 @@ def crop_and_auto_augment(pixels: Tensor, params: AutoAugmentation, random: np.r
 
 @cache
 def _timm_transforms(side: int, min_area: float) -> tuple[Callable, Callable]:
-    """Those of timm's `create_transform(side, scale=(min_area, 1), auto_augment="original", interpolation="bicubic")`."""
+    """The crop and the policies of timm's `create_transform` with scale, auto_augment="original" and bicubic."""
     from timm.data.auto_augment import auto_augment_transform
     from timm.data.constants import OPENAI_CLIP_MEAN
     from timm.data.transforms import RandomResizedCropAndInterpolation
