@@ -290,7 +290,7 @@ class Lora(Section):
     """Low-rank adapters instead of all weights (Hu et al. 2021)."""
 
     rank: Count
-    alpha: Positive  # the adapters count alpha / rank times
+    alpha: Count  # the adapters count alpha / rank times
     dropout: Annotated[float, Field(ge=0, lt=1)]  # of what goes into an adapter
 
 

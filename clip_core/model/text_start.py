@@ -7,7 +7,7 @@ from pathlib import Path
 from clip_core.files import sha256_file
 from clip_core.model.contract import TextArchitecture
 from clip_core.model.registry import Shape
-from clip_core.model.text_tower import TextTower, architecture_of_bert, load_bert
+from clip_core.model.text_tower import TextTower, architecture_of_bert, load_bert, with_positions
 from clip_core.text import build_tokenizer, parse_tokenizer, tokenizer_of_vocabulary
 
 
@@ -27,7 +27,7 @@ def text_start(shape: Shape, context_length: int, bert_folder: str | None, capti
         return _from_bert(Path(bert_folder), context_length)
     tokenizer_json = build_tokenizer(captions)
     vocab_size = parse_tokenizer(tokenizer_json, context_length).vocab_size
-    options = {"max_position_embeddings": context_length, **shape.text_tower.options}
+    options = with_positions(shape.text_tower, context_length)
     architecture = TextArchitecture(name=shape.text_tower.name, options=options, vocab_size=vocab_size)
     return TextStart(tokenizer_json, architecture, "random start", lambda tower: None)
 
@@ -35,7 +35,7 @@ def text_start(shape: Shape, context_length: int, bert_folder: str | None, capti
 def _from_bert(folder: Path, context_length: int) -> TextStart:
     vocabulary = folder / "vocab.txt"
     if not vocabulary.exists():
-        raise ValueError(f"init.bert_folder: {folder} is no BERT folder: it has no vocab.txt")
+        raise ValueError(f"init.bert_folder: {folder}: no BERT folder: it has no vocab.txt")
     tokenizer_json = tokenizer_of_vocabulary(vocabulary)
     vocab_size = parse_tokenizer(tokenizer_json, context_length).vocab_size
     architecture = architecture_of_bert(folder, vocab_size)

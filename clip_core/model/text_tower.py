@@ -4,6 +4,8 @@ Chinese-CLIP's is BERT: post-LN, exact GELU, LN eps 1e-12, learned positions, on
 """
 
 import json
+from difflib import get_close_matches
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from clip_core.config import Options
+from clip_core.config import TextTower as TextTowerParams
 from clip_core.model.contract import TextArchitecture
+
+PADDING_LEAKS = {"convbert", "nystromformer", "yoso"}  # through convolutions, means and hashes
 
 
 class TextTower(nn.Module):
@@ -42,17 +47,42 @@ def _make_bert(architecture: TextArchitecture) -> nn.Module:
 
 def _make_encoder(architecture: TextArchitecture) -> nn.Module:
     from transformers import AutoConfig, AutoModel
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
+    name, where = architecture.name, "model.text_tower.name"
+    # What learnt to fill gaps sees both ways; [CLS] at the start of a decoder would see nothing of the text.
+    if name not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        similar = ", ".join(get_close_matches(name, MODEL_FOR_MASKED_LM_MAPPING_NAMES)) or "none"
+        raise ValueError(f"{where}: transformers has no text encoder {name!r}; similar names: {similar}")
+    config = _configured(type(AutoConfig.for_model(name)), architecture)
+    if config.is_encoder_decoder:
+        raise ValueError(f"{where}: {name} is an encoder with a decoder; name one without, as roberta")
     try:
-        kind = type(AutoConfig.for_model(architecture.name))
-    except (KeyError, ValueError):
-        raise ValueError(f"model.text_tower.name: transformers has no model type {architecture.name!r}") from None
-    return AutoModel.from_config(_configured(kind, architecture))
+        encoder = AutoModel.from_config(config, add_pooling_layer=False)
+    except TypeError:  # many have no pooler
+        encoder = AutoModel.from_config(config)
+    if "attention_mask" not in signature(encoder.forward).parameters or name in PADDING_LEAKS:
+        raise ValueError(f"{where}: {name} does not mask a text's padding, which would change its features")
+    if not hasattr(config, "hidden_size"):
+        raise ValueError(f"{where}: {name} is more than a text encoder; name another, as roberta")
+    return encoder
 
 
-def _configured(kind: type, architecture: TextArchitecture) -> Any:
+def with_positions(tower: TextTowerParams, context_length: int) -> Options:
+    """The tower's options, with as many positions as `context_length` needs where they do not say."""
+    if tower.name == "bert":
+        return {"max_position_embeddings": context_length, **tower.options}
+    from transformers import CONFIG_MAPPING
+
+    if tower.name in CONFIG_MAPPING and "max_position_embeddings" not in CONFIG_MAPPING[tower.name]().to_dict():
+        return tower.options
+    # RoBERTa and its kin number positions from the padding's id on, which is 0 or (MPNet) 1.
+    return {"max_position_embeddings": context_length + 2, **tower.options}
+
+
+def _configured(kind: Any, architecture: TextArchitecture) -> Any:
     """The configuration; transformers itself would take any misspelt option without a word."""
-    known = kind().to_dict()
+    known = [*kind().to_dict(), *kind.attribute_map]
     unknown = sorted(set(architecture.options) - set(known))
     if unknown:
         raise ValueError(

@@ -21,8 +21,10 @@ def backward(params: Training, model: CLIP, encode_images: Encode, batch: Batch,
     With the same `seed` it drops the same units.
     """
     widths = (model.architecture.embed_dim, *model.architecture.matryoshka)
-    images = Side(_prepared(encode_images, params.precision, model), batch.images)
-    texts = Side(_prepared(lambda ids: encode_texts(model, ids), params.precision, model), batch.token_ids)
+    image_side = (*model.image_tower.parameters(), *model.image_projection.parameters())
+    learns = any(parameter.requires_grad for parameter in image_side)
+    images = Side(_prepared(encode_images, params.precision, model), batch.images, learns)
+    texts = Side(_prepared(lambda ids: encode_texts(model, ids), params.precision, model), batch.token_ids, True)
     if params.micro_batch is not None:
         return cached_backward(model, (images, texts), widths, params.micro_batch, seed)
     torch.manual_seed(seed)

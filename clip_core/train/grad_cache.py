@@ -25,6 +25,7 @@ class Side:
 
     encode: Callable[[Tensor], Tensor]
     rows: Tensor
+    trains: bool
 
 
 def cached_backward(model: CLIP, sides: tuple[Side, Side], widths: Sequence[int], micro_batch: int, seed: int) -> float:
@@ -37,12 +38,13 @@ def cached_backward(model: CLIP, sides: tuple[Side, Side], widths: Sequence[int]
     image_features, text_features = (part.requires_grad_() for part in features)
     loss = _loss_backward(image_features, text_features, model.logit_scale, widths)
     for i, (side, part) in enumerate(zip(sides, features, strict=True)):
+        if not side.trains:
+            continue
         assert part.grad is not None
         gradients = part.grad.split(micro_batch)
         for encoded, gradient in zip(_encoded(side, micro_batch, (seed, i)), gradients, strict=True):
-            if encoded.requires_grad:  # features of a frozen tower do not
-                with keeping_statistics(model):
-                    encoded.backward(gradient)
+            with keeping_statistics(model):
+                encoded.backward(gradient)
     return loss
 
 

@@ -15,6 +15,7 @@ from clip_core.model.clip import CLIP
 from clip_core.train.activations import checkpoint_activations
 from clip_core.train.backward import Encode, backward
 from clip_core.train.checkpoint import resume, save
+from clip_core.train.device import local_device
 from clip_core.train.log import CsvLog, Progress
 from clip_core.train.optimizer import lr_at, make_optimizer, set_lr
 
@@ -38,7 +39,7 @@ def train(
     """Trains to the last step, continuing by itself from a checkpoint in `work`; the curves stay in `work`."""
     torch.use_deterministic_algorithms(True)
     num_steps = params.schedule.steps(pairs.num_pairs, params.global_batch)
-    model.image_tower.to(memory_format=torch.channels_last)  # faster convolutions
+    model.to(local_device()).image_tower.to(memory_format=torch.channels_last)  # faster convolutions
     if params.checkpoint_activations:
         checkpoint_activations(model)
     optimizer = make_optimizer(model, params.optimizer)
