@@ -3,6 +3,7 @@
 import json
 import pickle
 import re
+import struct
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from clip_core.files import sha256_file
 
 WEIGHTS = ("model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin", "open_clip_pytorch_model.bin")
 CONFIGS = ("config.json", "open_clip_config.json")
+# What torch.load raises for bytes that are no checkpoint.
+BROKEN = (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError, struct.error)
 CONTAINERS = ("state_dict", "model")  # beside them: epoch, optimizer, ...
 
 
@@ -104,14 +107,14 @@ def _read_pickle(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
-        reason = re.search(r"(Unsupported \w+|GLOBAL [\w.]+|[Uu]nsupported[^.\n]+)", str(error))
-        raise ValueError(
-            f"{path}: holds more than tensors and plain values, so that loading it would run code"
-            f" ({reason[0] if reason else str(error).splitlines()[0]}). Where you trust it, save the tensors alone: "
-            "torch.save(model.state_dict(), 'tensors.pt')"
-        ) from None
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise ValueError(f"{path}: not a checkpoint of torch, or not a whole one: {error}") from None
+        if refused := re.search(r"Unsupported global: GLOBAL (\S+)|Unsupported .+", str(error)):
+            raise ValueError(
+                f"{path}: holds more than tensors and plain values ({refused[1] or refused[0]}), so that loading it would "
+                "run code. Where you trust it, save its tensors alone: torch.save(model.state_dict(), 'tensors.pt')"
+            ) from None
+        raise ValueError(f"{path}: not a checkpoint of torch, or not a whole one") from None
+    except BROKEN as error:
+        raise ValueError(f"{path}: not a checkpoint of torch, or not a whole one: {error!r:.200}") from None
 
 
 def _unwrapped(path: Path, content: Any) -> dict[str, Tensor]:
