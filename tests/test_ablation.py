@@ -15,7 +15,7 @@ from clip_core.evaluate.table import ablation_table
 from clip_core.params_file import load_params, read_yaml
 from clip_core.recipe import merged
 from stages import ablation_arm, ablation_start, ablation_summary
-from stages.ablation_arms import arms_of
+from stages.ablation_arms import arms_of, english_steps, num_steps
 from tests.tiny_split import make_split
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,10 +30,10 @@ def run_of(arm: str, seed: int, values: np.ndarray) -> dict:
 
 def test_all_arms_but_the_compute_matched_one_take_the_same_chinese_steps() -> None:
     params = load_params(ROOT / "params.yaml")
-    steps = {name: sum(schedule.num_steps for schedule in arm.trains.values()) for name, arm in arms_of(params).items()}
+    steps = {name: sum(map(num_steps, arm.trains.values())) for name, arm in arms_of(params).items()}
     longer = steps.pop("longer_scratch")
-    assert set(steps.values()) == {params.stage1.schedule.num_steps + params.stage2.schedule.num_steps}
-    assert longer == steps["two_stages"] + params.init.warm_start.schedule.num_steps
+    assert set(steps.values()) == {num_steps(params.stage1.schedule) + num_steps(params.stage2.schedule)}
+    assert longer == steps["two_stages"] + english_steps(params)
 
 
 def test_the_pipeline_runs_every_arm_with_every_seed_and_is_not_part_of_the_root_one() -> None:

@@ -105,7 +105,7 @@ def test_the_papers_augmentation_is_timms(drawings: torch.Tensor) -> None:
         input_size=48,
         scale=(0.9, 1.0),
         is_training=True,
-        color_jitter=None,
+        color_jitter=None,  # ty: ignore[invalid-argument-type]  (timm documents it)
         auto_augment="original",
         interpolation="bicubic",
         mean=(0.48145466, 0.4578275, 0.40821073),

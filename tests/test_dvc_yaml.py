@@ -81,7 +81,11 @@ def has_code(file: Path) -> bool:
 def data_of(module: Path) -> set[Path]:
     """The files beside `module`, or in folders beside it, that it names."""
     named = {node.value for node in ast.walk(ast.parse(module.read_text())) if isinstance(node, ast.Constant)}
-    beside = [path for path in module.parent.iterdir() if path.name in named and path.suffix != ".py"]
+    beside = [
+        path
+        for path in module.parent.iterdir()
+        if path.name in named and path.suffix != ".py" and not (path / "__init__.py").exists()  # imports name packages
+    ]
     return {file for path in beside for file in [path, *path.rglob("*")] if file.is_file() and file.suffix != ".pyc"}
 
 

@@ -33,7 +33,7 @@ def write_split(folder: Path, name: str, texts: str, pictures: str) -> None:
     (folder / f"{name}_imgs.tsv").write_text(pictures, encoding="utf-8")
 
 
-def data_set(folder: Path, **changes: object) -> MugeSource:
+def data_set(folder: Path) -> MugeSource:
     """Four pictures and three texts in train, two of each in valid and in test; ids are numbers that come again."""
     train = "".join(picture_line(i, PICTURES[i]) for i in (3, 1, 0, 2))  # in no order
     texts = text_line(7, "红色的包", [0, 1]) + text_line(8, "一双鞋", [2]) + text_line(9, "雨伞", [3])
@@ -41,8 +41,15 @@ def data_set(folder: Path, **changes: object) -> MugeSource:
     for name, first in (("valid", 4), ("test", 6)):
         pictures = "".join(picture_line(i, PICTURES[first + i]) for i in range(2))
         write_split(folder, name, text_line(7, "帽子", [0]) + text_line(8, "手表", [1]), pictures)
-    values = {"licence": "CC0-1.0", "train": "train", "valid": "valid", "test": "test", "valid_percent": 40}
-    return MugeSource(source="muge", path=str(folder), **(values | changes))
+    return MugeSource(
+        source="muge",
+        path=str(folder),
+        licence="CC0-1.0",
+        train="train",
+        valid="valid",
+        test="test",
+        valid_percent=40,
+    )
 
 
 def test_a_text_becomes_a_pair_with_each_of_its_pictures(tmp_path: Path) -> None:

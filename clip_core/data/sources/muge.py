@@ -101,10 +101,11 @@ def pairs_of(file: Path, split: str, pictures: dict[str, Place], data: MugeSourc
         num_texts += 1
         origin = {"file": str(file), "line": line.number}
         text = text_of(line.content)
-        reason = text if isinstance(text, str) else "text_id_repeated" if text["text_id"] in text_ids else None
-        if reason:
-            rejected.append(origin | {"reason": reason})
-            num_unlabelled += reason == "no_image_ids"
+        if not isinstance(text, str) and text["text_id"] in text_ids:
+            text = "text_id_repeated"
+        if isinstance(text, str):
+            rejected.append(origin | {"reason": text})
+            num_unlabelled += text == "no_image_ids"
             continue
         text_ids.add(text["text_id"])
         for key in dict.fromkeys(map(str, text["image_ids"])):
