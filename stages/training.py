@@ -17,6 +17,7 @@ from clip_core.train.backward import Encode
 from clip_core.train.checkpoint import fingerprint, work_folder
 from clip_core.train.log import publish_curves
 from clip_core.train.loop import Validation, train
+from clip_core.train.lora import merge_adapters
 
 # What a training sees of each picture, and how that becomes image features.
 Seen = Callable[[CLIP, Pictures, int], tuple[Pictures, Encode]]
@@ -32,7 +33,9 @@ def train_stage(
 
     def recall(model: CLIP) -> dict[str, float]:
         predictor = Predictor(TorchTowers(model), tokenizer, contract, release="in training")
-        return quick_recall(predictor.encode_texts, predictor.encode_images, benchmark)
+        return quick_recall(
+            predictor.encode_texts, predictor.encode_images, benchmark, contract.architecture.matryoshka
+        )
 
     data, validation = hash_of(store.manifest), Validation(params.evaluate_every, recall)
     with work_folder(name, fingerprint(params, seed, data, benchmark.manifest, parent)) as work:
@@ -40,6 +43,7 @@ def train_stage(
         images, encode_images = seen(model, decoded(store, contract.image_size, contract.preprocessing), len(store))
         pairs = Pairs(store, images, tokenizer, params, seed)
         train(params, model, pairs, work, encode_images, validation)
+        merge_adapters(model)
         made = Made(
             stage=name, params=hash_of(params, seed), data=data, parent=parent, text_tower=contract.made.text_tower
         )

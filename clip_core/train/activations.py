@@ -20,7 +20,7 @@ def checkpoint_activations(model: CLIP) -> None:
         except (AttributeError, AssertionError):
             raise _cannot("image_tower", model.architecture.image_tower.name) from None
     try:
-        model.text_tower.encoder.gradient_checkpointing_enable({"use_reentrant": False})
+        model.text_tower.encoder.activation_checkpointing_enable({"use_reentrant": False})
     except ValueError:
         raise _cannot("text_tower", model.architecture.text_tower.name) from None
 
