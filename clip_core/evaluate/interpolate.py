@@ -26,6 +26,8 @@ from clip_core.evaluate.interpolation_page import interpolation_page
 from clip_core.files import atomic_write, replacing_folder
 from clip_core.model.clip import CLIP
 from clip_core.model.contract import TOKENIZER_FILE, WEIGHTS_FILE, Contract, hash_of, read_contract, release_of
+from clip_core.model.precision import pick_device
+from clip_core.model.torch_towers import TorchTowers
 from clip_core.model.weights import load_weights, save_weights
 from clip_core.predictor import Predictor
 from clip_core.text import load_tokenizer
@@ -42,7 +44,7 @@ class Between:
         self.contract = check_same_kind(before, after)
         self.tokenizer = load_tokenizer(before / TOKENIZER_FILE, self.contract.context_length)
         self.releases = {"before": release_of(before), "after": release_of(after)}
-        self.model = load_weights(before)
+        self.model = load_weights(before).to(pick_device("auto"))
         self._ends = load_file(before / WEIGHTS_FILE), load_file(after / WEIGHTS_FILE)  # mapped, not copied
 
     @torch.no_grad()
@@ -97,7 +99,7 @@ def interpolate(
     )
     with replacing_folder(out) as aside:
         tokenizer_json = (before / TOKENIZER_FILE).read_text(encoding="utf-8")
-        save_weights(between.move_to(chosen), tokenizer_json, aside / "weights", made)
+        save_weights(between.move_to(chosen).cpu(), tokenizer_json, aside / "weights", made)
         atomic_write(aside / "curve.json", json.dumps(curve, indent=1) + "\n")
         atomic_write(aside / "curve.html", interpolation_page(curve))
     return curve
@@ -108,7 +110,8 @@ def measure_points(between: Between, store: Store, alphas: Sequence[float]) -> l
     benchmark = read_benchmark(store)
     points, images, texts = [], None, None
     for number, alpha in enumerate(alphas, 1):
-        predictor = Predictor(between.move_to(alpha), between.tokenizer, between.contract, release=f"alpha {alpha:g}")
+        towers = TorchTowers(between.move_to(alpha))
+        predictor = Predictor(towers, between.tokenizer, between.contract, release=f"alpha {alpha:g}")
         if images is None or not between.share("image_"):
             images = embed_images(predictor, store)
         if texts is None or not between.share("text_"):
