@@ -167,6 +167,12 @@ class CustomModel(AnyModel):
     text_tower: TextTower
     embed_dim: Count
 
+    @model_validator(mode="after")
+    def _widths_are_narrower(self) -> "CustomModel":
+        if self.matryoshka and self.matryoshka[0] >= self.embed_dim:
+            raise ValueError(f"matryoshka: {self.matryoshka[0]} is not less than embed_dim ({self.embed_dim})")
+        return self
+
 
 class Schedule(Section):
     """How long, and the learning rate on the way; `num_steps` or `num_epochs`, the other is null."""
