@@ -110,7 +110,7 @@ def test_weights_that_are_not_the_configs_are_refused_by_name(tmp_path: Path) ->
 
 
 def test_a_folder_that_is_no_bert_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"is no BERT folder: it has no vocab\.txt"):
+    with pytest.raises(ValueError, match=r"no BERT folder: it has no vocab\.txt"):
         text_start(TINY, 16, str(tmp_path), [])
 
 

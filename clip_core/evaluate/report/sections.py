@@ -74,7 +74,8 @@ def model(run: Run) -> str:
         '<div class="steps">'
         f'<div class="step init"><h3>Start <small>{steps.get("init", "")}</small></h3><p>The image tower '
         f"({image_tower}, {architecture['image_size']} px){warm_up}. "
-        f"Text tower (<code>{escape(text['name'])}</code> of transformers): <b>{escape(made['text_tower'])}</b>.</p></div>"
+        f"Text tower (<code>{escape(text['name'])}</code> of transformers): <b>{escape(made['text_tower'])}</b>.</p>"
+        "</div>"
         f'<div class="step stage1"><h3>Stage 1 <small>{steps.get("stage1", "")}</small></h3>'
         f"<p>{first if 'stage1' in steps else 'Nothing trains: its figures are those of the start.'}</p></div>"
         f'<div class="step stage2"><h3>Stage 2 <small>{steps.get("stage2", "")}</small></h3>'
