@@ -49,8 +49,8 @@ ablation: setup ## the paper's ablation, three seeds (up to an hour); writes rep
 	@dvc repro recipes/ablation/dvc.yaml
 	@test ! -f reports/report.html || dvc repro --force --single-item report # an optional file is no dep for DVC
 
-recipe: setup ## merge recipes/NAME.yaml into params.yaml: make recipe NAME=smoke
-	@python -m clip_core.recipe recipes/$(NAME).yaml
+recipe: setup ## merge recipes/NAME.yaml into params.yaml: make recipe NAME=smoke (several: NAME="muge finetune-vit-b-16")
+	@python -m clip_core.recipe $(NAME:%=recipes/%.yaml)
 
 doctor: ## look at this machine: what is missing, and the remedy
 	@$(PYTHON) clip_core/doctor.py

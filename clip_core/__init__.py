@@ -1,17 +1,34 @@
 """Chinese CLIP: `clip_core.load(folder)` gives a `Predictor`."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from clip_core.predictor import load
+    from clip_core.predictor import Predictor
 
 __all__ = ["load"]
 
 
-def __getattr__(name: str) -> object:
-    # Resolved on first use, so that light commands do not pay for torch.
-    if name == "load":
-        from clip_core.predictor import load
+def load(
+    folder: str | Path, device: str = "auto", precision: str = "fp32", runtime: str = "torch", width: int | None = None
+) -> "Predictor":
+    """The model in the weights folder: Chinese texts and pictures in, unit vectors out.
 
-        return load
-    raise AttributeError(f"module 'clip_core' has no attribute {name!r}")
+    - `device`: "auto" (the first GPU, else the CPU), "cpu", "cuda" or "cuda:1".
+    - `precision`: "fp32", in which features agree with the reference to 1e-5 on every machine; "bf16", several times as
+      fast where the device multiplies it in hardware; "auto" takes bf16 there and fp32 elsewhere. `Predictor.precision`
+      and `Predictor.device` say what was taken.
+    - `runtime`: "torch", or "onnx": the exported graph in onnxruntime, on the CPU in fp32. `folder` may then be an
+      export (`models/onnx`), too; of weights, the export is made on first use and kept beside the folder.
+    - `width`: features of so many numbers, for a model trained with `model.matryoshka`.
+    """
+    # Imported on first use, so that light commands do not pay for torch.
+    if runtime == "torch":
+        from clip_core.predictor import load as load_in_torch
+
+        return load_in_torch(folder, device, precision, width)
+    if runtime == "onnx":
+        from clip_core.serve.onnx_predictor import load as load_in_onnx
+
+        return load_in_onnx(folder, device, precision, width)
+    raise ValueError(f"runtime {runtime!r} is neither 'torch' nor 'onnx'")

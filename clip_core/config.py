@@ -1,15 +1,11 @@
 """The typed twin of `params.yaml`: every key, its type and its allowed range."""
 
 import difflib
-import json
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterable
+from pathlib import PurePath
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic_core import ErrorDetails
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -18,6 +14,15 @@ Seed = Annotated[int, Field(ge=0, lt=2**31)]
 PeakLr = Annotated[float, Field(gt=0, le=1)]
 Name = Annotated[str, Field(min_length=1)]
 Template = Annotated[str, Field(pattern=r"\{\}")]
+
+
+def _inside(name: str) -> str:
+    if PurePath(name).is_absolute() or ".." in PurePath(name).parts:
+        raise ValueError("must be relative to the section's `path` and inside it; name the folder with `path`")
+    return name
+
+
+Inside = Annotated[Name, AfterValidator(_inside)]
 
 RECALLS = tuple(
     f"{way}_{recall}"
@@ -28,6 +33,12 @@ METRICS = (  # groups of a benchmark and what is measured of each, see clip_core
     (("seen", "unseen", "all"), (*RECALLS, "mean_recall")),
     (("zero_shot",), ("top1_accuracy", "seen_top1_accuracy", "unseen_top1_accuracy")),
 )
+
+
+def resembling(name: str, known: Iterable[str]) -> str:
+    """A question that names the one of `known` that was probably meant."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 class Section(BaseModel):
@@ -65,6 +76,24 @@ class TableSource(Section):
     test_percent: Annotated[int, Field(ge=1, le=40)]
 
 
+class MugeSource(Section):
+    """The reference's format: `{name}_imgs.tsv` (id, base64 of a picture) with `{name}_texts.jsonl`."""
+
+    source: Literal["muge"]
+    path: Name  # the folder
+    licence: Name  # of the pictures
+    train: Name  # the name before `_imgs.tsv` of the files for the split
+    valid: Name | None  # null: part of train's pictures
+    test: Name  # one whose texts name their pictures; of MUGE's own test those are not published
+    valid_percent: Annotated[int, Field(ge=1, le=40)]  # of train's pictures; used where valid is null
+
+    @model_validator(mode="after")
+    def _splits_are_distinct(self) -> "MugeSource":
+        if len({self.train, self.valid, self.test}) < 3:
+            raise ValueError("train, valid and test must name different files")
+        return self
+
+
 class Limits(Section):
     """What a picture or a caption may be; a row outside is quarantined."""
 
@@ -89,48 +118,92 @@ class Pack(Section):
     shard_mib: Count
 
 
+Options = dict[str, int | float | str | bool | tuple[int, ...]]
+
+
 class ImageTower(Section):
     name: Name  # of a timm model
-    options: dict[str, int | float | str | bool | tuple[int, ...]]  # passed to timm.create_model
+    options: Options  # passed to timm.create_model
 
 
 class TextTower(Section):
-    """BERT's architecture, in the words of transformers' BertConfig."""
-
-    hidden_size: Count
-    num_hidden_layers: Count
-    num_attention_heads: Count
-    intermediate_size: Count
-    dropout: Share
+    name: Name  # of a kind of encoder in transformers: bert, roberta, ...
+    options: Options  # of its configuration, in transformers' words
 
     @model_validator(mode="after")
     def _heads_share_the_width(self) -> "TextTower":
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"hidden_size ({self.hidden_size}) must be a multiple of "
-                f"num_attention_heads ({self.num_attention_heads})"
-            )
+        width, heads = self.options.get("hidden_size"), self.options.get("num_attention_heads")
+        if isinstance(width, int) and isinstance(heads, int) and (heads < 1 or width % heads):
+            raise ValueError(f"hidden_size ({width}) must be a multiple of num_attention_heads ({heads})")
         return self
 
 
-class Model(Section):
+def falling(widths: tuple[int, ...]) -> tuple[int, ...]:
+    """`widths`, if each is smaller than the one before."""
+    if list(widths) != sorted(set(widths), reverse=True):
+        raise ValueError(f"each width must be smaller than the one before, not {list(widths)}")
+    return widths
+
+
+class AnyModel(Section):
+    """What every model has."""
+
+    image_size: Annotated[int, Field(ge=8, le=1024)]
+    context_length: Annotated[int, Field(ge=4, le=512)]  # tokens with [CLS] and [SEP]
+    matryoshka: Annotated[tuple[Count, ...], AfterValidator(falling)]  # narrower features that train too; empty: none
+
+
+class NamedModel(AnyModel):
+    """A model whose shape stands in `clip_core/model/registry.py`."""
+
+    name: Literal["tiny", "rn50", "vit-b-32", "vit-b-16", "vit-l-14", "vit-l-14-336", "vit-h-14"]
+
+
+class CustomModel(AnyModel):
+    """A model of one's own: any image tower of timm with any text encoder of transformers."""
+
+    name: Literal["custom"]
     image_tower: ImageTower
     text_tower: TextTower
     embed_dim: Count
-    image_size: Annotated[int, Field(ge=8, le=1024)]
-    context_length: Annotated[int, Field(ge=4, le=512)]  # tokens with [CLS] and [SEP]
+
+    @model_validator(mode="after")
+    def _widths_are_narrower(self) -> "CustomModel":
+        if self.matryoshka and self.matryoshka[0] >= self.embed_dim:
+            raise ValueError(f"matryoshka: {self.matryoshka[0]} is not less than embed_dim ({self.embed_dim})")
+        return self
 
 
 class Schedule(Section):
-    num_steps: Count
+    """How long, and the learning rate on the way; `num_steps` or `num_epochs`, the other is null."""
+
+    num_steps: Annotated[int, Field(ge=0)] | None  # 0: the weights pass through as they are
+    num_epochs: Count | None  # an epoch: as many draws as there are pairs
     warmup_steps: Annotated[int, Field(ge=0)]
     peak_lr: PeakLr
 
     @model_validator(mode="after")
-    def _warmup_fits(self) -> "Schedule":
-        if self.warmup_steps >= self.num_steps:
-            raise ValueError(f"warmup_steps ({self.warmup_steps}) must be less than num_steps ({self.num_steps})")
+    def _one_length_is_given(self) -> "Schedule":
+        if (self.num_steps is None) == (self.num_epochs is None):
+            given = f"num_steps is {self.num_steps} and num_epochs is {self.num_epochs}"
+            raise ValueError(f"{given}: give one of them, the other is null")
+        if self.num_steps is not None:
+            self._check_warmup(self.num_steps)
         return self
+
+    def steps(self, num_pairs: int, global_batch: int) -> int:
+        """The number of steps when there are `num_pairs` pairs; an epoch's last batch is filled up, as the paper's."""
+        if self.num_steps is not None:
+            return self.num_steps
+        assert self.num_epochs is not None
+        num_steps = self.num_epochs * -(-num_pairs // global_batch)
+        self._check_warmup(num_steps)
+        return num_steps
+
+    def _check_warmup(self, num_steps: int) -> None:
+        if self.warmup_steps >= max(num_steps, 1):
+            length = "num_steps" if self.num_epochs is None else f"the steps of {self.num_epochs} epochs"
+            raise ValueError(f"warmup_steps ({self.warmup_steps}) must be less than {length} ({num_steps})")
 
 
 class Optimizer(Section):
@@ -140,16 +213,34 @@ class Optimizer(Section):
     beta2: Annotated[float, Field(gt=0, lt=1)]
     eps: Positive
     weight_decay: Annotated[float, Field(ge=0)]
-    max_grad_norm: Positive
+    max_grad_norm: Positive | None  # null: gradients of any length, as in the reference
 
 
-class Augmentation(Section):
+class NoAugmentation(Section):
+    """Training pictures as they are."""
+
+    name: Literal["none"]
+
+
+class AffineAugmentation(Section):
     """Random changes of a training picture; 0 switches one off."""
 
+    name: Literal["affine"]
     scale: Share  # up to this share smaller or larger
     rotate: Annotated[float, Field(ge=0, le=180)]  # degrees either way
     shift: Share  # of the side, either way
     brightness: Share
+
+
+class AutoAugmentation(Section):
+    """The paper's: a random crop, resized, mirrored or not, then one of AutoAugment's (original) 25 policies."""
+
+    name: Literal["auto_augment"]
+    min_area: Annotated[float, Field(gt=0, le=1)]  # of the crop, as a share of the picture
+    mirror: Share  # of the pictures
+
+
+Augmentation = Annotated[NoAugmentation | AffineAugmentation | AutoAugmentation, Field(discriminator="name")]
 
 
 class CaptionMix(Section):
@@ -180,10 +271,19 @@ class Training(Section):
     schedule: Schedule
     optimizer: Optimizer
     global_batch: Annotated[int, Field(ge=2)]
+    micro_batch: Count | None  # rows of a forward pass, with the global batch's gradient; null: all rows at once
+    precision: Literal["fp32", "bf16"]  # of the towers' arithmetic; weights, optimizer and loss are fp32
+    checkpoint_activations: bool  # less memory, a third more time
     augmentation: Augmentation
     captions: Captions
     log_every: Count
     save_every: Count  # steps between checkpoints
+
+    @model_validator(mode="after")
+    def _micro_batch_fits(self) -> "Training":
+        if self.micro_batch is not None and self.micro_batch > self.global_batch:
+            raise ValueError(f"micro_batch ({self.micro_batch}) must be at most global_batch ({self.global_batch})")
+        return self
 
 
 class TrainingStage(Training):
@@ -192,11 +292,49 @@ class TrainingStage(Training):
     evaluate_every: Count
 
 
-class Init(Section):
-    """Where stage 1 starts."""
+class Lora(Section):
+    """Low-rank adapters instead of all weights (Hu et al. 2021)."""
 
-    bert_folder: Name | None  # a local BERT for the text tower; null: BERT's architecture, random start
-    warm_start: Training  # of the image tower, as an English CLIP
+    rank: Count
+    alpha: Count  # the adapters count alpha / rank times
+    dropout: Annotated[float, Field(ge=0, lt=1)]  # of what goes into an adapter
+
+
+class Stage2(TrainingStage):
+    """Both towers train."""
+
+    patch_dropout: Annotated[float, Field(ge=0, lt=1)]  # the share of a picture's patches left out in a step (FLIP)
+    lora: Lora | None  # null: all weights train
+
+
+class AnyInit(Section):
+    """Where stage 1 starts. Files are named relative to `path`, whose contents decide whether init has to run again."""
+
+    path: Name  # a folder
+
+
+class WarmStart(AnyInit):
+    """The image tower trained here as an English CLIP, which it is in the paper."""
+
+    from_: Annotated[Literal["warm_start"], Field(alias="from")]
+    bert_folder: Inside | None  # a local BERT for the text tower; null: BERT's architecture, random start
+    warm_start: Training
+
+
+class FromTowers(AnyInit):
+    """The paper's start: an English CLIP's image side, a Chinese BERT, a random text projection."""
+
+    from_: Annotated[Literal["towers"], Field(alias="from")]
+    image_tower: Inside  # a file or folder of timm, open_clip or transformers
+    bert_folder: Inside
+
+
+class FromWeights(AnyInit):
+    """Weights of a Chinese CLIP: a released file or folder, or a weights folder made here."""
+
+    from_: Annotated[Literal["weights"], Field(alias="from")]
+    weights: Inside
+    vocabulary: Inside | None  # vocab.txt, for a released file that has none beside it
 
 
 class Evaluate(Section):
@@ -240,27 +378,20 @@ class Params(Section):
     """All of `params.yaml`."""
 
     seed: Seed
-    data: Annotated[EmojiSource | TableSource, Field(discriminator="source")]
+    data: Annotated[EmojiSource | TableSource | MugeSource, Field(discriminator="source")]
     validate_: Annotated[Validate, Field(alias="validate")]  # pydantic owns the bare name
     curate: Curate
     pack: Pack
-    model: Model
-    init: Init
+    model: Annotated[NamedModel | CustomModel, Field(discriminator="name")]
+    init: Annotated[WarmStart | FromTowers | FromWeights, Field(discriminator="from_")]
     stage1: TrainingStage
-    stage2: TrainingStage
+    stage2: Stage2
     evaluate: Evaluate
     gates: dict[Name, Share]  # metric of the validation benchmark -> the least it may be
     export: Export
     index: Index
     deploy: Deploy
     ablation: Ablation
-
-    @field_validator("stage1")
-    @classmethod
-    def _stage1_takes_pictures_as_they_are(cls, stage1: TrainingStage) -> TrainingStage:
-        if any(stage1.augmentation.model_dump().values()):
-            raise ValueError("augmentation must be 0 throughout: stage 1 learns from features computed once")
-        return stage1
 
     @field_validator("gates")
     @classmethod
@@ -271,78 +402,3 @@ class Params(Section):
             allowed = " and ".join(f"({' | '.join(groups)}).({' | '.join(metrics)})" for groups, metrics in METRICS)
             raise ValueError(f"{', '.join(unknown)}. Allowed are {allowed}")
         return gates
-
-
-def load_params(path: Path) -> Params:
-    """The checked parameters in the YAML file `path`.
-
-    Raises ValueError that names every wrong key at once, with its value and what is allowed.
-    """
-    return check_params(read_yaml(path), path)
-
-
-def read_yaml(path: Path) -> dict:
-    """The mapping in the YAML file `path`, parsed as DVC parses it; comments are kept for writing it back."""
-    try:
-        tree = YAML().load(path)
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file. Run from the project's folder.") from None
-    except YAMLError as error:
-        raise ValueError(f"{path}: not valid YAML: {error}") from None
-    if not isinstance(tree, dict):
-        raise ValueError(f"{path}: must hold a mapping of sections, not {type(tree).__name__}")
-    return tree
-
-
-def check_params(tree: dict, path: Path) -> Params:
-    """`tree` (as read from `path`) as checked parameters; raises ValueError that lists all that is wrong."""
-    if foreign := list(not_in_json(tree)):
-        lines = [
-            f"  {key}: {type(value).__name__} {value} (put it in quotes if text is meant)" for key, value in foreign
-        ]
-        raise ValueError(f"{path}: neither number nor text:\n" + "\n".join(lines))
-    try:
-        return Params.model_validate_json(json.dumps(tree))
-    except ValidationError as error:
-        lines = [f"  {place(e)}: {e['msg']} (found {e['input']!r:.80}){hint(e)}" for e in error.errors()]
-        raise ValueError(f"{path}: {len(lines)} wrong:\n" + "\n".join(lines)) from None
-
-
-def not_in_json(node: object, place: str = "") -> Iterator[tuple[str, object]]:
-    """What YAML knows and JSON does not, as unquoted dates, each with its place."""
-    if isinstance(node, dict):
-        for key, value in node.items():
-            inner = f"{place}.{key}" if place else str(key)
-            yield from not_in_json(value, inner)
-            if not isinstance(key, str):
-                yield inner, key
-    elif isinstance(node, list):
-        for i, value in enumerate(node):
-            yield from not_in_json(value, f"{place}.{i}")
-    elif not isinstance(node, str | int | float | None):
-        yield place, node
-
-
-def place(error: ErrorDetails) -> str:
-    """The key that is wrong, as the file has it."""
-    section, *rest = map(str, error["loc"])
-    if section == "data":  # pydantic puts the value of `source` behind it
-        rest = ["source"] if error["type"].startswith("union_tag") else rest[1:]
-    return ".".join([section, *rest])
-
-
-def hint(error: ErrorDetails) -> str:
-    """For an unknown key the known one that it resembles."""
-    return resembling(str(error["loc"][-1]), known_keys()) if error["type"] == "extra_forbidden" else ""
-
-
-def resembling(name: str, known: Iterable[str]) -> str:
-    """A question that names the one of `known` that was probably meant."""
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
-def known_keys() -> set[str]:
-    """Every key that any section knows."""
-    fields = {name: field for section in Section.__subclasses__() for name, field in section.model_fields.items()}
-    return {field.alias or name for name, field in fields.items()}

@@ -14,6 +14,8 @@ SWITCHES = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     # OpenMP threads that spin while they wait slow a training many times as soon as another process is busy.
     "OMP_WAIT_POLICY": "PASSIVE",
+    # A GPU's matrix products are the same in every run only with a work space of fixed size.
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
 }
 
 

@@ -20,13 +20,19 @@ def sha256_file(path: Path) -> str:
 
 def atomic_write(path: Path, data: bytes | str) -> None:
     """Writes `data` aside, syncs it and renames it onto `path`; the folder is made if need be."""
+    with replacing_file(path) as aside:
+        aside.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+@contextmanager
+def replacing_file(path: Path) -> Generator[Path]:
+    """Gives a name beside `path` for a file that takes its place on success and vanishes on failure."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.aside")
     try:
-        with _named_when_full(path), aside.open("wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
-            file.flush()
-            os.fsync(file.fileno())
+        with _named_when_full(path):
+            yield aside
+            _sync(aside)
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)

@@ -1,8 +1,11 @@
 """The image preprocessing: one path from encoded bytes to `pixels` for training, evaluation, export and serving."""
 
 import io
+import math
 import struct
 import zlib
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -14,27 +17,61 @@ WHITE = (255, 255, 255, 255)
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
 
 
-def read_image(data: bytes | Image.Image, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The picture as RGB: turned upright as its EXIF orientation says, transparency on white, 16-bit grey scaled.
+@dataclass(frozen=True)
+class Preprocessing:
+    """From a picture to the numbers that the image tower sees: done here and, as to mean and std, inside the model."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}  # model.json holds it
+
+    resize: Literal["squash-bicubic"] = "squash-bicubic"  # to a square, without cropping
+    convert: Literal["before", "after"] = "before"  # to RGB, before or after resizing
+    orientation: Literal["exif", "stored"] = "exif"  # turned upright, or as the pixels lie in the file
+    grey16: Literal["scaled", "clipped"] = "scaled"  # 16-bit grey to 8 bits; clipped turns nearly all of it white
+    background: Literal["white", "dropped"] = "white"  # behind transparent pixels; dropped: the hidden colours show
+    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)  # of CLIP
+    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+
+    def __post_init__(self) -> None:
+        if not all(map(math.isfinite, (*self.mean, *self.std))) or min(self.std) <= 0:
+            raise ValueError(f"mean {self.mean} and std {self.std} must be finite, and std above 0")
+
+
+AS_SEEN = Preprocessing()
+# What the reference does (clip/utils.py), and so what released weights have been trained with.
+AS_RELEASED = Preprocessing(convert="after", orientation="stored", grey16="clipped", background="dropped")
+
+
+def pixels_of(
+    data: bytes | Image.Image, image_size: int, preprocessing: Preprocessing, max_pixels: int = MAX_PIXELS
+) -> np.ndarray:
+    """The picture as the image tower takes it: uint8 (3, image_size, image_size).
 
     Raises ValueError for broken bytes, unknown formats and more than `max_pixels` pixels.
     """
     image = data if isinstance(data, Image.Image) else _open(data, max_pixels)
     try:
-        return _to_rgb(ImageOps.exif_transpose(image))
+        image = _turn(image, preprocessing.orientation)
+        if preprocessing.convert == "before":
+            image = _squash(_to_rgb(image, preprocessing), image_size)
+        else:
+            image = _to_rgb(_squash(image, image_size), preprocessing)
+    except BROKEN as error:
+        raise ValueError(f"broken picture: {error}") from None
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+
+def read_image(data: bytes | Image.Image, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The picture as a person sees it, as RGB and in its own size; raises ValueError like `pixels_of`."""
+    image = data if isinstance(data, Image.Image) else _open(data, max_pixels)
+    try:
+        return _to_rgb(_turn(image, AS_SEEN.orientation), AS_SEEN)
     except BROKEN as error:
         raise ValueError(f"broken picture: {error}") from None
 
 
 def read_size(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """Width and height as stored, from the header alone; raises ValueError like `read_image`."""
+    """Width and height as stored, from the header alone; raises ValueError like `pixels_of`."""
     return _open(data, max_pixels).size
-
-
-def to_pixels(image: Image.Image, image_size: int) -> np.ndarray:
-    """The RGB picture squashed to a square (bicubic): uint8 (3, image_size, image_size)."""
-    square = image.resize((image_size, image_size), Image.Resampling.BICUBIC)
-    return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
 
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:
@@ -53,12 +90,36 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     return image
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):  # Pillow would clip 16-bit grey to white
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
+def _turn(image: Image.Image, orientation: str) -> Image.Image:
+    return ImageOps.exif_transpose(image) if orientation == "exif" else image
+
+
+def _squash(image: Image.Image, image_size: int) -> Image.Image:
+    # Pillow resizes palettes and bitmaps without interpolation, whatever it is told.
+    return image.resize((image_size, image_size), Image.Resampling.BICUBIC)
+
+
+def _to_rgb(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        return _grey16_to_rgb(image, preprocessing.grey16)
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, WHITE), image).convert("RGB")
-    return image.convert("RGB")
+        image = _on_white(image) if preprocessing.background == "white" else _without_transparency(image)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, WHITE), image)
+
+
+def _without_transparency(image: Image.Image) -> Image.Image:
+    if "transparency" not in image.info:
+        return image  # an alpha channel, which the conversion to RGB drops
+    image = image.copy()
+    del image.info["transparency"]  # of a palette, which Pillow would warn of
+    return image
+
+
+def _grey16_to_rgb(image: Image.Image, grey16: str) -> Image.Image:
+    grey = np.asarray(image)
+    return Image.fromarray((grey >> 8 if grey16 == "scaled" else grey.clip(max=255)).astype(np.uint8)).convert("RGB")

@@ -1,74 +1,131 @@
 """What people call: Chinese texts and pictures in, unit vectors out."""
 
-import math
-from collections.abc import Callable, Sequence
+import os
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Literal, Protocol
 
 import numpy as np
-import torch
 from PIL import Image
 
-from clip_core.image import read_image, to_pixels
-from clip_core.model.clip import CLIP
+from clip_core.image import pixels_of
 from clip_core.model.contract import Contract, read_contract, release_of
-from clip_core.model.weights import load_weights
 from clip_core.text import Tokenizer, load_tokenizer
 
-TEXTS_AT_ONCE = 256
-IMAGES_AT_ONCE = 128
+DECODED_AT_ONCE = 128  # pictures in memory
+MAX_DECODERS = 8  # threads
+
+
+class Towers(Protocol):
+    """A runtime's two towers, with arrays on both sides."""
+
+    runtime: str  # torch, onnx
+    texts_at_once: int
+    images_at_once: int
+    logit_scale: float  # exponentiated
+
+    @property
+    def device(self) -> str: ...
+
+    @property
+    def precision(self) -> Literal["fp32", "bf16"]: ...
+
+    def encode_texts(self, token_ids: np.ndarray) -> np.ndarray: ...
+
+    def encode_images(self, pixels: np.ndarray) -> np.ndarray: ...
 
 
 class Predictor:
-    """A trained model with its tokenizer and its preprocessing."""
+    """A trained model with its tokenizer and its preprocessing.
 
-    def __init__(self, model: CLIP, tokenizer: Tokenizer, contract: Contract, release: str) -> None:
+    With `width`, features are cut to their first numbers and normalised again: for models that were trained to allow
+    it (Matryoshka).
+    """
+
+    def __init__(
+        self, towers: Towers, tokenizer: Tokenizer, contract: Contract, release: str, width: int | None = None
+    ) -> None:
         self.contract = contract
         self.release = release  # the fingerprint of what it computes
-        self.logit_scale = math.exp(model.logit_scale.item())  # the factor of cosines in CLIP's softmax
-        self._model = model
+        self.logit_scale = towers.logit_scale  # the factor of cosines in CLIP's softmax
+        self.runtime, self.device, self.precision = towers.runtime, towers.device, towers.precision
+        self.width = _checked_width(width, contract)
+        self._towers = towers
         self._tokenizer = tokenizer
+
+    def __repr__(self) -> str:
+        return (
+            f"Predictor(release={self.release}, runtime={self.runtime}, device={self.device}, "
+            f"precision={self.precision}, width={self.width})"
+        )
 
     def tokenize(self, texts: Sequence[str]) -> np.ndarray:
         """The texts as int64 (n, longest), padded with 0."""
         return self._tokenizer(texts)
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """The texts as float32 (n, embed_dim), L2-normalised."""
+        """The texts as float32 (n, width), L2-normalised."""
         token_ids = self.tokenize(texts)
         lengths = (token_ids != 0).sum(1)
         features = self._empty(len(token_ids))
-        for rows in _slices(np.argsort(lengths, kind="stable"), TEXTS_AT_ONCE):  # texts of like length: less padding
-            features[rows] = self._encode(self._model.encode_texts, token_ids[rows, : lengths[rows].max()])
+        # texts of like length together: less padding
+        for rows in _slices(np.argsort(lengths, kind="stable"), self._towers.texts_at_once):
+            features[rows] = self._cut(self._towers.encode_texts(token_ids[rows, : lengths[rows].max()]))
         return features
 
     def encode_images(self, images: Sequence[bytes | Image.Image]) -> np.ndarray:
-        """The pictures (encoded bytes or PIL images) as float32 (n, embed_dim), L2-normalised."""
+        """The pictures (encoded bytes or PIL images) as float32 (n, width), L2-normalised."""
         features = self._empty(len(images))
-        for rows in _slices(np.arange(len(images)), IMAGES_AT_ONCE):
-            features[rows] = self._encode(self._model.encode_images, np.stack([self._pixels(images, i) for i in rows]))
+        with ThreadPoolExecutor(min(os.cpu_count() or 1, MAX_DECODERS)) as pool:  # Pillow works without Python's lock
+            for some in _slices(np.arange(len(images)), DECODED_AT_ONCE):
+                pixels = np.stack(list(pool.map(lambda i: self._pixels(images, i), some)))
+                for rows in _slices(np.arange(len(pixels)), self._towers.images_at_once):
+                    features[some[rows]] = self._cut(self._towers.encode_images(pixels[rows]))
         return features
 
     def _pixels(self, images: Sequence[bytes | Image.Image], i: int) -> np.ndarray:
         try:
-            return to_pixels(read_image(images[i]), self.contract.image_size)
+            return pixels_of(images[i], self.contract.image_size, self.contract.preprocessing)
         except (ValueError, TypeError) as error:
             raise type(error)(f"images[{i}]: {error}") from None
 
+    def _cut(self, features: np.ndarray) -> np.ndarray:
+        if self.width == self.contract.embed_dim and self.precision == "fp32":
+            return features
+        features = features[:, : self.width]
+        return features / np.linalg.norm(features, axis=1, keepdims=True)  # rounded to bf16, they are not of length 1
+
     def _empty(self, num_rows: int) -> np.ndarray:
-        return np.empty((num_rows, self.contract.embed_dim), dtype=np.float32)
-
-    @staticmethod
-    def _encode(encode: Callable[[torch.Tensor], torch.Tensor], rows: np.ndarray) -> np.ndarray:
-        with torch.inference_mode():
-            return encode(torch.from_numpy(rows)).numpy()
+        return np.empty((num_rows, self.width), dtype=np.float32)
 
 
-def load(folder: str | Path) -> Predictor:
-    """The model in the weights folder."""
+def load(folder: str | Path, device: str = "auto", precision: str = "fp32", width: int | None = None) -> Predictor:
+    """The model in the weights folder, in torch; `clip_core.load` says what the arguments mean."""
     folder = Path(folder)
     contract = read_contract(folder)
     tokenizer = load_tokenizer(folder / contract.tokenizer, contract.context_length)
-    return Predictor(load_weights(folder), tokenizer, contract, release_of(folder))
+    with ThreadPoolExecutor(1) as pool:
+        release = pool.submit(release_of, folder)  # reads all weights, too: meanwhile the modules are imported
+        from clip_core.model.torch_towers import load_towers
+
+        towers = load_towers(folder, device, precision)
+        return Predictor(towers, tokenizer, contract, release.result(), width)
+
+
+def _checked_width(width: int | None, contract: Contract) -> int:
+    if width is None:
+        return contract.embed_dim
+    trained = (*contract.architecture.matryoshka, contract.embed_dim)
+    if not 1 <= width <= contract.embed_dim:
+        raise ValueError(f"width {width}: features of this model have 1 to {contract.embed_dim} numbers")
+    if width not in trained:
+        warnings.warn(
+            f"width {width}: this model was trained for {', '.join(map(str, trained))}; other widths lose more",
+            stacklevel=3,
+        )
+    return width
 
 
 def _slices(rows: np.ndarray, size: int) -> list[np.ndarray]:

@@ -1,31 +1,56 @@
-"""Merges a recipe (an overlay of `params.yaml`) into `params.yaml`: `python -m clip_core.recipe recipes/smoke.yaml`."""
+"""Merges recipes (overlays of `params.yaml`) into `params.yaml`: `python -m clip_core.recipe recipes/smoke.yaml`."""
 
 import argparse
 import copy
 import io
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ruamel.yaml import YAML
 
-from clip_core.config import check_params, read_yaml
 from clip_core.files import atomic_write
+from clip_core.params_file import check_params, read_yaml
+
+CHOOSES = ("source", "from", "name")  # keys whose value decides which other keys a section has
+BESIDE = "with "  # starts the name of a section that holds only beside another recipe
 
 
 def merged(tree: dict, overlay: dict) -> dict:
-    """`tree` with the values of `overlay`; a section whose `source` changes is replaced whole."""
+    """`tree` with the values of `overlay`; a section that becomes another (see CHOOSES) is replaced whole."""
     result = copy.copy(tree)  # the nodes below may be shared through YAML anchors: they are replaced, never changed
     for key, value in overlay.items():
         old = tree.get(key)
-        merges = isinstance(old, dict) and isinstance(value, dict) and value.get("source") in (None, old.get("source"))
+        merges = isinstance(old, dict) and isinstance(value, dict) and not _becomes_another(old, value)
         result[key] = merged(old, value) if merges else value
     return result
 
 
-def apply_recipe(recipe: Path, params_file: Path) -> None:
-    """Rewrites `params_file` with `recipe` merged in; a wrong one raises ValueError and writes nothing."""
-    tree = merged(read_yaml(params_file), read_yaml(recipe))
-    check_params(tree, recipe)
+def _becomes_another(old: dict, value: dict) -> bool:
+    return any(key in value and value[key] != old.get(key) for key in CHOOSES)
+
+
+def overlays(recipes: Sequence[Path]) -> Iterator[tuple[Path, dict]]:
+    """What each recipe changes, with its sections `with NAME` for those recipes that are named beside it."""
+    names = {recipe.stem for recipe in recipes}
+    for recipe in recipes:
+        overlay = read_yaml(recipe)
+        beside = {key: overlay.pop(key) for key in list(overlay) if key.startswith(BESIDE)}
+        for key, section in beside.items():
+            name = key.removeprefix(BESIDE)
+            if not recipe.with_name(f"{name}.yaml").exists():
+                raise ValueError(f"{recipe}: section {key!r}: there is no recipe {name}.yaml beside it")
+            if name in names:
+                overlay = merged(overlay, section)
+        yield recipe, overlay
+
+
+def apply_recipes(recipes: Sequence[Path], params_file: Path) -> None:
+    """Rewrites `params_file` with the recipes merged in, in this order; a wrong one raises and writes nothing."""
+    tree = read_yaml(params_file)
+    for recipe, overlay in overlays(recipes):
+        tree = merged(tree, overlay)
+        check_params(tree, recipe)
     yaml = YAML()
     yaml.width = 120
     text = io.StringIO()
@@ -33,16 +58,22 @@ def apply_recipe(recipe: Path, params_file: Path) -> None:
     atomic_write(params_file, text.getvalue())
 
 
+def apply_recipe(recipe: Path, params_file: Path) -> None:
+    """The same with one recipe."""
+    apply_recipes([recipe], params_file)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("recipe", type=Path)
+    parser.add_argument("recipes", type=Path, nargs="+", help="merged in this order")
     parser.add_argument("--params-file", type=Path, default=Path("params.yaml"))
     arguments = parser.parse_args()
     try:
-        apply_recipe(arguments.recipe, arguments.params_file)
+        apply_recipes(arguments.recipes, arguments.params_file)
     except ValueError as error:
         sys.exit(f"error: {error}")
-    print(f"{arguments.params_file} now follows {arguments.recipe}; `git diff` shows what changed")
+    followed = ", ".join(map(str, arguments.recipes))
+    print(f"{arguments.params_file} now follows {followed}; `git diff` shows what changed")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The tokenizer: one path from text to `token_ids` for training, evaluation, export and serving."""
 
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -12,6 +13,28 @@ from tokenizers import models, normalizers, pre_tokenizers, processors
 PAD, UNKNOWN, CLS, SEP = "[PAD]", "[UNK]", "[CLS]", "[SEP]"
 MAX_WORDS = 30_000  # the rarest words of larger captions are spelt in characters
 MAX_WORD_LETTERS = 200  # longer words become [UNK], as in Chinese-CLIP
+
+# Code points that the reference (with the Unicode 14 of its Python) sees otherwise than the tables of `tokenizers`, and
+# what stands in for them: no vocabulary knows them, so it only matters whether they end a word.
+UNKNOWN_LETTER, UNKNOWN_MARK = "\ua000", "\u2e2e"
+LETTERS = "166D 1734 E000-F8FF F0000-10FFFD"  # above all private use, which `tokenizers` drops
+MARKS = (  # newer punctuation, and a stretch of the ideographs of Extension E
+    "61D 9FD A76 C77 C84 1B7D-1B7E 2E43-2E4F 2E52-2E5D 10EAD 10F55-10F59 10F86-10F89 1144B-1144F 1145A-1145B 1145D "
+    "11660-1166C 116B9 1183B 11944-11946 119E2 11A3F-11A46 11A9A-11A9C 11A9E-11AA2 11C41-11C45 11C70-11C71 11EF7-11EF8 "
+    "11FFF 12FF1-12FF2 16E97-16E9A 16FE2 1E95E-1E95F 2B820-2B91F"
+)
+DROPPED = (  # newer accents and invisible marks
+    "7FD 890-891 898-89F 8CA-8E2 9FE AFA-AFF B55 C04 C3C D00 D3B-D3C D81 EBA 180F 1885-1886 1ABF-1ACE 1DF6-1DFB A82C "
+    "A8C5 A8FF A9BD 10D24-10D27 10EAB-10EAC 10F46-10F50 10F82-10F85 11070 11073-11074 110C2 110CD 111C9 111CF 1123E "
+    "1133B 11438-1143F 11442-11444 11446 1145E 1182F-11837 11839-1183A 1193B-1193C 1193E 11943 119D4-119D7 119DA-119DB "
+    "119E0 11A01-11A0A 11A33-11A38 11A3B-11A3E 11A47 11A51-11A56 11A59-11A5B 11A8A-11A96 11A98-11A99 11C30-11C36 "
+    "11C38-11C3D 11C3F 11C92-11CA7 11CAA-11CB0 11CB2-11CB3 11CB5-11CB6 11D31-11D36 11D3A 11D3C-11D3D 11D3F-11D45 11D47 "
+    "11D90-11D91 11D95 11D97 11EF3-11EF4 13430-13438 16F4F 16FE4 1CF00-1CF2D 1CF30-1CF46 1E000-1E006 1E008-1E018 "
+    "1E01B-1E021 1E023-1E024 1E026-1E02A 1E130-1E136 1E2AE 1E2EC-1E2EF 1E944-1E94A"
+)
+# A sigma that ends a word has a small letter of its own, which Python's `lower` knows and `tokenizers` does not.
+CASED, IGNORED = r"[\p{Cased}&&[^\p{Case_Ignorable}]]", r"\p{Case_Ignorable}*"
+LAST_SIGMA = rf"(?<={CASED}{IGNORED})\x{{3A3}}(?!{IGNORED}{CASED})"
 
 
 class Tokenizer:
@@ -27,7 +50,7 @@ class Tokenizer:
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """The texts as int64 (n, longest): [CLS] .. [SEP], padded with 0, at most `context_length` wide."""
-        encodings = self._backend.encode_batch_fast(_checked(texts))
+        encodings = self._encodings(_checked(texts))
         num_truncated = sum(bool(encoding.overflowing) for encoding in encodings)
         if num_truncated and not self.num_truncated:
             first = next(text for text, encoding in zip(texts, encodings, strict=True) if encoding.overflowing)
@@ -38,6 +61,12 @@ class Tokenizer:
         self.num_truncated += num_truncated
         longest = len(encodings[0].ids) if encodings else 2
         return np.array([encoding.ids for encoding in encodings], dtype=np.int64).reshape(len(encodings), longest)
+
+    def _encodings(self, texts: list[str]) -> list[tokenizers.Encoding]:
+        try:
+            return self._backend.encode_batch_fast(texts)
+        except TypeError:  # half an emoji: a surrogate without its other half, which is no Unicode
+            return self._backend.encode_batch_fast([re.sub("[\ud800-\udfff]", UNKNOWN_LETTER, text) for text in texts])
 
 
 def load_tokenizer(path: Path, context_length: int) -> Tokenizer:
@@ -78,12 +107,29 @@ def build_tokenizer(captions: Iterable[str]) -> str:
 
 
 def tokenizer_of_vocabulary(path: Path) -> str:
-    """A tokenizer.json that splits like Google's BERT with the vocabulary in the file `path` (a vocab.txt)."""
+    """A tokenizer.json with the vocabulary in the file `path` (a vocab.txt).
+
+    It splits every text exactly as Chinese-CLIP's tokenizer (that of Google's BERT) does after curly quotes have become
+    straight ones, as in Chinese-CLIP's training.
+    """
     tokens = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
     missing = [token for token in (PAD, UNKNOWN, CLS, SEP) if token not in tokens]
     if missing or tokens[0] != PAD:
         raise ValueError(f"{path}: not a BERT vocabulary: {PAD} must be its first line, and {missing} are missing")
-    return _backend(tokens, normalizers.Sequence([*_quotes(), normalizers.BertNormalizer()])).to_str(pretty=True)
+    if len(set(tokens)) < len(tokens):  # then the number of a token is not that of its line
+        raise ValueError(f"{path}: not a BERT vocabulary: {Counter(tokens).most_common(1)[0][0]!r} occurs twice")
+    normalizer = normalizers.Sequence(
+        [
+            *_quotes(),
+            normalizers.Replace(_any_of(DROPPED), ""),
+            normalizers.Replace(_any_of(LETTERS), UNKNOWN_LETTER),
+            normalizers.Replace(_any_of(MARKS), UNKNOWN_MARK),
+            normalizers.BertNormalizer(strip_accents=False, lowercase=False),
+            normalizers.Replace(tokenizers.Regex(LAST_SIGMA), "\N{GREEK SMALL LETTER FINAL SIGMA}"),
+            normalizers.BertNormalizer(clean_text=False, handle_chinese_chars=False),
+        ]
+    )
+    return _backend(tokens, normalizer).to_str(pretty=True)
 
 
 def _backend(tokens: Sequence[str], normalizer: normalizers.Normalizer) -> tokenizers.Tokenizer:
@@ -103,6 +149,11 @@ def _quotes() -> list[normalizers.Normalizer]:
         normalizers.Replace(quote, '"')
         for quote in ("\N{LEFT DOUBLE QUOTATION MARK}", "\N{RIGHT DOUBLE QUOTATION MARK}")
     ]
+
+
+def _any_of(code_points: str) -> tokenizers.Regex:
+    ranges = ("-".join(rf"\x{{{end}}}" for end in span.split("-")) for span in code_points.split())
+    return tokenizers.Regex(f"[{''.join(ranges)}]")
 
 
 def _checked(texts: Sequence[str]) -> list[str]:

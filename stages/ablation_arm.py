@@ -3,19 +3,19 @@
 import json
 from pathlib import Path
 
-from stages.ablation_arms import arms_of
+from stages.ablation_arms import arms_of, english_steps, num_steps
 from stages.command import run
 
 
 def main(packed: Path, start: Path, arm: str, seed: int, out: Path, params_file: Path = Path("params.yaml")) -> None:
     import shutil
 
-    from clip_core.config import load_params, read_yaml
     from clip_core.data.store import open_store
     from clip_core.evaluate.answers import answers_of, to_json
     from clip_core.evaluate.benchmark import read_benchmark
     from clip_core.evaluate.embed import embed
     from clip_core.files import atomic_write
+    from clip_core.params_file import load_params, read_yaml
     from clip_core.predictor import load
     from clip_core.recipe import merged
     from stages import stage1, stage2
@@ -25,11 +25,11 @@ def main(packed: Path, start: Path, arm: str, seed: int, out: Path, params_file:
     if chosen.start == "random":
         start = _forget_english(start, seed, work / "start")
     for stage, schedule in chosen.trains.items():
-        overlay = {"schedule": schedule.model_dump(), "evaluate_every": schedule.num_steps}
+        overlay = {"schedule": schedule.model_dump(), "evaluate_every": max(num_steps(schedule), 1)}
         tree = merged(read_yaml(params_file), {"seed": seed, stage: overlay})
         atomic_write(work / "params.yaml", json.dumps(tree))
         train = {"stage1": stage1.main, "stage2": stage2.main}[stage]
-        print(f"{arm}, seed {seed}: {schedule.num_steps} steps of {stage}", flush=True)
+        print(f"{arm}, seed {seed}: {num_steps(schedule)} steps of {stage}", flush=True)
         train(packed, start, work / stage, curves=work / "curves", params_file=work / "params.yaml")
         start = work / stage
     store = open_store(packed / "test")
@@ -39,8 +39,8 @@ def main(packed: Path, start: Path, arm: str, seed: int, out: Path, params_file:
         "arm": arm,
         "title": chosen.title,
         "seed": seed,
-        "chinese_steps": sum(schedule.num_steps for schedule in chosen.trains.values()),
-        "english_steps": params.init.warm_start.schedule.num_steps if chosen.start == "english" else 0,
+        "chinese_steps": sum(num_steps(schedule) for schedule in chosen.trains.values()),
+        "english_steps": english_steps(params) if chosen.start == "english" else 0,
         "peak_lr": [schedule.peak_lr for schedule in chosen.trains.values()],
     }
     atomic_write(out, json.dumps(facts | to_json(answers_of(features, benchmark))))

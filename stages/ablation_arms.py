@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from clip_core.config import Params, Schedule
+from clip_core.config import Params, Schedule, WarmStart
 
 
 @dataclass(frozen=True)
@@ -18,8 +18,8 @@ class Arm:
 def arms_of(params: Params) -> dict[str, Arm]:
     """The arms: all take as many Chinese steps as the two stages together, but the last, which may use all steps."""
     first, second, lr = params.stage1.schedule, params.stage2.schedule, params.ablation
-    chinese = first.num_steps + second.num_steps
-    all_steps = chinese + params.init.warm_start.schedule.num_steps
+    chinese = num_steps(first) + num_steps(second)
+    all_steps = chinese + english_steps(params)
 
     def steps(schedule: Schedule, **values: float) -> Schedule:
         return schedule.model_copy(update=values)
@@ -38,3 +38,17 @@ def arms_of(params: Params) -> dict[str, Arm]:
             "from scratch, compute-matched", "random", {"stage2": steps(scratch, num_steps=all_steps)}
         ),
     }
+
+
+def english_steps(params: Params) -> int:
+    """The steps of the warm start, which the ablation is about."""
+    if not isinstance(params.init, WarmStart):
+        raise ValueError(f"the ablation needs `init.from: warm_start`, not {params.init.from_}")
+    return num_steps(params.init.warm_start.schedule)
+
+
+def num_steps(schedule: Schedule) -> int:
+    """The schedule's steps, which the arms add up."""
+    if schedule.num_steps is None:
+        raise ValueError("the ablation needs schedules with num_steps, not num_epochs")
+    return schedule.num_steps

@@ -7,8 +7,8 @@ from stages.command import run
 
 
 def main(packed: Path, seed: int, out: Path, params_file: Path = Path("params.yaml")) -> None:
-    from clip_core.config import read_yaml
     from clip_core.files import atomic_write
+    from clip_core.params_file import read_yaml
     from clip_core.recipe import merged
     from stages import init
 

@@ -7,10 +7,10 @@ from stages.command import run
 
 
 def main(arms: Path, out: Path, params_file: Path = Path("params.yaml")) -> None:
-    from clip_core.config import load_params
     from clip_core.evaluate.ablation import compare
     from clip_core.evaluate.table import ablation_table
     from clip_core.files import atomic_write
+    from clip_core.params_file import load_params
     from stages.ablation_arms import arms_of
 
     params = load_params(params_file)

@@ -7,8 +7,8 @@ from stages.command import run
 
 def main(out: Path, params_file: Path = Path("params.yaml")) -> None:
     """Writes `out`, the same whatever the values are: what follows depends on it, but runs for its own params alone."""
-    from clip_core.config import load_params
     from clip_core.files import atomic_write
+    from clip_core.params_file import load_params
 
     load_params(params_file)
     atomic_write(out, "checked\n")

@@ -7,7 +7,6 @@ from stages.command import run
 
 def main(valid: Path, out: Path, quarantine: Path, params_file: Path = Path("params.yaml")) -> None:
     """Writes the pairs that stay, with the column `seen`, to `out`, and the others with their rule to `quarantine`."""
-    from clip_core.config import load_params
     from clip_core.data.curate import RULES, curate, looks_of
     from clip_core.data.pairs import (
         COLUMNS,
@@ -19,6 +18,7 @@ def main(valid: Path, out: Path, quarantine: Path, params_file: Path = Path("par
         write_rejected,
     )
     from clip_core.files import replacing_folder
+    from clip_core.params_file import load_params
 
     distance = load_params(params_file).curate.near_duplicate_distance
     pairs = read_pairs(valid / "pairs.parquet")

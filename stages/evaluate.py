@@ -14,13 +14,13 @@ def main(
     out: Path,
     params_file: Path = Path("params.yaml"),
 ) -> None:
-    from clip_core.config import load_params
     from clip_core.data.store import open_store
     from clip_core.evaluate.benchmark import read_benchmark
     from clip_core.evaluate.embed import embed
     from clip_core.evaluate.measure import details, measure
     from clip_core.evaluate.table import metrics_table
     from clip_core.files import atomic_write
+    from clip_core.params_file import load_params
     from clip_core.predictor import load
 
     params = load_params(params_file)

@@ -8,8 +8,8 @@ from stages.command import run
 
 
 def main(model: Path, metrics: Path, packed: Path, out: Path, params_file: Path = Path("params.yaml")) -> None:
-    from clip_core.config import load_params
     from clip_core.evaluate.gates import check_gates
+    from clip_core.params_file import load_params
 
     params = load_params(params_file)
     check_gates(json.loads(metrics.read_text()), params.gates)  # before torch is loaded

@@ -6,8 +6,8 @@ from stages.command import run
 
 
 def main(onnx: Path, packed: Path, out: Path, params_file: Path = Path("params.yaml")) -> None:
-    from clip_core.config import load_params
     from clip_core.data.store import open_store
+    from clip_core.params_file import load_params
     from clip_core.serve.index import build_index
 
     params = load_params(params_file).index

@@ -7,10 +7,10 @@ from stages.command import run
 
 def main(curated: Path, raw: Path, out: Path, params_file: Path = Path("params.yaml")) -> None:
     """Writes a store for each split into `out`, and how many pairs each took."""
-    from clip_core.config import load_params
     from clip_core.data.pairs import SPLITS, read_images, read_pairs, write_counts
     from clip_core.data.store import StoreWriter
     from clip_core.files import replacing_folder
+    from clip_core.params_file import load_params
 
     shard_bytes = load_params(params_file).pack.shard_mib * 2**20
     pairs = read_pairs(curated / "pairs.parquet")

@@ -14,11 +14,11 @@ def main(
     onnx: Path = Path("models/onnx"),
     params_file: Path = Path("params.yaml"),
 ) -> None:
-    from clip_core.config import load_params
     from clip_core.evaluate.headline import headline
     from clip_core.evaluate.report.page import page
     from clip_core.evaluate.report.read import read_run
     from clip_core.files import atomic_write
+    from clip_core.params_file import load_params
 
     confidence = load_params(params_file).evaluate.confidence
     benchmarks = {name: json.loads((reports / name / "metrics.json").read_text()) for name in ("test", "valid")}

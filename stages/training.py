@@ -9,15 +9,18 @@ from clip_core.data.store import open_store
 from clip_core.evaluate.retrieval import quick_recall
 from clip_core.model.clip import CLIP
 from clip_core.model.contract import Made, hash_of, read_contract, release_of
+from clip_core.model.torch_towers import TorchTowers
 from clip_core.model.weights import load_weights, save_weights
 from clip_core.predictor import Predictor
 from clip_core.text import load_tokenizer
+from clip_core.train.backward import Encode
 from clip_core.train.checkpoint import fingerprint, work_folder
 from clip_core.train.log import publish_curves
-from clip_core.train.loop import EncodeImages, Validation, train
+from clip_core.train.loop import Validation, train
+from clip_core.train.lora import merge_adapters
 
 # What a training sees of each picture, and how that becomes image features.
-Seen = Callable[[CLIP, Pictures, int], tuple[Pictures, EncodeImages]]
+Seen = Callable[[CLIP, Pictures, int], tuple[Pictures, Encode]]
 
 
 def train_stage(
@@ -29,15 +32,18 @@ def train_stage(
     tokenizer = load_tokenizer(start / contract.tokenizer, contract.context_length)
 
     def recall(model: CLIP) -> dict[str, float]:
-        predictor = Predictor(model, tokenizer, contract, release="in training")
-        return quick_recall(predictor.encode_texts, predictor.encode_images, benchmark)
+        predictor = Predictor(TorchTowers(model), tokenizer, contract, release="in training")
+        return quick_recall(
+            predictor.encode_texts, predictor.encode_images, benchmark, contract.architecture.matryoshka
+        )
 
     data, validation = hash_of(store.manifest), Validation(params.evaluate_every, recall)
     with work_folder(name, fingerprint(params, seed, data, benchmark.manifest, parent)) as work:
         model = load_weights(start)
-        images, encode_images = seen(model, decoded(store, contract.image_size), len(store))
+        images, encode_images = seen(model, decoded(store, contract.image_size, contract.preprocessing), len(store))
         pairs = Pairs(store, images, tokenizer, params, seed)
         train(params, model, pairs, work, encode_images, validation)
+        merge_adapters(model)
         made = Made(
             stage=name, params=hash_of(params, seed), data=data, parent=parent, text_tower=contract.made.text_tower
         )

@@ -7,7 +7,6 @@ from stages.command import run
 
 def main(raw: Path, out: Path, quarantine: Path, page: Path, params_file: Path = Path("params.yaml")) -> None:
     """Writes the clean pair table and the pictures' fingerprints to `out`, unless the batch as a whole is refused."""
-    from clip_core.config import load_params
     from clip_core.data.expectations import findings_of, rules_of
     from clip_core.data.pairs import (
         read_images,
@@ -20,6 +19,7 @@ def main(raw: Path, out: Path, quarantine: Path, page: Path, params_file: Path =
     from clip_core.data.profile import profile_images, profile_pairs
     from clip_core.data.verdict import judge, write_page
     from clip_core.files import replacing_folder
+    from clip_core.params_file import load_params
 
     params = load_params(params_file).validate_
     pairs = read_pairs(raw / "pairs.parquet")

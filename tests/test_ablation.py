@@ -8,13 +8,14 @@ import pytest
 from dvc.repo import Repo
 from dvc.repo.index import Index
 
-from clip_core.config import Evaluate, load_params, read_yaml
+from clip_core.config import Evaluate
 from clip_core.evaluate.ablation import claim, compare
 from clip_core.evaluate.report.ablation import ablation_cards
 from clip_core.evaluate.table import ablation_table
+from clip_core.params_file import load_params, read_yaml
 from clip_core.recipe import merged
 from stages import ablation_arm, ablation_start, ablation_summary
-from stages.ablation_arms import arms_of
+from stages.ablation_arms import arms_of, english_steps, num_steps
 from tests.tiny_split import make_split
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,10 +30,10 @@ def run_of(arm: str, seed: int, values: np.ndarray) -> dict:
 
 def test_all_arms_but_the_compute_matched_one_take_the_same_chinese_steps() -> None:
     params = load_params(ROOT / "params.yaml")
-    steps = {name: sum(schedule.num_steps for schedule in arm.trains.values()) for name, arm in arms_of(params).items()}
+    steps = {name: sum(map(num_steps, arm.trains.values())) for name, arm in arms_of(params).items()}
     longer = steps.pop("longer_scratch")
-    assert set(steps.values()) == {params.stage1.schedule.num_steps + params.stage2.schedule.num_steps}
-    assert longer == steps["two_stages"] + params.init.warm_start.schedule.num_steps
+    assert set(steps.values()) == {num_steps(params.stage1.schedule) + num_steps(params.stage2.schedule)}
+    assert longer == steps["two_stages"] + english_steps(params)
 
 
 def test_the_pipeline_runs_every_arm_with_every_seed_and_is_not_part_of_the_root_one() -> None:
@@ -132,10 +133,11 @@ def test_every_arm_trains_with_the_pipeline_s_own_stages(tmp_path: Path, monkeyp
         make_split(packed / split, rows)
     steps = {"schedule": {"num_steps": 2, "warmup_steps": 1}, "global_batch": 4}
     small = {
-        "model": {"image_size": 16, "embed_dim": 8,
-                  "image_tower": {"options": {"channels": [8, 8, 8, 8], "stem_width": 8}},
-                  "text_tower": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
-                                 "intermediate_size": 16}},
+        "model": {"name": "custom", "image_size": 16, "context_length": 32, "matryoshka": [], "embed_dim": 8,
+                  "image_tower": {"name": "resnet10t", "options": {"channels": [8, 8, 8, 8], "stem_width": 8}},
+                  "text_tower": {"name": "bert",
+                                 "options": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+                                             "intermediate_size": 16}}},
         "init": {"warm_start": {**steps, "captions": {"language": "zh"}}},
         "stage1": steps,
         "stage2": steps,

@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from clip_core.config import read_yaml
+from clip_core.params_file import read_yaml
 from flows.dag import stages_upstream_first
 from tests.conftest import ROOT, run_in
 from tests.toy_pipeline import new_toy

@@ -14,13 +14,13 @@ from dvc.repo import Repo
 from dvc.repo.index import Index
 from dvc.stage import PipelineStage
 
-from clip_core.config import read_yaml
+from clip_core.params_file import read_yaml
 from tests.conftest import ROOT
 
 PIPELINES = ["dvc.yaml", "recipes/ablation/dvc.yaml"]
-# config.py holds types and no values (a stage that reads a value names it among its params). The package's own module
-# resolves `clip_core.load` lazily, a way that no stage takes: with it an edit of the model would rerun ingest.
-LEFT_OUT = {"clip_core.config", "clip_core"}
+# config.py and params_file.py hold no values (a stage that reads a value names it among its params). The package's own
+# module resolves `clip_core.load` lazily, a way that no stage takes: with it an edit of the model would rerun ingest.
+LEFT_OUT = {"clip_core.config", "clip_core.params_file", "clip_core"}
 
 
 @functools.cache
@@ -82,7 +82,11 @@ def has_code(file: Path) -> bool:
 def data_of(module: Path) -> set[Path]:
     """The files beside `module`, or in folders beside it, that it names."""
     named = {node.value for node in ast.walk(ast.parse(module.read_text())) if isinstance(node, ast.Constant)}
-    beside = [path for path in module.parent.iterdir() if path.name in named and path.suffix != ".py"]
+    beside = [
+        path
+        for path in module.parent.iterdir()
+        if path.name in named and path.suffix != ".py" and not (path / "__init__.py").exists()  # imports name packages
+    ]
     return {file for path in beside for file in [path, *path.rglob("*")] if file.is_file() and file.suffix != ".pyc"}
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clip_core.image import read_image, read_size, to_pixels
+from clip_core.image import AS_RELEASED, Preprocessing, pixels_of, read_image, read_size
 from tests.tiny import encoded
 
 HALVES = Image.new("RGB", (8, 4), "red")
@@ -104,6 +104,71 @@ def test_a_lower_limit_of_pixels_is_kept() -> None:
 
 
 def test_pixels_are_the_bicubic_square_with_channels_first() -> None:
-    pixels = to_pixels(HALVES, 6)
+    pixels = pixels_of(HALVES, 6, Preprocessing())
     assert (pixels.shape, pixels.dtype) == ((3, 6, 6), np.uint8)
     assert np.array_equal(pixels.transpose(1, 2, 0), np.asarray(HALVES.resize((6, 6), Image.Resampling.BICUBIC)))
+
+
+def half_transparent() -> Image.Image:
+    image = Image.new("RGBA", (4, 4), (200, 0, 0, 255))
+    image.paste((0, 0, 90, 0), (0, 0, 4, 2))  # the upper half: blue, but not to be seen
+    return image
+
+
+def sixteen_bits() -> Image.Image:
+    return Image.fromarray(np.full((4, 4), 50 << 8, dtype=np.uint16))
+
+
+def palette() -> Image.Image:
+    image = Image.new("P", (2, 2))
+    image.putpalette([0, 0, 0, 200, 100, 0])
+    image.putpixel((1, 0), 1)
+    image.putpixel((1, 1), 1)
+    return image
+
+
+def upside_down() -> Image.Image:
+    image = HALVES.copy()
+    image.getexif()[0x0112] = 3
+    return image
+
+
+@pytest.mark.parametrize(
+    ("step", "image", "place", "seen"),
+    [
+        (Preprocessing(background="white"), half_transparent(), (0, 0), (255, 255, 255)),
+        (Preprocessing(background="dropped"), half_transparent(), (0, 0), (0, 0, 90)),
+        (Preprocessing(grey16="scaled"), sixteen_bits(), (0, 0), (50, 50, 50)),
+        (Preprocessing(grey16="clipped"), sixteen_bits(), (0, 0), (255, 255, 255)),
+        (Preprocessing(orientation="exif"), upside_down(), (0, 0), (255, 0, 0)),
+        (Preprocessing(orientation="stored"), upside_down(), (0, 0), (0, 0, 255)),
+        (Preprocessing(convert="after"), palette(), (2, 3), (0, 0, 0)),  # left of the middle: as the colour beside it
+    ],
+)
+def test_each_step_can_be_chosen(
+    step: Preprocessing, image: Image.Image, place: tuple[int, int], seen: tuple[int, ...]
+) -> None:
+    pixels = pixels_of(image, 8, step)
+    assert tuple(pixels[:, place[1], place[0]].tolist()) == seen
+
+
+def test_colours_are_mixed_before_the_palette_is_lost_and_not_mixed_after() -> None:
+    mixed, unmixed = (np.unique(pixels_of(palette(), 8, p)[0]) for p in (Preprocessing(), AS_RELEASED))
+    assert len(mixed) > 2
+    assert unmixed.tolist() == [0, 200]
+
+
+@pytest.mark.parametrize("preprocessing", [Preprocessing(), AS_RELEASED])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_a_broken_picture_is_refused_by_every_preprocessing(preprocessing: Preprocessing, kind: str) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8))
+    data = encoded(noise, kind)
+    for length in (10, len(data) // 2):
+        with pytest.raises(ValueError, match="picture"):
+            pixels_of(data[:length], 8, preprocessing)
+
+
+@pytest.mark.parametrize("wrong", [{"mean": (0.5, float("nan"), 0.5)}, {"std": (0.5, 0.0, 0.5)}])
+def test_a_mean_and_std_that_make_no_numbers_are_refused(wrong: dict) -> None:
+    with pytest.raises(ValueError, match="must be finite, and std above 0"):
+        Preprocessing(**wrong)

@@ -14,6 +14,7 @@ LIGHT = [
     *sorted(f"stages.{file.stem}" for file in (ROOT / "stages").glob("*.py") if "run(main)" in file.read_text()),
     "clip_core",
     "clip_core.config",
+    "clip_core.params_file",
     "clip_core.recipe",
     "clip_core.serve.client",
     "clip_core.serve.install",

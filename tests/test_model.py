@@ -9,15 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from clip_core.config import ImageTower, Model, TextTower
-from clip_core.image import to_pixels
+from clip_core.config import ImageTower
+from clip_core.image import Preprocessing, pixels_of
 from clip_core.model.clip import CLIP, make_clip
 from clip_core.model.image_tower import make_image_tower
+from clip_core.model.registry import MODELS
 from clip_core.model.text_start import text_start
 from clip_core.text import build_tokenizer, parse_tokenizer
 from tests.test_image import HALVES
 from tests.tiny import tiny_architecture, tiny_clip
 
+TINY = MODELS["tiny"]
 TOKEN_IDS = torch.tensor([[2, 5, 6, 7, 3], [2, 4, 3, 0, 0]])
 
 
@@ -47,21 +49,9 @@ def bert_folder(folder: Path, **changes: object) -> torch.nn.Module:
     return reference
 
 
-def sizes(context_length: int = 16) -> Model:
-    return Model(
-        image_tower=ImageTower(name="resnet10t", options={}),
-        text_tower=TextTower(
-            hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, dropout=0.0
-        ),
-        embed_dim=4,
-        image_size=32,
-        context_length=context_length,
-    )
-
-
 def test_the_text_tower_is_transformers_bert(tmp_path: Path) -> None:
     reference = bert_folder(tmp_path)
-    start = text_start(sizes(), str(tmp_path), [])
+    start = text_start(TINY, 16, str(tmp_path), [])
     architecture = tiny_architecture(start.tokenizer_json).model_copy(update={"text_tower": start.architecture})
     model = make_clip(architecture, seed=1).eval()
     start.fill(model.text_tower)
@@ -71,7 +61,7 @@ def test_the_text_tower_is_transformers_bert(tmp_path: Path) -> None:
         theirs = reference(TOKEN_IDS, attention_mask=(TOKEN_IDS != 0).long()).last_hidden_state[:, 0]
 
     assert torch.allclose(ours, theirs, atol=1e-6)
-    assert start.architecture.hidden_size == 12  # the folder's architecture, not that of params
+    assert start.architecture.options["hidden_size"] == 12  # the folder's architecture, not that of params
     token_ids = parse_tokenizer(start.tokenizer_json, 16)(["一只猫"])
     assert token_ids.tolist() == [[2, 5, 6, 7, 3]]
 
@@ -82,14 +72,14 @@ def test_a_bert_of_weights_only_is_read_like_one_of_safetensors(tmp_path: Path) 
     torch.save(
         {f"bert.{name}": tensor for name, tensor in reference.state_dict().items()}, tmp_path / "pytorch_model.bin"
     )
-    start = text_start(sizes(), str(tmp_path), [])
+    start = text_start(TINY, 16, str(tmp_path), [])
     tower = make_clip(
         tiny_architecture(start.tokenizer_json).model_copy(update={"text_tower": start.architecture}), 1
     ).text_tower
 
     start.fill(tower)
 
-    words = tower.bert.embeddings.word_embeddings.weight
+    words = tower.encoder.embeddings.word_embeddings.weight
     assert torch.equal(words, reference.state_dict()["embeddings.word_embeddings.weight"])
 
 
@@ -106,12 +96,12 @@ def test_a_bert_that_does_not_fit_is_refused(
 ) -> None:
     bert_folder(tmp_path, **changes)
     with pytest.raises(ValueError, match=message):
-        text_start(sizes(context_length), str(tmp_path), [])
+        text_start(TINY, context_length, str(tmp_path), [])
 
 
 def test_weights_that_are_not_the_configs_are_refused_by_name(tmp_path: Path) -> None:
     bert_folder(tmp_path, num_hidden_layers=3)
-    start = text_start(sizes(), str(tmp_path), [])
+    start = text_start(TINY, 16, str(tmp_path), [])
     tower = make_clip(
         tiny_architecture(start.tokenizer_json).model_copy(update={"text_tower": start.architecture}), 1
     ).text_tower
@@ -120,8 +110,8 @@ def test_weights_that_are_not_the_configs_are_refused_by_name(tmp_path: Path) ->
 
 
 def test_a_folder_that_is_no_bert_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"is no BERT folder: it has no vocab\.txt"):
-        text_start(sizes(), str(tmp_path), [])
+    with pytest.raises(ValueError, match=r"no BERT folder: it has no vocab\.txt"):
+        text_start(TINY, 16, str(tmp_path), [])
 
 
 def test_padding_does_not_change_a_texts_features(model: CLIP) -> None:
@@ -139,7 +129,7 @@ def test_features_are_unit_vectors(model: CLIP) -> None:
 
 
 def test_pixels_are_normalised_inside_the_model_as_clip_does(model: CLIP) -> None:
-    pixels = torch.from_numpy(to_pixels(HALVES, 32))[None]
+    pixels = torch.from_numpy(pixels_of(HALVES, 32, Preprocessing()))[None]
     mean = np.array([0.48145466, 0.4578275, 0.40821073]).reshape(3, 1, 1)
     std = np.array([0.26862954, 0.26130258, 0.27577711]).reshape(3, 1, 1)
     normalised = torch.from_numpy((pixels.numpy() / 255 - mean) / std).float()
@@ -175,10 +165,10 @@ def test_the_projections_have_no_bias() -> None:
     assert not any("pooler" in name or "position_ids" in name for name in names)
 
 
-@pytest.mark.parametrize(("name", "options"), [("convnext_atto", {}), ("vit_tiny_patch16_224", {"img_size": 32})])
+@pytest.mark.parametrize(("name", "options"), [("convnext_atto", {}), ("vit_tiny_patch16_224", {})])
 def test_another_tower_of_timms_can_be_named(name: str, options: dict[str, Any]) -> None:
-    tower, width = make_image_tower(ImageTower(name=name, options=options))
-    assert tower(torch.zeros(2, 3, 32, 32)).shape == (2, width)
+    tower = make_image_tower(ImageTower(name=name, options=options), 32)
+    assert tower.module(torch.zeros(2, 3, 32, 32)).shape == (2, tower.width)
 
 
 @pytest.mark.parametrize(
@@ -190,4 +180,4 @@ def test_another_tower_of_timms_can_be_named(name: str, options: dict[str, Any])
 )
 def test_a_tower_that_timm_can_not_make_is_refused(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        make_image_tower(ImageTower(name=name, options=options))
+        make_image_tower(ImageTower(name=name, options=options), 32)

@@ -76,7 +76,7 @@ def run(tmp_path: Path) -> Run:
         },
         onnx / "model.json": {
             "architecture": {"image_tower": {"name": "resnet10t"}, "embed_dim": 12, "image_size": 48,
-                             "text_tower": {"num_hidden_layers": 2, "hidden_size": 128}},
+                             "text_tower": {"name": "bert"}},
             "made": {"text_tower": "random start"},
         },
         onnx / "parity.json": parity
@@ -139,6 +139,16 @@ def test_the_page_of_a_table_claims_no_concepts_no_english_and_no_notice(run: Ru
 def test_the_page_of_data_with_english_captions_says_what_the_warm_up_reads(run: Run) -> None:
     pairs = {split: rows.assign(language="en") for split, rows in run.pairs.items()}
     assert "with <b>English</b> captions unless" in page(replace(run, pairs=pairs))
+
+
+def test_the_page_of_a_finetuned_checkpoint_tells_of_no_training_that_was_not(run: Run) -> None:
+    nothing, start = {"loss": [], "recall": []}, {"loss": [], "recall": [(0.0, 0.4)]}
+    made = {"made": {"text_tower": "Chinese CLIP 0123456789abcdef"}}
+    curves_of = {"init": nothing, "stage1": start, "stage2": run.curves["stage2"]}
+    html = page(replace(run, curves=curves_of, model={**run.model, **made}))
+    assert "Chinese CLIP 0123456789abcdef" in html
+    assert "Nothing trains: its figures are those of the start" in html
+    assert "warmed up" not in html and "Stage 2 <small>20 steps" in html
 
 
 def without_concepts(run: Run) -> Run:

@@ -16,6 +16,7 @@ import torch
 
 from clip_core.data.batches import Batch, Pairs, decoded
 from clip_core.data.store import Store
+from clip_core.image import Preprocessing
 from clip_core.model.clip import CLIP
 from clip_core.text import parse_tokenizer
 from clip_core.train.checkpoint import fingerprint, resume, save, work_folder
@@ -50,7 +51,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 def run(store: Store, work: Path, stop_at: int = 0) -> CLIP:
     """Trains a new model in `work` as a new process would."""
     tokenizer_json = tiny_tokenizer_json(store)
-    pairs = StoppingPairs(store, decoded(store, IMAGE_SIZE), parse_tokenizer(tokenizer_json, 16), PARAMS, seed=1)
+    pictures = decoded(store, IMAGE_SIZE, Preprocessing())
+    pairs = StoppingPairs(store, pictures, parse_tokenizer(tokenizer_json, 16), PARAMS, seed=1)
     pairs.stop_at = stop_at
     torch.manual_seed(time.time_ns())  # whatever was drawn before must not matter
     model = tiny_clip(tokenizer_json)

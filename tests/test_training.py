@@ -10,10 +10,12 @@ import torch
 from clip_core.config import Optimizer, Schedule, Training
 from clip_core.data.batches import Pairs, decoded
 from clip_core.data.store import Store
+from clip_core.image import Preprocessing
 from clip_core.model.clip import CLIP
 from clip_core.text import parse_tokenizer
+from clip_core.train.backward import encode_texts
 from clip_core.train.feature_cache import freeze_image_tower, image_features_of
-from clip_core.train.loop import Validation, encode_texts, train
+from clip_core.train.loop import Validation, train
 from clip_core.train.optimizer import lr_at, make_optimizer
 from clip_core.train.warm_start import english_clip, take_image_side
 from tests.tiny import ENGLISH, IMAGE_SIZE, tiny_architecture, tiny_clip, tiny_store, tiny_tokenizer_json, tiny_training
@@ -25,7 +27,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 def pairs_of(store: Store, params: Training, seed: int = 1) -> Pairs:
-    return Pairs(store, decoded(store, IMAGE_SIZE), parse_tokenizer(tiny_tokenizer_json(store), 16), params, seed)
+    pictures = decoded(store, IMAGE_SIZE, Preprocessing())
+    return Pairs(store, pictures, parse_tokenizer(tiny_tokenizer_json(store), 16), params, seed)
 
 
 def trained(store: Store, params: Training, work: Path, seed: int = 1) -> CLIP:
@@ -40,10 +43,10 @@ def same(one: CLIP, other: CLIP) -> bool:
 
 
 def test_the_learning_rate_climbs_then_falls_along_a_cosine() -> None:
-    schedule = Schedule(num_steps=14, warmup_steps=4, peak_lr=0.8)
+    schedule = Schedule(num_steps=14, num_epochs=None, warmup_steps=4, peak_lr=0.8)
     by_hand = {1: 0.2, 2: 0.4, 4: 0.8, 5: 0.8, 10: 0.4, 14: 0.4 * (1 + math.cos(0.9 * math.pi))}
-    assert all(math.isclose(lr_at(step, schedule), lr) for step, lr in by_hand.items())
-    assert lr_at(1, Schedule(num_steps=1, warmup_steps=0, peak_lr=0.8)) == 0.8
+    assert all(math.isclose(lr_at(step, schedule, 14), lr) for step, lr in by_hand.items())
+    assert lr_at(1, Schedule(num_steps=1, num_epochs=None, warmup_steps=0, peak_lr=0.8), 1) == 0.8
 
 
 def test_only_matrices_decay() -> None:
@@ -97,7 +100,7 @@ def test_stage_1_leaves_the_image_tower_as_it_was_to_the_bit(store: Store, tmp_p
     model = tiny_clip(tiny_tokenizer_json(store))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     freeze_image_tower(model)
-    features = image_features_of(model, decoded(store, IMAGE_SIZE), len(store))
+    features = image_features_of(model, decoded(store, IMAGE_SIZE, Preprocessing()), len(store))
     pairs = Pairs(store, lambda rows: features[rows], parse_tokenizer(tiny_tokenizer_json(store), 16), params, 1)
     validation = Validation(3, lambda model: {"mean": model.encode_images(torch.zeros(2, 3, 32, 32)).mean().item()})
 
@@ -115,7 +118,7 @@ def test_stage_1_leaves_the_image_tower_as_it_was_to_the_bit(store: Store, tmp_p
 
 def test_cached_features_are_the_models_own_of_the_unchanged_pictures(store: Store) -> None:
     model = tiny_clip(tiny_tokenizer_json(store))
-    pictures = decoded(store, IMAGE_SIZE)
+    pictures = decoded(store, IMAGE_SIZE, Preprocessing())
     features = image_features_of(model, pictures, len(store))
     with torch.no_grad():
         assert torch.allclose(features[5], model.eval().encode_images(pictures(np.array([5])))[0], atol=1e-6)
@@ -125,9 +128,9 @@ def test_pictures_too_many_for_memory_are_decoded_as_they_are_needed(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = np.array([30, 2, 2])
-    kept = decoded(store, IMAGE_SIZE)(rows)
+    kept = decoded(store, IMAGE_SIZE, Preprocessing())(rows)
     monkeypatch.setattr("clip_core.data.batches.MEMORY", 0)
-    assert torch.equal(decoded(store, IMAGE_SIZE)(rows), kept)
+    assert torch.equal(decoded(store, IMAGE_SIZE, Preprocessing())(rows), kept)
 
 
 def test_texts_encoded_apart_by_length_are_the_same_texts(store: Store) -> None:

@@ -8,13 +8,50 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+import clip_core
+from clip_core.config import ImageTower
+from clip_core.model.clip import make_clip
 from clip_core.model.contract import read_contract, release_of
 from clip_core.model.weights import load_weights, save_weights
 from clip_core.text import build_tokenizer
+from tests.conftest import ROOT
 from tests.tiny import MADE, tiny_clip
 
 TOKENIZER = build_tokenizer(["一只猫"])
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of batch normalisation
+# Prints the size of a model of 47 million parameters, and the memory at the height of loading and of saving it.
+MEMORY = """
+import re, sys
+from pathlib import Path
+from clip_core.model.weights import load_weights, save_weights
+from tests.test_weights import TOKENIZER
+from tests.tiny import MADE, tiny_clip
+from clip_core.model.clip import make_clip
+
+def memory(kind):
+    return 1024 * int(re.search(kind + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+
+def height(work):
+    Path("/proc/self/clear_refs").write_text("5")  # the highest so far is forgotten
+    before = memory("VmRSS")
+    result = work()
+    return memory("VmHWM") - before, result
+
+def middle():
+    tiny = tiny_clip(TOKENIZER).architecture
+    options = tiny.text_tower.options | {"hidden_size": 1024, "num_hidden_layers": 4, "intermediate_size": 4096}
+    text_tower = tiny.text_tower.model_copy(update={"options": options})
+    return make_clip(tiny.model_copy(update={"text_tower": text_tower}), seed=1)
+
+folder = Path(sys.argv[1], "weights")
+save_weights(middle(), TOKENIZER, folder, MADE)
+load_weights(folder)
+loading, model = height(lambda: load_weights(folder))
+saving, _ = height(lambda: save_weights(model, TOKENIZER, folder.with_name("again"), MADE))
+print((folder / "model.safetensors").stat().st_size, loading, saving)
+"""
 
 
 @pytest.fixture
@@ -49,6 +86,66 @@ def test_the_folder_holds_three_files_and_the_same_model_the_same_bytes(folder: 
         assert (folder / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
 
 
+def test_the_file_holds_parameters_and_batch_norm_statistics_alone(folder: Path) -> None:
+    model = tiny_clip(TOKENIZER)
+    parameters = {name for name, _ in model.named_parameters()}
+    statistics = {name for name, _ in model.named_buffers() if name.endswith(STATISTICS)}
+    assert set(load_file(folder / "model.safetensors")) == parameters | statistics
+    assert statistics
+
+
+def test_training_what_was_loaded_never_touches_the_file(folder: Path) -> None:
+    before, model = (folder / "model.safetensors").read_bytes(), load_weights(folder)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
+    assert (folder / "model.safetensors").read_bytes() == before
+
+
+def test_weights_can_be_loaded_as_bf16_and_their_counters_stay_whole_numbers(folder: Path) -> None:
+    exact, rounded = load_weights(folder).state_dict(), load_weights(folder, torch.bfloat16).state_dict()
+    for name, tensor in exact.items():
+        wanted = tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor
+        assert rounded[name].dtype == wanted.dtype
+        assert torch.equal(rounded[name], wanted)
+
+
+@pytest.mark.parametrize(
+    ("tower", "options"),
+    [
+        ("swin_tiny_patch4_window7_224", {"embed_dim": 8, "depths": (2, 1), "num_heads": (1, 2), "window_size": 4}),
+        ("swinv2_cr_tiny_224", {"embed_dim": 8, "depths": (2, 1), "num_heads": (1, 2), "window_size": 4}),
+        ("vit_small_patch16_rope_224", {"embed_dim": 32, "depth": 1, "num_heads": 2, "patch_size": 8}),
+    ],
+)
+def test_constants_that_are_no_weights_are_right_in_any_tower(tower: str, options: dict, tmp_path: Path) -> None:
+    architecture = tiny_clip(TOKENIZER).architecture
+    image_tower = ImageTower(name=tower, options=options)
+    model = make_clip(architecture.model_copy(update={"image_tower": image_tower}), seed=1)
+    save_weights(model, TOKENIZER, tmp_path / "weights", MADE)
+
+    loaded = load_weights(tmp_path / "weights")
+
+    wanted, found = dict(model.named_buffers()), dict(loaded.named_buffers())
+    assert wanted.keys() == found.keys()
+    assert len(wanted) > 2  # mean and std, and BERT's own
+    assert all(torch.equal(wanted[name], found[name]) for name in wanted)
+    pixels = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
+    with torch.inference_mode():
+        assert torch.equal(loaded.encode_images(pixels), model.eval().encode_images(pixels))
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is measured as Linux counts it")
+def test_loading_and_saving_take_the_memory_of_one_copy(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", MEMORY, str(tmp_path)], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    size, loading, saving = map(int, done.stdout.split()[-3:])
+    assert size > 150 * 2**20
+    assert loading < 1.3 * size, f"loading {size >> 20} MiB took {loading >> 20} MiB"
+    assert saving < 0.3 * size, f"saving {size >> 20} MiB took {saving >> 20} MiB more"
+
+
 def test_the_release_names_what_the_model_computes(folder: Path, tmp_path: Path) -> None:
     release = release_of(folder)
     assert len(release) == 16
@@ -74,16 +171,43 @@ def test_the_contract_is_read_without_torch(folder: Path) -> None:
     assert result.stdout.split() == ["8", "32", "16", "tokenizer.json", "16", "False"]
 
 
-def test_a_folder_that_is_incomplete_or_foreign_is_refused_by_name(folder: Path) -> None:
+def changed(folder: Path, **fields: object) -> None:
+    """Changes model.json by hand."""
+    contract = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps(contract | fields))
+
+
+def test_a_folder_that_is_incomplete_is_refused_by_name(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"elsewhere: not a weights folder: it has no model\.json"):
         load_weights(folder.parent / "elsewhere")
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match=r"tokenizer\.json: no such file; it belongs to the weights beside it"):
+        clip_core.load(folder)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"not a whole weights folder: it has no model\.safetensors; copy the folder"):
+        load_weights(folder)
 
-    contract = json.loads((folder / "model.json").read_text())
-    (folder / "model.json").write_text(json.dumps(contract | {"format": "clip_core/9"}))
-    with pytest.raises(ValueError, match=r"(?s)not a model this version can read.*format.*clip_core/9"):
+
+@pytest.mark.parametrize(
+    ("form", "message"),
+    [
+        ("clip_core/2", r"its format is clip_core/2, newer than clip_core/1: update this project"),
+        ("open_clip/1", r"its format is 'open_clip/1', and clip_core/1 is wanted: this folder is of another project"),
+        (None, r"its format is None, and clip_core/1 is wanted"),
+    ],
+)
+def test_a_newer_or_unknown_format_is_refused_with_what_to_do(folder: Path, form: object, message: str) -> None:
+    changed(folder, format=form)
+    with pytest.raises(ValueError, match=rf"model\.json: not a model this version can read: {message}"):
+        read_contract(folder)
+
+
+def test_a_model_json_that_says_too_much_or_nothing_is_refused(folder: Path) -> None:
+    changed(folder, embed_dims=8)
+    with pytest.raises(ValueError, match=r"(?s)embed_dims: Extra inputs.*did you mean embed_dim\?.*written by another"):
         read_contract(folder)
     (folder / "model.json").write_text("{")
-    with pytest.raises(ValueError, match=r"not a model this version can read"):
+    with pytest.raises(ValueError, match=r"not a model this version can read: no JSON"):
         read_contract(folder)
 
 
@@ -95,11 +219,24 @@ def test_weights_that_do_not_fit_the_contract_are_refused_by_name(folder: Path) 
     with pytest.raises(ValueError, match=r"(?s)model\.safetensors: not the weights.*image_projection"):
         load_weights(folder)
     path.write_bytes(path.read_bytes()[:-8])
-    with pytest.raises(ValueError, match=r"model\.safetensors: not the weights"):
+    with pytest.raises(ValueError, match=r"model\.safetensors: not the weights.*copy the folder again"):
         load_weights(folder)
-    path.unlink()
-    with pytest.raises(ValueError, match=r"it has no model\.safetensors"):
+
+
+def test_every_tensor_that_does_not_fit_is_named_at_once(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    del tensors["logit_scale"]
+    tensors |= {"logit_scales": torch.zeros(()), "text_projection.weight": torch.zeros(8, 17)}
+    save_file(tensors, path)
+    with pytest.raises(ValueError, match=r"not the weights that model\.json describes") as error:
         load_weights(folder)
+    for line in (
+        "missing: logit_scale ()",
+        "unexpected: logit_scales ()",
+        "other shape: text_projection.weight is (8, 17), wanted is (8, 16)",
+    ):
+        assert line in str(error.value)
 
 
 def test_a_failed_save_leaves_the_old_weights(folder: Path) -> None:

@@ -6,11 +6,12 @@ from pathlib import Path
 import pandas as pd
 from PIL import Image, ImageDraw
 
-from clip_core.config import Augmentation, CaptionMix, Captions, ImageTower, Optimizer, Schedule, Training
+from clip_core.config import AffineAugmentation, CaptionMix, Captions, ImageTower, Optimizer, Schedule, Training
 from clip_core.data.captions import texts_of
 from clip_core.data.store import Store, StoreWriter, open_store
+from clip_core.image import Preprocessing
 from clip_core.model.clip import CLIP, make_clip
-from clip_core.model.contract import Architecture, Made, Preprocessing, TextArchitecture
+from clip_core.model.contract import Architecture, Made, TextArchitecture
 from clip_core.text import build_tokenizer, parse_tokenizer
 
 COLOURS = {"红色": "red", "绿色": "green", "蓝色": "blue", "黄色": "yellow", "黑色": "black", "紫色": "purple"}
@@ -100,18 +101,23 @@ def tiny_architecture(tokenizer_json: str, dropout: float = 0.1) -> Architecture
     return Architecture(
         image_tower=ImageTower(name="resnet10t", options={"channels": (8, 8, 16, 16), "stem_width": 8}),
         text_tower=TextArchitecture(
-            hidden_size=16,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=32,
-            dropout=dropout,
+            name="bert",
+            options={
+                "hidden_size": 16,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "intermediate_size": 32,
+                "hidden_dropout_prob": dropout,
+                "attention_probs_dropout_prob": dropout,
+                "max_position_embeddings": 16,
+            },
             vocab_size=parse_tokenizer(tokenizer_json, 16).vocab_size,
-            num_positions=16,
         ),
         embed_dim=8,
         image_size=IMAGE_SIZE,
         context_length=16,
         preprocessing=Preprocessing(),
+        matryoshka=(),
     )
 
 
@@ -121,10 +127,13 @@ def tiny_clip(tokenizer_json: str | None = None, seed: int = 1) -> CLIP:
 
 def tiny_training(num_steps: int = 12, captions: Captions = CHINESE, save_every: int = 5) -> Training:
     return Training(
-        schedule=Schedule(num_steps=num_steps, warmup_steps=2, peak_lr=0.01),
+        schedule=Schedule(num_steps=num_steps, num_epochs=None, warmup_steps=2, peak_lr=0.01),
         optimizer=Optimizer(beta1=0.9, beta2=0.98, eps=1e-6, weight_decay=0.05, max_grad_norm=1.0),
         global_batch=8,
-        augmentation=Augmentation(scale=0.1, rotate=10.0, shift=0.1, brightness=0.1),
+        micro_batch=None,
+        precision="fp32",
+        checkpoint_activations=False,
+        augmentation=AffineAugmentation(name="affine", scale=0.1, rotate=10.0, shift=0.1, brightness=0.1),
         captions=captions,
         log_every=2,
         save_every=save_every,

@@ -13,7 +13,7 @@ from clip_core.config import Training
 from clip_core.data.augmentation import augment
 from clip_core.data.captions import describe, draw_caption
 from clip_core.data.sampler import batches_of_epoch, random_at
-from clip_core.image import read_image, to_pixels
+from clip_core.image import Preprocessing, pixels_of
 from clip_core.text import Tokenizer
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ class Pairs:
         self._tokenizer = tokenizer
         self._params = params
         self._described = describe(store.pairs, store.image_ids, params.captions.language)
+        self.num_pairs = sum(described.num_captions for described in self._described.values())
         self._pictures = np.array(list(self._described))  # those that have captions in the language
         self._concepts = _numbered_concepts(store)[self._pictures]
         self._epoch = -1, np.empty((0, 0), dtype=int)
@@ -60,12 +61,12 @@ class Pairs:
         return self._pictures[self._epoch[1][number]]
 
 
-def decoded(store: "Store", image_size: int) -> Pictures:
+def decoded(store: "Store", image_size: int, preprocessing: Preprocessing) -> Pictures:
     """Pixels of the store's pictures by row: decoded once and kept if they fit into `MEMORY`, else as needed."""
 
     def decode(row: int) -> np.ndarray:
         try:
-            return to_pixels(read_image(store.image_bytes(row)), image_size)
+            return pixels_of(store.image_bytes(row), image_size, preprocessing)
         except ValueError as error:
             raise ValueError(f"picture {store.image_ids[row]}: {error}") from None
 

@@ -25,6 +25,10 @@ class Described:
     keywords: list[str] = field(default_factory=list)
     group: str | None = None
 
+    @property
+    def num_captions(self) -> int:
+        return len(self.captions) + len(self.names) + len(self.keywords)
+
 
 def describe(pairs: "pd.DataFrame", image_ids: list[str], language: str) -> dict[int, Described]:
     """What the pair table says in `language` of each picture (by its place in `image_ids`) that has captions in it."""

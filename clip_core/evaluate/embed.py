@@ -24,15 +24,21 @@ class Features:
 
 def embed(predictor: Predictor, store: Store, benchmark: Benchmark, templates: tuple[str, ...]) -> Features:
     """The features of all texts, pictures and class names of `benchmark`; prints how far it is."""
+    images = embed_images(predictor, store)
+    names = sorted({name for name in benchmark.classes if name is not None})
+    return Features(
+        texts=predictor.encode_texts(benchmark.texts),
+        images=images,
+        class_names=names,
+        classes=classifier(predictor.encode_texts, names, templates) if names else np.empty((0, 0)),
+    )
+
+
+def embed_images(predictor: Predictor, store: Store) -> np.ndarray:
+    """The features of all pictures of a split; prints how far it is."""
     images = []
     for start in range(0, len(store), IMAGES_AT_ONCE):
         stop = min(start + IMAGES_AT_ONCE, len(store))
         images.append(predictor.encode_images([store.image_bytes(i) for i in range(start, stop)]))
         print(f"  {stop} of {len(store)} pictures encoded", flush=True)
-    names = sorted({name for name in benchmark.classes if name is not None})
-    return Features(
-        texts=predictor.encode_texts(benchmark.texts),
-        images=np.concatenate(images),
-        class_names=names,
-        classes=classifier(predictor.encode_texts, names, templates) if names else np.empty((0, 0)),
-    )
+    return np.concatenate(images)

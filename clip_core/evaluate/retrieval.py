@@ -53,14 +53,28 @@ def chance_at(num_right: Sequence[int] | np.ndarray, num_candidates: int, k: int
     return float(1 - np.average(misses, weights=times))
 
 
-def quick_recall(encode_texts: Encode, encode_images: Encode, store: Store) -> dict[str, float]:
-    """The text-to-image mean recall on the seen concepts of a packed split, which training shows on its way."""
+def quick_recall(
+    encode_texts: Encode, encode_images: Encode, store: Store, widths: Sequence[int] = ()
+) -> dict[str, float]:
+    """The text-to-image mean recall on the seen concepts of a packed split, which training shows on its way.
+
+    Of the features, and of their first `widths` numbers.
+    """
     benchmark = read_benchmark(store)
     asked = questions(benchmark, "seen")
     text_features = encode_texts([benchmark.texts[i] for i in asked.texts])
     image_features = encode_images([store.image_bytes(int(i)) for i in asked.images])
-    found = ranks(text_features, image_features, asked.right_images)
-    return {"text_to_image_mean_recall": float(np.mean([recall_at(found, k) for k in AT]))}
+    recall = {}
+    for suffix, width in [("", text_features.shape[1]), *((f"_width_{width}", width) for width in widths)]:
+        narrow = (_narrowed(features, width) for features in (text_features, image_features))
+        found = ranks(*narrow, asked.right_images)
+        recall[f"text_to_image_mean_recall{suffix}"] = float(np.mean([recall_at(found, k) for k in AT]))
+    return recall
+
+
+def _narrowed(features: np.ndarray, width: int) -> np.ndarray:
+    first = features[:, :width]
+    return features if width == features.shape[1] else first / np.linalg.norm(first, axis=1, keepdims=True)
 
 
 def _scored(

@@ -8,7 +8,7 @@ from torch.nn.functional import normalize
 
 from clip_core.model.contract import Architecture
 from clip_core.model.image_tower import make_image_tower
-from clip_core.model.text_tower import BertTextTower
+from clip_core.model.text_tower import TextTower
 
 MAX_LOGIT_SCALE = math.log(100)  # as in the CLIP paper
 
@@ -22,11 +22,11 @@ class CLIP(nn.Module):
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         self.architecture = architecture
-        self.image_tower, image_width = make_image_tower(architecture.image_tower)
-        self.image_projection = nn.Linear(image_width, architecture.embed_dim, bias=False)
-        self.text_tower = BertTextTower(architecture.text_tower)
-        text_width = architecture.text_tower.hidden_size
-        self.text_projection = nn.Linear(text_width, architecture.embed_dim, bias=False)
+        tower = make_image_tower(architecture.image_tower, architecture.image_size)
+        self.image_tower = tower.module
+        self.image_projection = nn.Linear(tower.width, architecture.embed_dim, bias=tower.projection_bias)
+        self.text_tower = TextTower(architecture.text_tower)
+        self.text_projection = nn.Linear(self.text_tower.width, architecture.embed_dim, bias=False)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         for projection in (self.image_projection, self.text_projection):
             nn.init.normal_(projection.weight, std=projection.in_features**-0.5)
@@ -38,11 +38,11 @@ class CLIP(nn.Module):
     def encode_images(self, pixels: Tensor) -> Tensor:
         """(batch, 3, image_size, image_size) uint8 -> (batch, embed_dim), L2-normalised."""
         normalised = (pixels.float() / 255 - self.mean) / self.std
-        return normalize(self.image_projection(self.image_tower(normalised)), dim=-1)
+        return normalize(self.image_projection(self.image_tower(normalised)).float(), dim=-1)
 
     def encode_texts(self, token_ids: Tensor) -> Tensor:
         """(batch, length) padded with 0 -> (batch, embed_dim), L2-normalised."""
-        return normalize(self.text_projection(self.text_tower(token_ids)), dim=-1)
+        return normalize(self.text_projection(self.text_tower(token_ids)).float(), dim=-1)
 
     @torch.no_grad()
     def clamp_logit_scale(self) -> None:

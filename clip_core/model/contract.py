@@ -7,29 +7,21 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from clip_core.config import Count, ImageTower, Section, TextTower
+from clip_core.config import Count, ImageTower, Section, TextTower, resembling
 from clip_core.files import sha256_file
+from clip_core.image import Preprocessing
 
+FORMAT = "clip_core/1"  # of weights folders
 MODEL_FILE = "model.json"
 WEIGHTS_FILE = "model.safetensors"
 TOKENIZER_FILE = "tokenizer.json"
-
-
-class Preprocessing(Section):
-    """From a picture to the numbers that the image tower sees: done by `clip_core.image` and inside the model."""
-
-    resize: Literal["squash-bicubic"] = "squash-bicubic"  # to a square, without cropping
-    convert: Literal["before"] = "before"  # to RGB, before resizing
-    background: Literal["white"] = "white"  # behind transparent pixels
-    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)  # of CLIP
-    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+UNREADABLE = "not a model this version can read"
 
 
 class TextArchitecture(TextTower):
-    """BERT's architecture with the sizes that the tokenizer decides."""
+    """A text tower with the size that the tokenizer decides."""
 
     vocab_size: Count
-    num_positions: Count
 
 
 class Architecture(Section):
@@ -41,6 +33,7 @@ class Architecture(Section):
     image_size: Count
     context_length: Count
     preprocessing: Preprocessing
+    matryoshka: tuple[Count, ...] = ()  # narrower widths of the features that were trained too
 
 
 class Made(Section):
@@ -56,7 +49,7 @@ class Made(Section):
 class Contract(Section):
     """The content of `model.json`."""
 
-    format: Literal["clip_core/1"] = "clip_core/1"
+    format: Literal["clip_core/1"] = FORMAT
     architecture: Architecture
     tokenizer: Literal["tokenizer.json"] = "tokenizer.json"
     made: Made
@@ -88,12 +81,37 @@ def read_contract(folder: Path) -> Contract:
     """The contract in the weights folder; raises ValueError when it is not one that this version can read."""
     path = folder / MODEL_FILE
     try:
-        return Contract.model_validate_json(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{folder}: not a weights folder: it has no {MODEL_FILE}") from None
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        whole = f"{MODEL_FILE}, {WEIGHTS_FILE} and {TOKENIZER_FILE}"
+        raise ValueError(
+            f"{folder}: not a weights folder: it has no {MODEL_FILE} (a weights folder holds {whole})"
+        ) from None
+    except ValueError as error:  # bytes that are no text, text that is no JSON
+        raise ValueError(f"{path}: {UNREADABLE}: no JSON ({error}); copy the folder again") from None
+    found = tree.get("format") if isinstance(tree, dict) else None
+    if found != FORMAT:
+        raise ValueError(f"{path}: {UNREADABLE}: {_wrong_format(found)}")
+    try:
+        return Contract.model_validate_json(json.dumps(tree))
     except ValidationError as error:
-        lines = [f"  {'.'.join(map(str, e['loc']))}: {e['msg']} (found {e['input']!r:.80})" for e in error.errors()]
-        raise ValueError(f"{path}: not a model this version can read:\n" + "\n".join(lines)) from None
+        known = {name for section in Section.__subclasses__() for name in section.model_fields}
+        lines = [
+            f"  {'.'.join(map(str, e['loc']))}: {e['msg']} (found {e['input']!r:.80})"
+            + (resembling(str(e["loc"][-1]), known) if e["type"] == "extra_forbidden" else "")
+            for e in error.errors()
+        ]
+        raise ValueError(
+            f"{path}: {UNREADABLE}:\n" + "\n".join(lines) + "\nIt was written by another version or changed by hand: "
+            "use the version that wrote it, or make the weights again"
+        ) from None
+
+
+def _wrong_format(found: object) -> str:
+    name, _, number = str(found).partition("/")
+    if name == FORMAT.partition("/")[0] and number.isdecimal():
+        return f"its format is {found}, newer than {FORMAT}: update this project, then load it again"
+    return f"its format is {found!r}, and {FORMAT} is wanted: this folder is of another project"
 
 
 def release_of(folder: Path) -> str:
@@ -104,5 +122,5 @@ def release_of(folder: Path) -> str:
         try:
             digest.update(sha256_file(folder / name).encode())
         except FileNotFoundError:
-            raise ValueError(f"{folder}: not a weights folder: it has no {name}") from None
+            raise ValueError(f"{folder}: not a whole weights folder: it has no {name}; copy the folder again") from None
     return digest.hexdigest()[:16]

@@ -1,23 +1,41 @@
 """The image tower: any of timm's models, without its classifier."""
 
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
 from clip_core.config import ImageTower
 
 
-def make_image_tower(tower: ImageTower) -> tuple[nn.Module, int]:
-    """The timm model that maps normalised pixels to one vector a picture, and the width of that vector."""
+class Made(NamedTuple):
+    """An image tower and what its projection must know."""
+
+    module: nn.Module  # normalised pixels (batch, 3, image_size, image_size) -> (batch, width)
+    width: int
+    projection_bias: bool  # CLIP's attention pooling (RN50) ends in a projection with bias, which here is the model's
+
+
+def make_image_tower(tower: ImageTower, image_size: int) -> Made:
+    """The timm model that the params name, for pictures of `image_size`."""
     import timm  # takes seconds
+    from timm.layers import AttentionPool2d
 
     if not timm.is_model(tower.name):
         similar = ", ".join(get_close_matches(tower.name, timm.list_models())) or "none"
         raise ValueError(f"model.image_tower.name: timm has no model {tower.name!r}; similar names: {similar}")
-    options: dict[str, Any] = dict(tower.options)
     try:
-        module: Any = timm.create_model(tower.name, pretrained=False, num_classes=0, **options)
+        module = _create(tower, image_size)
     except TypeError as error:
         raise ValueError(f"model.image_tower.options: {tower.name} does not take {tower.options}: {error}") from None
-    return module, module.num_features
+    return Made(module, module.num_features, isinstance(getattr(module, "head", None), AttentionPool2d))
+
+
+def _create(tower: ImageTower, image_size: int) -> Any:
+    import timm
+
+    options: dict[str, Any] = {"pretrained": False, "num_classes": 0, **tower.options}
+    try:
+        return timm.create_model(tower.name, img_size=image_size, **options)
+    except TypeError:  # towers that take pictures of any size do not know the option
+        return timm.create_model(tower.name, **options)

@@ -1,43 +1,94 @@
-"""The text tower: transformers' BERT without its pooler; a text's feature is the state of [CLS]."""
+"""The text tower: any of transformers' text encoders; a text's feature is the state of its first token, [CLS].
+
+Chinese-CLIP's is BERT: post-LN, exact GELU, LN eps 1e-12, learned positions, one segment, no pooler.
+"""
 
 import json
+from difflib import get_close_matches
+from inspect import signature
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from clip_core.config import TextTower
+from clip_core.config import Options
+from clip_core.config import TextTower as TextTowerParams
 from clip_core.model.contract import TextArchitecture
 
+PADDING_LEAKS = {"convbert", "nystromformer", "yoso"}  # through convolutions, means and hashes
 
-class BertTextTower(nn.Module):
-    """BERT as Chinese-CLIP uses it: post-LN, exact GELU, LN eps 1e-12, learned positions, one segment."""
+
+class TextTower(nn.Module):
+    """Maps token ids to one vector a text."""
 
     def __init__(self, architecture: TextArchitecture) -> None:
         super().__init__()
-        # takes seconds; the narrowest import there is
-        from transformers.models.bert.configuration_bert import BertConfig
-        from transformers.models.bert.modeling_bert import BertModel
-
-        config = BertConfig(
-            vocab_size=architecture.vocab_size,
-            hidden_size=architecture.hidden_size,
-            num_hidden_layers=architecture.num_hidden_layers,
-            num_attention_heads=architecture.num_attention_heads,
-            intermediate_size=architecture.intermediate_size,
-            max_position_embeddings=architecture.num_positions,
-            hidden_dropout_prob=architecture.dropout,
-            attention_probs_dropout_prob=architecture.dropout,
-            hidden_act="gelu",
-            layer_norm_eps=1e-12,
-        )
-        self.bert = BertModel(config, add_pooling_layer=False)
+        make = _make_bert if architecture.name == "bert" else _make_encoder
+        self.encoder: Any = make(architecture)
+        self.width: int = self.encoder.config.hidden_size
+        self._is_bert = architecture.name == "bert"
 
     def forward(self, token_ids: Tensor) -> Tensor:
-        """(batch, length) token ids, padded with 0 -> (batch, hidden_size)."""
-        # Four dimensions (batch, head, query, key): transformers uses such a mask as it is.
-        mask = (token_ids != 0)[:, None, None, :].expand(-1, -1, token_ids.shape[1], -1)
-        return self.bert(input_ids=token_ids, attention_mask=mask).last_hidden_state[:, 0]
+        """(batch, length) token ids, padded with 0 -> (batch, width)."""
+        mask = token_ids != 0
+        if self._is_bert:  # four dimensions (batch, head, query, key): transformers uses such a mask as it is
+            mask = mask[:, None, None, :].expand(-1, -1, token_ids.shape[1], -1)
+        return self.encoder(input_ids=token_ids, attention_mask=mask).last_hidden_state[:, 0]
+
+
+def _make_bert(architecture: TextArchitecture) -> nn.Module:
+    # the narrowest import there is; transformers as a whole takes seconds
+    from transformers.models.bert.configuration_bert import BertConfig
+    from transformers.models.bert.modeling_bert import BertModel
+
+    return BertModel(_configured(BertConfig, architecture), add_pooling_layer=False)
+
+
+def _make_encoder(architecture: TextArchitecture) -> nn.Module:
+    from transformers import AutoConfig, AutoModel
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    name, where = architecture.name, "model.text_tower.name"
+    # What learnt to fill gaps sees both ways; [CLS] at the start of a decoder would see nothing of the text.
+    if name not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        similar = ", ".join(get_close_matches(name, MODEL_FOR_MASKED_LM_MAPPING_NAMES)) or "none"
+        raise ValueError(f"{where}: transformers has no text encoder {name!r}; similar names: {similar}")
+    config = _configured(type(AutoConfig.for_model(name)), architecture)
+    if config.is_encoder_decoder:
+        raise ValueError(f"{where}: {name} is an encoder with a decoder; name one without, as roberta")
+    try:
+        encoder = AutoModel.from_config(config, add_pooling_layer=False)
+    except TypeError:  # many have no pooler
+        encoder = AutoModel.from_config(config)
+    if "attention_mask" not in signature(encoder.forward).parameters or name in PADDING_LEAKS:
+        raise ValueError(f"{where}: {name} does not mask a text's padding, which would change its features")
+    if not hasattr(config, "hidden_size"):
+        raise ValueError(f"{where}: {name} is more than a text encoder; name another, as roberta")
+    return encoder
+
+
+def with_positions(tower: TextTowerParams, context_length: int) -> Options:
+    """The tower's options, with as many positions as `context_length` needs where they do not say."""
+    if tower.name == "bert":
+        return {"max_position_embeddings": context_length, **tower.options}
+    from transformers import CONFIG_MAPPING
+
+    if tower.name in CONFIG_MAPPING and "max_position_embeddings" not in CONFIG_MAPPING[tower.name]().to_dict():
+        return tower.options
+    # RoBERTa and its kin number positions from the padding's id on, which is 0 or (MPNet) 1.
+    return {"max_position_embeddings": context_length + 2, **tower.options}
+
+
+def _configured(kind: Any, architecture: TextArchitecture) -> Any:
+    """The configuration; transformers itself would take any misspelt option without a word."""
+    known = [*kind().to_dict(), *kind.attribute_map]
+    unknown = sorted(set(architecture.options) - set(known))
+    if unknown:
+        raise ValueError(
+            f"model.text_tower.options: {architecture.name} has no {', '.join(unknown)}; it has {', '.join(known)}"
+        )
+    return kind(**architecture.options, vocab_size=architecture.vocab_size, pad_token_id=0)
 
 
 def architecture_of_bert(folder: Path, vocab_size: int) -> TextArchitecture:
@@ -46,13 +97,10 @@ def architecture_of_bert(folder: Path, vocab_size: int) -> TextArchitecture:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         activation, width = config.get("hidden_act", "gelu"), config["vocab_size"]
-        tower = TextTower(
-            hidden_size=config["hidden_size"],
-            num_hidden_layers=config["num_hidden_layers"],
-            num_attention_heads=config["num_attention_heads"],
-            intermediate_size=config["intermediate_size"],
-            dropout=float(config.get("hidden_dropout_prob", 0.1)),
-        )
+        options: Options = {
+            name: config[name]
+            for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+        }
     except FileNotFoundError:
         raise ValueError(f"{folder}: not a BERT folder: it has no config.json") from None
     except (json.JSONDecodeError, KeyError) as error:
@@ -61,20 +109,21 @@ def architecture_of_bert(folder: Path, vocab_size: int) -> TextArchitecture:
         raise ValueError(f"{path}: hidden_act is {activation!r}; only BERT's own 'gelu' is supported")
     if width != vocab_size:
         raise ValueError(f"{path}: vocab_size is {width}, but vocab.txt has {vocab_size} tokens")
-    return TextArchitecture(
-        **tower.model_dump(), vocab_size=width, num_positions=config.get("max_position_embeddings", 512)
-    )
+    options["max_position_embeddings"] = config.get("max_position_embeddings", 512)
+    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+        options[name] = float(config.get(name, 0.1))
+    return TextArchitecture(name="bert", options=options, vocab_size=width)
 
 
-def load_bert(tower: BertTextTower, folder: Path) -> None:
+def load_bert(tower: TextTower, folder: Path) -> None:
     """Fills the tower with the weights of a Hugging Face BERT folder (safetensors, else a bin of weights only)."""
-    wanted = tower.bert.state_dict()
+    wanted = tower.encoder.state_dict()
     found = {_our_name(name): tensor for name, tensor in _read_tensors(folder).items()}
     missing = sorted(set(wanted) - set(found))
     misshapen = sorted(name for name in wanted if name in found and wanted[name].shape != found[name].shape)
     if missing or misshapen:
         raise ValueError(f"{folder}: not the weights that its config.json describes: {missing=}, {misshapen=}")
-    tower.bert.load_state_dict({name: found[name] for name in wanted})
+    tower.encoder.load_state_dict({name: found[name] for name in wanted})
 
 
 def _our_name(name: str) -> str:

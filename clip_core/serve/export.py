@@ -1,7 +1,9 @@
 """Both towers as ONNX files, published only when they compute what torch computes."""
 
 import json
+import math
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +16,7 @@ from clip_core.config import Export
 from clip_core.files import replacing_folder
 from clip_core.model.clip import CLIP
 from clip_core.model.contract import Contract, read_contract, release_of
+from clip_core.model.torch_towers import TorchTowers
 from clip_core.model.weights import load_weights
 from clip_core.predictor import Predictor
 from clip_core.serve.parity import measure_parity, shapes
@@ -24,6 +27,9 @@ if TYPE_CHECKING:
     from clip_core.data.store import Store
 
 MAX_BATCH = 256
+OPSET = 20  # of an export outside the pipeline, whose own is in params.yaml
+MAX_DIFFERENCE = 1e-4
+MAX_BYTES = 1_500_000_000  # of weights within a file: protobuf ends at 2 GB
 
 
 class TextTower(nn.Module):
@@ -55,23 +61,58 @@ def export(model: Path, store: "Store", texts: list[str], params: Export, out: P
     """
     contract = read_contract(model)
     clip = load_weights(model)
-    predictor = Predictor(clip, load_tokenizer(model / contract.tokenizer, contract.context_length), contract, "")
+    tokenizer = load_tokenizer(model / contract.tokenizer, contract.context_length)
+    predictor = Predictor(TorchTowers(clip), tokenizer, contract, "")
     with tempfile.TemporaryDirectory() as expected, replacing_folder(out) as aside:
         print("torch's features of the test data", flush=True)
         _write_expected(clip, predictor, store, texts, Path(expected))
         print("exporting the towers", flush=True)
         write_onnx(clip, contract, params.opset, aside)
-        for name in ("model.json", contract.tokenizer):
-            shutil.copy2(model / name, aside / name)
-        (aside / "release.txt").write_text(release_of(model) + "\n")
+        _copy_facts(model, contract, aside)
         print("onnxruntime's features of the test data", flush=True)
         parity = measure_parity(Path(expected), aside, store.folder, params)
         (aside / "parity.json").write_text(json.dumps(parity, indent=2) + "\n")
     return parity
 
 
+def export_alone(model: Path, out: Path) -> None:
+    """Writes the export of the weights folder `model` into `out`, without a pipeline's data.
+
+    Raises ValueError when onnxruntime does not compute what torch does; `out` then stays as it was.
+    """
+    contract, clip = read_contract(model), load_weights(model)
+    draw = np.random.default_rng(0)
+    token_ids = draw.integers(1, contract.architecture.text_tower.vocab_size, (3, contract.context_length))
+    token_ids[1:, contract.context_length // 2 :] = 0
+    pixels = draw.integers(0, 256, (2, 3, contract.image_size, contract.image_size), dtype=np.uint8)
+    towers = TorchTowers(clip)
+    expected = {"text": towers.encode_texts(token_ids), "image": towers.encode_images(pixels)}
+    with replacing_folder(out) as aside:
+        write_onnx(clip, contract, OPSET, aside)
+        _copy_facts(model, contract, aside)
+        del clip, towers
+
+        from clip_core.serve.onnx_towers import open_session, run  # torch has had its say
+
+        for tower, rows in (("text", token_ids), ("image", pixels)):
+            difference = np.abs(run(open_session(aside / f"{tower}.onnx"), rows) - expected[tower]).max()
+            if not difference <= MAX_DIFFERENCE:
+                raise ValueError(
+                    f"the exported {tower} tower differs from torch by {difference:.2e}; nothing is written"
+                )
+
+
+def _copy_facts(model: Path, contract: Contract, folder: Path) -> None:
+    for name in ("model.json", contract.tokenizer):
+        shutil.copy2(model / name, folder / name)
+    (folder / "release.txt").write_text(release_of(model) + "\n")
+
+
 def write_onnx(clip: CLIP, contract: Contract, opset: int, folder: Path) -> None:
-    """Writes `text.onnx` and `image.onnx` with dynamic batch and length; features are normalised inside."""
+    """Writes `text.onnx` and `image.onnx` with dynamic batch and length; features are normalised inside.
+
+    Weights that are too many for one file lie beside it in `image.onnx.data`.
+    """
     batch, length = (
         torch.export.Dim("batch", min=1, max=MAX_BATCH),
         torch.export.Dim("length", min=2, max=contract.context_length),
@@ -82,7 +123,9 @@ def write_onnx(clip: CLIP, contract: Contract, opset: int, folder: Path) -> None
     _write(ImageTower(clip), "pixels", pixels, {0: batch}, "image_features", opset, folder / "image.onnx")
 
 
-def _write(tower: nn.Module, name: str, example: Tensor, dims: dict, output: str, opset: int, file: Path) -> None:
+def _write(
+    tower: TextTower | ImageTower, name: str, example: Tensor, dims: dict, output: str, opset: int, file: Path
+) -> None:
     program = torch.onnx.export(
         tower.eval(),
         (example,),
@@ -97,7 +140,11 @@ def _write(tower: nn.Module, name: str, example: Tensor, dims: dict, output: str
     model = program.model
     for node in model.graph.all_nodes():  # stack traces of this machine: not reproducible, nobody's business
         node.metadata_props.clear()
-    program.save(file, external_data=False)
+    program.model.metadata_props["logit_scale"] = repr(math.exp(tower.model.logit_scale.item()))
+    weights = [
+        value.const_value for value in program.model.graph.initializers.values() if value.const_value is not None
+    ]
+    program.save(file, external_data=sum(tensor.nbytes for tensor in weights) > MAX_BYTES)
 
 
 def _write_expected(clip: CLIP, predictor: Predictor, store: "Store", texts: list[str], folder: Path) -> None:
@@ -108,3 +155,7 @@ def _write_expected(clip: CLIP, predictor: Predictor, store: "Store", texts: lis
     (folder / "texts.json").write_text(json.dumps(texts))
     np.save(folder / "texts.npy", predictor.encode_texts(texts))
     np.save(folder / "images.npy", encode_pictures(predictor, store))
+
+
+if __name__ == "__main__":
+    export_alone(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -49,7 +49,10 @@ def assemble(onnx: Path, index: Path, golden: Golden, k: int, folder: Path) -> N
         (folder / model / "1").mkdir(exist_ok=True)
         for source, name in files.items():
             where, file = source.split("/")
-            shutil.copy2({"onnx": onnx, "index": index}[where] / file, folder / model / "1" / name)
+            path = {"onnx": onnx, "index": index}[where] / file
+            shutil.copy2(path, folder / model / "1" / name)
+            if (weights := path.with_name(f"{file}.data")).exists():  # of a large graph; it finds them by this name
+                shutil.copy2(weights, folder / model / "1" / weights.name)
     write_golden(golden, folder / "clip_search" / GOLDEN_FOLDER)
 
 

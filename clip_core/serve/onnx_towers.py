@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from clip_core.image import read_image, to_pixels
-from clip_core.model.contract import read_contract
+from clip_core.image import pixels_of
+from clip_core.model.contract import Contract, read_contract
 from clip_core.text import load_tokenizer
 
 if TYPE_CHECKING:
@@ -48,13 +48,20 @@ def encode_texts(onnx: Path, texts: Sequence[str]) -> np.ndarray:
 def encode_store(onnx: Path, store: "Store") -> np.ndarray:
     """All pictures of the store, in its order, as float32 (n, embed_dim), L2-normalised."""
     session = open_session(onnx / "image.onnx")
-    return np.concatenate([run(session, pixels) for pixels in pixels_of(store, read_contract(onnx).image_size)])
+    return np.concatenate([run(session, pixels) for pixels in pixels_of_store(store, read_contract(onnx))])
 
 
-def pixels_of(store: "Store", image_size: int) -> Iterator[np.ndarray]:
+def pixels_of_store(store: "Store", contract: Contract) -> Iterator[np.ndarray]:
     """The store's pictures as the image tower takes them, some at a time; prints how far it is."""
     for start in range(0, len(store), AT_ONCE):
         stop = min(start + AT_ONCE, len(store))
-        yield np.stack([to_pixels(read_image(store.image_bytes(i)), image_size) for i in range(start, stop)])
+        yield np.stack([_pixels(store, i, contract) for i in range(start, stop)])
         if stop % (16 * AT_ONCE) == 0 or stop == len(store):
             print(f"  {stop} of {len(store)} pictures encoded", flush=True)
+
+
+def _pixels(store: "Store", row: int, contract: Contract) -> np.ndarray:
+    try:
+        return pixels_of(store.image_bytes(row), contract.image_size, contract.preprocessing)
+    except ValueError as error:
+        raise ValueError(f"picture {store.image_ids[row]}: {error}") from None

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb  # ty: ignore[import-not-found]
 
-from clip_core.image import read_image, to_pixels
+from clip_core.image import pixels_of
 from clip_core.model.contract import read_contract
 from clip_core.serve.index import read_index, top_k
 from clip_core.serve.onnx_towers import open_session, run
@@ -51,7 +51,7 @@ class ImagePreprocess:
 
     def initialize(self, args: dict[str, str]) -> None:
         _check_numbers()
-        self.image_size = read_contract(_folder(args)).image_size
+        self.contract = read_contract(_folder(args))
         self.release = _read_release(_folder(args))
 
     def execute(self, requests: Sequence["pb.InferenceRequest"]) -> list["pb.InferenceResponse"]:
@@ -63,7 +63,7 @@ class ImagePreprocess:
     def _read_image(self, item: bytes) -> np.ndarray:
         if len(item) > MAX_IMAGE_BYTES:
             raise ValueError(f"the image has {len(item)} bytes; {MAX_IMAGE_BYTES} are allowed")
-        return to_pixels(read_image(item, MAX_IMAGE_PIXELS), self.image_size)
+        return pixels_of(item, self.contract.image_size, self.contract.preprocessing, MAX_IMAGE_PIXELS)
 
 
 class OnnxModel:

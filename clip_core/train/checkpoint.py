@@ -1,4 +1,7 @@
-"""Interrupted trainings go on: `{step, model, optimizer}` in a locked folder named after what decides the result."""
+"""Interrupted trainings go on: `{step, model, optimizer}` in a locked folder named after what decides the result.
+
+Of the model only what trains: the rest is in the weights that the training started from.
+"""
 
 import fcntl
 import hashlib
@@ -60,7 +63,7 @@ def resume(work: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> in
         for name, parameter in model.named_parameters():
             if f"optimizer.{name}.exp_avg" in saved:
                 moments = {key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
-                optimizer.state[parameter] = {"step": torch.zeros(()), **moments}
+                optimizer.state[parameter] = {"step": torch.zeros((), device=parameter.device), **moments}
         state = dict(_state(model, optimizer))
         assert set(state) == saved  # the folder's name promises it
         for name, tensor in state.items():
@@ -69,7 +72,8 @@ def resume(work: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> in
 
 
 def _state(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
-    yield from ((f"model.{name}", tensor) for name, tensor in model.state_dict().items())
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    yield from ((f"model.{name}", tensor) for name, tensor in model.state_dict().items() if name not in frozen)
     for name, parameter in model.named_parameters():
         yield from ((f"optimizer.{name}.{key}", value) for key, value in optimizer.state.get(parameter, {}).items())
 

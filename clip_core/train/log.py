@@ -31,7 +31,8 @@ class CsvLog:
 def publish_curves(work: Path, curves: Path) -> None:
     """Copies the finished training's curves to the folder `curves`."""
     for path in sorted(work.glob("*.csv")):
-        if path.stat().st_size:  # a training without validation has an empty one
+        # A training without validation has an empty one; DVC waits for train.csv, also when no step was asked for.
+        if path.stat().st_size or path.name == "train.csv":
             atomic_write(curves / path.name, path.read_text())
 
 

@@ -6,19 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from clip_core.config import Training
 from clip_core.data.batches import Pairs
 from clip_core.data.sampler import random_at
 from clip_core.model.clip import CLIP
+from clip_core.train.activations import checkpoint_activations
+from clip_core.train.backward import Encode, backward
 from clip_core.train.checkpoint import resume, save
+from clip_core.train.device import local_device
 from clip_core.train.log import CsvLog, Progress
-from clip_core.train.loss import contrastive_loss
 from clip_core.train.optimizer import lr_at, make_optimizer, set_lr
-
-EncodeImages = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -34,48 +33,42 @@ def train(
     model: CLIP,
     pairs: Pairs,
     work: Path,
-    encode_images: EncodeImages,
+    encode_images: Encode,
     validation: Validation | None = None,
 ) -> None:
     """Trains to the last step, continuing by itself from a checkpoint in `work`; the curves stay in `work`."""
     torch.use_deterministic_algorithms(True)
-    num_steps = params.schedule.num_steps
-    model.image_tower.to(memory_format=torch.channels_last)  # faster convolutions
+    num_steps = params.schedule.steps(pairs.num_pairs, params.global_batch)
+    model.to(local_device()).image_tower.to(memory_format=torch.channels_last)  # faster convolutions
+    if params.checkpoint_activations:
+        checkpoint_activations(model)
     optimizer = make_optimizer(model, params.optimizer)
     done = resume(work, model, optimizer)  # 0 when there is nothing to resume
     if done:
         print(f"resuming at step {done + 1} of {num_steps}", flush=True)
     train_log, validation_log = CsvLog(work / "train.csv", done), CsvLog(work / "validation.csv", done)
     progress = Progress(work.parent.name, done, num_steps, params.global_batch)
+    if num_steps == 0 and validation:
+        validation_log(0, **_told(0, validation.measure(model.eval())))
     for step in range(done + 1, num_steps + 1):
         model.train()
-        torch.manual_seed(int(random_at(pairs.seed, "dropout", step).integers(2**63)))
-        set_lr(optimizer, lr := lr_at(step, params.schedule))
-        batch = pairs.batch(step)
-        loss = contrastive_loss(encode_images(batch.images), encode_texts(model, batch.token_ids), model.logit_scale)
-        _stop_unless_finite(loss.item(), step)
-        loss.backward()
-        grad_norm = clip_grad_norm_(model.parameters(), params.optimizer.max_grad_norm)
+        set_lr(optimizer, lr := lr_at(step, params.schedule, num_steps))
+        seed = int(random_at(pairs.seed, "dropout", step).integers(2**63))
+        loss = backward(params, model, encode_images, pairs.batch(step), seed)
+        _stop_unless_finite(loss, step)
+        grad_norm = clip_grad_norm_(model.parameters(), params.optimizer.max_grad_norm or math.inf)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         model.clamp_logit_scale()
-        progress(step, loss.item(), lr, _is_due(step, params.log_every, num_steps))
+        progress(step, loss, lr, _is_due(step, params.log_every, num_steps))
         if _is_due(step, params.log_every, num_steps):
             scale = model.logit_scale.exp().item()
-            train_log(step, loss=loss.item(), lr=lr, grad_norm=grad_norm.item(), logit_scale=scale)
+            train_log(step, loss=loss, lr=lr, grad_norm=grad_norm.item(), logit_scale=scale)
         if validation and _is_due(step, validation.every, num_steps):
             validation_log(step, **_told(step, validation.measure(model.eval())))
         if _is_due(step, params.save_every, num_steps):
             save(work, step, model, optimizer)
     model.eval()
-
-
-def encode_texts(model: CLIP, token_ids: Tensor) -> Tensor:
-    """The model's text features, short texts apart from long ones: less padding, which is 40 % of the time."""
-    lengths = (token_ids != 0).sum(1)
-    order = lengths.argsort(stable=True)
-    halves = [model.encode_texts(token_ids[rows, : int(lengths[rows].max())]) for rows in order.chunk(2)]
-    return torch.cat(halves)[order.argsort()]
 
 
 def _is_due(step: int, every: int, num_steps: int) -> bool:

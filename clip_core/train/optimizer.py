@@ -18,11 +18,11 @@ def make_optimizer(model: nn.Module, params: Optimizer) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=0.0, betas=(params.beta1, params.beta2), eps=params.eps, fused=True)
 
 
-def lr_at(step: int, schedule: Schedule) -> float:
-    """The learning rate of step 1, 2, ...: a linear climb to the peak, then a cosine down to 0 after the last step."""
+def lr_at(step: int, schedule: Schedule, num_steps: int) -> float:
+    """The learning rate of step 1, 2, ...: a linear climb to the peak, then a cosine down to 0 after `num_steps`."""
     if step <= schedule.warmup_steps:
         return schedule.peak_lr * step / schedule.warmup_steps
-    share = (step - 1 - schedule.warmup_steps) / (schedule.num_steps - schedule.warmup_steps)
+    share = (step - 1 - schedule.warmup_steps) / (num_steps - schedule.warmup_steps)
     return schedule.peak_lr * (1 + math.cos(math.pi * share)) / 2
 
 

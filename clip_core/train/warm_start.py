@@ -18,7 +18,8 @@ def english_clip(params: Training, architecture: Architecture, store: Store, wor
     tokenizer = parse_tokenizer(tokenizer_json, architecture.context_length)
     text_tower = architecture.text_tower.model_copy(update={"vocab_size": tokenizer.vocab_size})
     model = make_clip(architecture.model_copy(update={"text_tower": text_tower}), seed)
-    pairs = Pairs(store, decoded(store, architecture.image_size), tokenizer, params, seed)
+    pictures = decoded(store, architecture.image_size, architecture.preprocessing)
+    pairs = Pairs(store, pictures, tokenizer, params, seed)
     train(params, model, pairs, work, model.encode_images)
     return model
 

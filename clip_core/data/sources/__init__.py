@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
-from clip_core.config import EmojiSource, TableSource
+from clip_core.config import EmojiSource, MugeSource, TableSource
 from clip_core.image import read_size
 
 if TYPE_CHECKING:
@@ -24,12 +24,16 @@ class Harvest:
     more: dict[str, Any] = field(default_factory=dict)  # counts worth reporting
 
 
-def harvest(data: EmojiSource | TableSource) -> Harvest:
+def harvest(data: EmojiSource | TableSource | MugeSource) -> Harvest:
     """Opens the source that `params.data` names."""
     if isinstance(data, EmojiSource):
         from clip_core.data.sources.emoji import harvest_emoji
 
         return harvest_emoji(data)
+    if isinstance(data, MugeSource):
+        from clip_core.data.sources.muge import harvest_muge
+
+        return harvest_muge(data)
     from clip_core.data.sources.table import harvest_table
 
     return harvest_table(data)

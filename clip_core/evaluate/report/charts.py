@@ -20,7 +20,8 @@ class Line:
 
 
 def curves(lines: Sequence[Line], title: str, unit: str = "", from_zero: bool = False) -> str:
-    """A line chart as an inline SVG figure; the last value of each line stands at its end."""
+    """A line chart as an inline SVG figure; the last value of each line stands at its end, empty lines are left out."""
+    lines = [line for line in lines if line.points]
     xs = [x for line in lines for x, _ in line.points]
     ys = [y for line in lines for _, y in line.points]
     y_ticks = ticks(0.0 if from_zero else min(ys), max(ys))

@@ -77,7 +77,7 @@ def zero_shot_table(metrics: Mapping) -> str:
 def training_curves(curves_of: Mapping[str, Mapping[str, list[tuple[float, float]]]]) -> str:
     """The losses of all training and the validation recall on its way; `curves_of[stage]` has loss and recall."""
     init, first, second = (curves_of[stage] for stage in ("init", "stage1", "stage2"))
-    offset = first["loss"][-1][0]
+    offset = first["loss"][-1][0] if first["loss"] else 0  # a stage 1 of no steps
     later = {name: [(offset + x, y) for x, y in points] for name, points in second.items()}
     charts = [
         curves(

@@ -65,18 +65,21 @@ def model(run: Run) -> str:
     text = architecture["text_tower"]
     steps = {stage: f"{lines['loss'][-1][0]:.0f} steps" for stage, lines in run.curves.items() if lines["loss"]}
     image_tower = f"<code>{escape(architecture['image_tower']['name'])}</code> of timm"
+    warm_up = f" is warmed up as a CLIP on the training pictures, {_warm_up_captions(run)}" if "init" in steps else ""
+    first = "The image tower is frozen; the text tower learns Chinese from its features."
     return (
         "<h2>The model</h2>"
         "<p>A CLIP with two towers, trained in the two stages of the Chinese-CLIP paper. Texts and pictures become "
         f"unit vectors of {architecture['embed_dim']} numbers; the nearest picture is the answer.</p>"
         '<div class="steps">'
         f'<div class="step init"><h3>Start <small>{steps.get("init", "")}</small></h3><p>The image tower '
-        f"({image_tower}, {architecture['image_size']} px) is warmed up as a CLIP on the training pictures, "
-        f"{_warm_up_captions(run)}. Text tower (BERT, {text['num_hidden_layers']} layers of {text['hidden_size']}): "
-        f"<b>{escape(made['text_tower'])}</b>.</p></div>"
-        f'<div class="step stage1"><h3>Stage 1 <small>{steps["stage1"]}</small></h3><p>The image tower is frozen; the '
-        "text tower learns Chinese from its features.</p></div>"
-        f'<div class="step stage2"><h3>Stage 2 <small>{steps["stage2"]}</small></h3><p>Both towers train.</p></div>'
+        f"({image_tower}, {architecture['image_size']} px){warm_up}. "
+        f"Text tower (<code>{escape(text['name'])}</code> of transformers): <b>{escape(made['text_tower'])}</b>.</p>"
+        "</div>"
+        f'<div class="step stage1"><h3>Stage 1 <small>{steps.get("stage1", "")}</small></h3>'
+        f"<p>{first if 'stage1' in steps else 'Nothing trains: its figures are those of the start.'}</p></div>"
+        f'<div class="step stage2"><h3>Stage 2 <small>{steps.get("stage2", "")}</small></h3>'
+        "<p>Both towers train.</p></div>"
         "</div>"
     )
 

@@ -1,0 +1,214 @@
+"""Takes weights out: as a file of OFA-Sys, which `cn_clip` loads, or as a folder of transformers."""
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from clip_core.files import atomic_write, replacing_file, replacing_folder
+from clip_core.image import AS_RELEASED, Preprocessing
+from clip_core.model.clip import CLIP
+from clip_core.model.contract import TOKENIZER_FILE, Contract, read_contract, release_of
+from clip_core.model.pretrained.model_card import model_card
+from clip_core.model.pretrained.names import OFA, OFA_RESNET, TRANSFORMERS, to_theirs
+from clip_core.model.pretrained.recognise import name_of
+from clip_core.model.pretrained.released_vocabulary import is_released_text, vocabulary_of
+from clip_core.model.weights import load_weights
+
+Format = Literal["ofa", "transformers"]
+CN_CLIP_NAMES = {  # vision_model_name, text_model_name and input_resolution of cn_clip.clip.load_from_name
+    "rn50": ("RN50", "RBT3-chinese", 224),
+    "vit-b-32": ("ViT-B-32", "RoBERTa-wwm-ext-base-chinese", 224),
+    "vit-b-16": ("ViT-B-16", "RoBERTa-wwm-ext-base-chinese", 224),
+    "vit-l-14": ("ViT-L-14", "RoBERTa-wwm-ext-base-chinese", 224),
+    "vit-l-14-336": ("ViT-L-14-336", "RoBERTa-wwm-ext-base-chinese", 336),
+    "vit-h-14": ("ViT-H-14", "RoBERTa-wwm-ext-large-chinese", 224),
+}
+AS_IN_TRANSFORMERS = replace(AS_RELEASED, convert="before")
+ACTIVATIONS = {"QuickGELU": "quick_gelu", "GELU": "gelu"}  # timm's classes
+
+
+def export_weights(folder: Path, out: Path, form: Format) -> None:
+    """Writes the weights folder to `out` in another format, whole or not at all, and says how to load it there.
+
+    Raises ValueError when the format can not hold this model.
+    """
+    start = time.monotonic()
+    contract = read_contract(folder)
+    vocabulary = _vocabulary(folder, form)
+    print(f"{folder}: {name_of(contract.architecture)}, release {release_of(folder)}", flush=True)
+    model = load_weights(folder)
+    tensors = _named(model, form)
+    if form == "ofa":
+        _check_cn_clip(model, vocabulary)
+        lines = _write_ofa(tensors, contract, out)
+    else:
+        lines = _write_transformers(tensors, model, vocabulary, folder, out)
+    for note in _notes(contract, AS_RELEASED if form == "ofa" else AS_IN_TRANSFORMERS):
+        print(f"note: {note}")
+    print(f"wrote {out} in {time.monotonic() - start:.1f} s; to load it:")
+    print("\n".join(f"  {line}" for line in lines))
+
+
+def _vocabulary(folder: Path, form: Format) -> str:
+    try:
+        return vocabulary_of((folder / TOKENIZER_FILE).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{folder}: the format {form} can not hold these weights: {error}") from None
+
+
+def _named(model: CLIP, form: Format) -> dict[str, Tensor]:
+    """The tensors in the names of the format, which has no names for those of other towers."""
+    resnet = "image_tower.head.pos_embed" in model.state_dict()
+    if resnet and form == "transformers":
+        raise ValueError(
+            "transformers has no class for a Chinese-CLIP with a ResNet (rn50): its ChineseCLIPModel has a ViT alone; "
+            "export it with --format ofa"
+        )
+    tower = model.architecture.text_tower
+    if tower.name != "bert":
+        raise ValueError(f"the format {form} can not hold these weights: its text tower is a BERT, not {tower.name!r}")
+    try:
+        return to_theirs(model.state_dict(), TRANSFORMERS if form == "transformers" else OFA_RESNET if resnet else OFA)
+    except ValueError as error:
+        name = model.architecture.image_tower.name
+        raise ValueError(f"the format {form} can not hold the image tower {name}: {error}") from None
+
+
+def _check_cn_clip(model: CLIP, vocabulary: str) -> None:
+    """Raises ValueError for what cn_clip has fixed in its code."""
+    preprocessing, text = model.architecture.preprocessing, model.text_tower.encoder.config
+    wrong = []
+    if not is_released_text(vocabulary):
+        wrong.append("another vocabulary than the one of Chinese-CLIP, which cn_clip brings with it")
+    if (preprocessing.mean, preprocessing.std) != (AS_RELEASED.mean, AS_RELEASED.std):
+        wrong.append("another mean or std of the pictures than CLIP's")
+    if hasattr(model.image_tower, "blocks") and _vision_config(model)["hidden_act"] != "quick_gelu":
+        wrong.append("an image tower with another activation than QuickGELU")
+    if (text.hidden_act, text.layer_norm_eps) != ("gelu", 1e-12):
+        wrong.append("a BERT with another activation than GELU or another LayerNorm eps than 1e-12")
+    if wrong:
+        raise ValueError("the format ofa can not hold these weights, which have\n  " + "\n  ".join(wrong))
+
+
+def _write_ofa(tensors: dict[str, Tensor], contract: Contract, out: Path) -> list[str]:
+    if out.is_dir():
+        raise ValueError(f"{out}: a folder; the format ofa is one file, such as {out / 'clip_cn.pt'}")
+    name = name_of(contract.architecture)
+    state_dict = {f"module.{name}": tensor.contiguous() for name, tensor in tensors.items()}
+    with replacing_file(out) as aside:
+        torch.save({"epoch": 0, "step": 0, "name": name, "state_dict": state_dict}, aside)
+    if name not in CN_CLIP_NAMES or CN_CLIP_NAMES[name][2] != contract.image_size:
+        return [
+            f"cn_clip has no model config of this shape ({name}, {contract.image_size} x {contract.image_size});",
+            "it needs one in its clip/model_configs before load_from_name can read the file",
+        ]
+    vision, text, size = CN_CLIP_NAMES[name]
+    return [
+        f"cn_clip.clip.load_from_name({str(out)!r}, device='cpu', vision_model_name={vision!r},",
+        f"    text_model_name={text!r}, input_resolution={size})",
+    ]
+
+
+def _write_transformers(tensors: dict[str, Tensor], model: CLIP, vocabulary: str, folder: Path, out: Path) -> list[str]:
+    architecture = model.architecture
+    config = {
+        "architectures": ["ChineseCLIPModel"],
+        "model_type": "chinese_clip",
+        "dtype": "float32",
+        "projection_dim": architecture.embed_dim,
+        "logit_scale_init_value": 2.6592,
+        "text_config": _text_config(model),
+        "vision_config": _vision_config(model),
+    }
+    tokenizer = {
+        "tokenizer_class": "BertTokenizer",
+        "do_lower_case": True,
+        "strip_accents": True,
+        "tokenize_chinese_chars": True,
+        "model_max_length": architecture.context_length,
+    }
+    with replacing_folder(out) as aside:
+        packed = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        save_file(packed, aside / "model.safetensors", metadata={"format": "pt"})
+        for name, content in (
+            ("config.json", config),
+            ("preprocessor_config.json", _processor_config(architecture.preprocessing, architecture.image_size)),
+            ("tokenizer_config.json", tokenizer),
+        ):
+            atomic_write(aside / name, json.dumps(content, indent=2) + "\n")
+        atomic_write(aside / "vocab.txt", vocabulary)
+        atomic_write(aside / "README.md", model_card(read_contract(folder), release_of(folder)))
+    return [
+        f"transformers.ChineseCLIPModel.from_pretrained({str(out)!r})",
+        f"transformers.ChineseCLIPProcessor.from_pretrained({str(out)!r})",
+    ]
+
+
+def _text_config(model: CLIP) -> dict[str, Any]:
+    known = model.text_tower.encoder.config.to_dict()
+    names = (
+        "vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size hidden_act layer_norm_eps "
+        "hidden_dropout_prob attention_probs_dropout_prob max_position_embeddings type_vocab_size pad_token_id"
+    )
+    return {"model_type": "chinese_clip_text_model", **{name: known[name] for name in names.split()}}
+
+
+def _vision_config(model: CLIP) -> dict[str, Any]:
+    tower: Any = model.image_tower
+    mlp = tower.blocks[0].mlp
+    activation = ACTIVATIONS.get(type(mlp.act).__name__)
+    if activation is None:
+        raise ValueError(f"no format can hold an image tower with the activation {type(mlp.act).__name__}")
+    return {
+        "model_type": "chinese_clip_vision_model",
+        "hidden_size": tower.embed_dim,
+        "intermediate_size": mlp.fc1.out_features,
+        "projection_dim": model.architecture.embed_dim,
+        "num_hidden_layers": len(tower.blocks),
+        "num_attention_heads": tower.blocks[0].attn.num_heads,
+        "image_size": model.architecture.image_size,
+        "patch_size": tower.patch_embed.patch_size[0],
+        "hidden_act": activation,
+        "layer_norm_eps": tower.norm.eps,
+    }
+
+
+def _processor_config(preprocessing: Preprocessing, image_size: int) -> dict[str, Any]:
+    """A direct resize to the square: what transformers does by default, a crop of the middle, is another thing."""
+    return {
+        "image_processor_type": "ChineseCLIPImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"height": image_size, "width": image_size},
+        "resample": 3,  # bicubic
+        "do_center_crop": False,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": preprocessing.mean,
+        "image_std": preprocessing.std,
+    }
+
+
+def _notes(contract: Contract, there: Preprocessing) -> list[str]:
+    """What the format can not say, and so whoever loads it must know."""
+    here = contract.preprocessing
+    differing = [
+        f"{name} is {getattr(here, name)} here, {getattr(there, name)} there"
+        for name in ("convert", "orientation", "grey16", "background")
+        if getattr(here, name) != getattr(there, name)
+    ]
+    notes = [f"pictures of rare kinds are prepared otherwise there: {'; '.join(differing)}"] if differing else []
+    if contract.context_length != 52:
+        notes.append(f"texts are cut at {contract.context_length} tokens here; cn_clip cuts them at 52 if not told")
+    if contract.architecture.matryoshka:
+        notes.append(
+            f"features were also trained at widths {contract.architecture.matryoshka}; the format can not say it"
+        )
+    return notes

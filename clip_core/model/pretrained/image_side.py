@@ -1,0 +1,141 @@
+"""Reads the image side of a CLIP, its tower and projection, as timm, open_clip or transformers store it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clip_core.config import ImageTower
+from clip_core.model.image_tower import make_image_tower
+from clip_core.model.pretrained.checkpoint import Checkpoint, read_checkpoint
+from clip_core.model.pretrained.names import (
+    OPENAI,
+    OPENAI_RESNET,
+    TIMM,
+    TIMM_RESNET,
+    TRANSFORMERS_VIT,
+    TRANSPOSED,
+    Table,
+    their_names,
+    to_ours,
+)
+from clip_core.model.pretrained.positions import check_image_size, resize_all_positions
+from clip_core.model.pretrained.recognise import Recognised, recognise_resnet, recognise_vit
+
+TOWER, PROJECTION = "image_tower.", "image_projection."
+TIMM_CLASSIFIERS = ("head.fc.", "fc.", "classifier.")
+
+
+@dataclass(frozen=True)
+class ImageSide:
+    """The image tower and the projection of a CLIP, in our names and in fp32."""
+
+    recognised: ImageTower  # what the tensors are
+    image_size: int
+    tower: dict[str, Tensor]  # names as in the tower's own state_dict
+    projection: Tensor | None  # (embed_dim, width); None: the source has none
+    projection_bias: Tensor | None
+    logit_scale: float | None  # the logarithm, as the model holds it
+
+
+def read_image_side(source: Path, tower: ImageTower | None = None, image_size: int | None = None) -> ImageSide:
+    """The image side of the CLIP in a file or folder; the text side, if there is one, is left out.
+
+    `tower` is what the tensors must fit; None: it is recognised. With `image_size` the positions are resized. Raises
+    ValueError that lists all that is missing, unexpected or of another shape.
+    """
+    return image_side_in(read_checkpoint(source), tower, image_size)
+
+
+def image_side_in(checkpoint: Checkpoint, tower: ImageTower | None = None, image_size: int | None = None) -> ImageSide:
+    """The image side of the CLIP in a checkpoint."""
+    try:
+        theirs, table = _image_tensors(checkpoint.tensors)
+        found = _recognise(theirs, table, checkpoint.config)
+        if found is None and tower is not None:
+            found = Recognised(tower, image_size or 224, 1)
+        if found is None:
+            raise ValueError(
+                "no image tower that is known by its tensors; name it in model.image_tower, or give a folder with "
+                f"timm's config.json. It holds {', '.join(list(checkpoint.tensors)[:5])}, ..."
+            )
+        size, wanted_tower = found.image_size, tower or found.tower
+        ours = to_ours(theirs, _wanted(theirs, table, wanted_tower, size), table)
+        if image_size not in (None, size):
+            check_image_size(image_size, found.stride)
+            ours = resize_all_positions(ours, _wanted(theirs, table, wanted_tower, image_size))
+    except ValueError as error:
+        raise ValueError(f"{checkpoint.source}: {error}") from None
+    scale = ours["logit_scale"].item() if "logit_scale" in ours else checkpoint.config.get("logit_scale")
+    return ImageSide(
+        recognised=found.tower,
+        image_size=image_size or size,
+        tower={name.removeprefix(TOWER): tensor for name, tensor in ours.items() if name.startswith(TOWER)},
+        projection=ours.get(f"{PROJECTION}weight"),
+        projection_bias=ours.get(f"{PROJECTION}bias"),
+        logit_scale=scale,
+    )
+
+
+def _image_tensors(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], Table]:
+    """The tensors of the image side, and the table that knows their names."""
+    scale = {name: tensors[name].reshape(()) for name in ("logit_scale",) if name in tensors}
+    if any(name.startswith("visual.trunk.") for name in tensors):  # open_clip with a tower of timm
+        trunk = {n.removeprefix("visual.trunk."): t for n, t in tensors.items() if n.startswith("visual.trunk.")}
+        heads = {n.replace("visual.head.proj.", "head."): t for n, t in tensors.items() if n.startswith("visual.head.")}
+        return {**trunk, **heads, **scale}, TIMM
+    if any(name.startswith("visual.") for name in tensors):
+        visual = {name: tensor for name, tensor in tensors.items() if name.startswith("visual.")}
+        resnet = any(name.startswith(("visual.attnpool.", "visual.layer1.")) for name in visual)
+        return {**visual, **scale}, OPENAI_RESNET if resnet else OPENAI
+    if "embeddings.class_embedding" in tensors:  # transformers' CLIPVisionModel
+        tensors = {f"vision_model.{name}": tensor for name, tensor in tensors.items()}
+    if any(name.startswith("vision_model.") for name in tensors):
+        prefixes = ("vision_model.", "visual_projection.")
+        vision = {n: t for n, t in tensors.items() if n.startswith(prefixes) and not n.endswith("position_ids")}
+        return {**vision, **scale}, TRANSFORMERS_VIT
+    return _timm_tensors(tensors)
+
+
+def _timm_tensors(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], Table]:
+    """timm's tensors; of a head only the projection of CLIP stays, which has no bias in a ViT."""
+    tower = {name: tensor for name, tensor in tensors.items() if not name.startswith(TIMM_CLASSIFIERS)}
+    if "head.pos_embed" in tower:
+        return tower, TIMM_RESNET
+    bias = tower.pop("head.bias", None)
+    if bias is not None and bias.any():  # a classifier
+        tower.pop("head.weight", None)
+    return tower, TIMM
+
+
+def _recognise(theirs: dict[str, Tensor], table: Table, config: dict[str, Any]) -> Recognised | None:
+    if isinstance(name := config.get("architecture"), str):  # timm's folder
+        options = {key: tuple(v) if isinstance(v, list) else v for key, v in (config.get("model_args") or {}).items()}
+        options.pop("img_size", None)
+        size = (config.get("pretrained_cfg") or {}).get("input_size", (3, 224, 224))[-1]
+        patch = theirs.get("patch_embed.proj.weight")
+        return Recognised(ImageTower(name=name, options=options), size, 32 if patch is None else patch.shape[-1])
+    if table in (OPENAI_RESNET, TIMM_RESNET):
+        return recognise_resnet(theirs, table)
+    if table is TIMM and not {"norm_pre.weight", "cls_token"} <= set(theirs):  # no ViT of CLIP's kind
+        return None
+    return recognise_vit(theirs, table, config.get("vision_config") or config)
+
+
+def _wanted(theirs: dict[str, Tensor], table: Table, tower: ImageTower, image_size: int) -> dict[str, Tensor]:
+    """What the source must hold, in our names: the tower, and of the rest what it has."""
+    with torch.device("meta"):
+        made = make_image_tower(tower, image_size)
+        wanted = {f"{TOWER}{name}": tensor for name, tensor in made.module.state_dict().items()}
+        (projection,) = their_names(f"{PROJECTION}weight", table)
+        if projection in theirs:
+            shape = theirs[projection].shape
+            embed_dim = shape[-1 if projection in TRANSPOSED else 0]
+            wanted[f"{PROJECTION}weight"] = torch.empty(embed_dim, made.width)
+            if made.projection_bias:
+                wanted[f"{PROJECTION}bias"] = torch.empty(embed_dim)
+        if "logit_scale" in theirs:
+            wanted["logit_scale"] = torch.empty(())
+    return wanted

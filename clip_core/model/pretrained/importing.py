@@ -1,0 +1,146 @@
+"""Brings a checkpoint in: a Chinese-CLIP as a weights folder, half a CLIP as a folder that stage init reads."""
+
+import json
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from clip_core.config import Options
+from clip_core.files import atomic_write, replacing_folder
+from clip_core.image import AS_RELEASED
+from clip_core.model.contract import Made, TextArchitecture, hash_of, release_of
+from clip_core.model.pretrained.checkpoint import Checkpoint, read_checkpoint
+from clip_core.model.pretrained.image_side import ImageSide, image_side_in
+from clip_core.model.pretrained.released import CONTEXT_LENGTH, is_chinese_clip, released_in
+from clip_core.model.pretrained.released_vocabulary import is_released
+from clip_core.model.text_tower import TextTower, architecture_of_bert, load_bert
+from clip_core.model.weights import save_weights
+from clip_core.text import parse_tokenizer, tokenizer_of_vocabulary
+
+MIB = 2**20
+
+
+def import_checkpoint(source: Path, folder: Path, vocab: Path | None, image_size: int | None) -> None:
+    """Writes what `source` holds to `folder`, whole or not at all, and says what it was recognised as."""
+    start = time.monotonic()
+    checkpoint = read_checkpoint(source)
+    num_tensors = len(checkpoint.tensors)
+    print(f"{source}: {num_tensors:,} tensors, {checkpoint.num_bytes / MIB:,.0f} MiB", flush=True)
+    if is_chinese_clip(checkpoint):
+        _import_chinese_clip(checkpoint, folder, vocab, image_size)
+    elif any(name.endswith("embeddings.word_embeddings.weight") for name in checkpoint.tensors):
+        _import_bert(checkpoint, folder)
+    else:
+        _import_image_side(checkpoint, folder, image_size)
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    print(f"wrote {folder}: {size / MIB:,.0f} MiB in {time.monotonic() - start:.1f} s")
+
+
+def _import_chinese_clip(checkpoint: Checkpoint, folder: Path, vocab: Path | None, image_size: int | None) -> None:
+    released = released_in(checkpoint, vocab, image_size, CONTEXT_LENGTH)
+    model, architecture = released.model, released.model.architecture
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    image, text = architecture.image_tower, architecture.text_tower
+    print(f"recognised as {released.name}: {num_parameters:,} parameters", flush=True)
+    size = architecture.image_size
+    print(f"  image tower {image.name} {_spelt(image.options)}for {size} x {size} pixels")
+    print(f"  text tower {text.name}, {text.options['num_hidden_layers']} layers {text.options['hidden_size']} wide")
+    vocabulary = "the released one" if is_released(released.vocabulary) else "its own"
+    print(f"  vocabulary {released.vocabulary} ({vocabulary}), {text.vocab_size:,} tokens")
+    prepared = ", ".join(f"{name} {getattr(AS_RELEASED, name)}" for name in ("convert", "orientation", "grey16"))
+    print(f"  preprocessing as released: {AS_RELEASED.resize}, {prepared}, background {AS_RELEASED.background}")
+    _say_unused(released.unused)
+    made = Made(
+        stage="import",
+        params=hash_of({"image_size": image_size, "context_length": architecture.context_length}),
+        data=checkpoint.fingerprint(),
+        parent=None,
+        text_tower="imported with the image tower",
+    )
+    save_weights(model, released.tokenizer_json, folder, made)
+    print(f"release {release_of(folder)}; next, for example:")
+    print(f"  python -c \"import clip_core; print(clip_core.load('{folder}').encode_texts(['hello']).shape)\"")
+
+
+def _import_bert(checkpoint: Checkpoint, folder: Path) -> None:
+    source = checkpoint.source
+    if not source.is_dir():
+        raise ValueError(
+            f"{source}: a BERT without its config.json and vocab.txt; give the folder that holds all three"
+        )
+    if not (source / "vocab.txt").exists():
+        raise ValueError(f"{source}: no BERT folder: it has no vocab.txt")
+    vocab_size = parse_tokenizer(tokenizer_of_vocabulary(source / "vocab.txt"), CONTEXT_LENGTH).vocab_size
+    architecture: TextArchitecture = architecture_of_bert(source, vocab_size)
+    tower = TextTower(architecture)
+    load_bert(tower, source)
+    config = {"model_type": "bert", "hidden_act": "gelu", "vocab_size": vocab_size, **architecture.options}
+    with replacing_folder(folder) as aside:
+        _save(tower.encoder.state_dict(), aside / "model.safetensors")
+        atomic_write(aside / "config.json", _json({**config, "source": checkpoint.fingerprint()}))
+        atomic_write(aside / "vocab.txt", (source / "vocab.txt").read_bytes())
+    num_parameters = sum(parameter.numel() for parameter in tower.parameters())
+    print(f"recognised as a BERT: {num_parameters:,} parameters, {vocab_size:,} tokens")
+    _say_unused([name for name in checkpoint.tensors if ".pooler." in name or name.startswith("cls.")])
+    print(f"half a CLIP, for stage init to start from: name {folder} in params.yaml, section init")
+
+
+def _import_image_side(checkpoint: Checkpoint, folder: Path, image_size: int | None) -> None:
+    side = image_side_in(checkpoint, None, image_size)
+    tensors, config = timm_folder(side)
+    with replacing_folder(folder) as aside:
+        _save(tensors, aside / "model.safetensors")
+        atomic_write(aside / "config.json", _json({**config, "source": checkpoint.fingerprint()}))
+    num_parameters = sum(tensor.numel() for tensor in side.tower.values())
+    tower, size = side.recognised, side.image_size
+    print(f"recognised as an image tower: {tower.name} {_spelt(tower.options)}for {size} x {size} pixels")
+    print(f"  {num_parameters:,} numbers")
+    print("  projection " + ("none" if side.projection is None else f"to {len(side.projection)} dimensions"))
+    print("  logit_scale " + ("none" if side.logit_scale is None else f"{side.logit_scale:.4f}"))
+    print(f"half a CLIP, for stage init to start from: name {folder} in params.yaml, section init")
+
+
+def timm_folder(side: ImageSide) -> tuple[dict[str, Tensor], dict]:
+    """The tensors and the config.json of a folder as timm has them; the projection is its classifier."""
+    head = "head.proj." if "head.pos_embed" in side.tower else "head."
+    projection: dict[str, Tensor] = {}
+    if side.projection is not None:
+        bias = side.projection_bias
+        projection[f"{head}weight"] = side.projection
+        projection[f"{head}bias"] = torch.zeros(len(side.projection)) if bias is None else bias
+    num_classes = 0 if side.projection is None else len(side.projection)
+    config = {
+        "architecture": side.recognised.name,
+        "model_args": {**side.recognised.options, "img_size": side.image_size},
+        "num_classes": num_classes,
+        "pretrained_cfg": {
+            "input_size": [3, side.image_size, side.image_size],
+            "crop_pct": 1.0,
+            "interpolation": "bicubic",
+            "mean": AS_RELEASED.mean,
+            "std": AS_RELEASED.std,
+            "num_classes": num_classes,
+        },
+        "logit_scale": side.logit_scale,  # ours; timm has no place for it
+    }
+    return {**side.tower, **projection}, config
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
+
+
+def _json(content: dict) -> str:
+    return json.dumps(content, indent=2) + "\n"
+
+
+def _spelt(options: Options) -> str:
+    return "".join(f"{name}={value} " for name, value in options.items())
+
+
+def _say_unused(names: list[str]) -> None:
+    if names:
+        print(f"  left out, as no feature depends on them: {', '.join(names)}")

@@ -1,0 +1,38 @@
+"""The model card of an export for transformers."""
+
+from clip_core.model.contract import Contract
+
+
+def model_card(contract: Contract, release: str) -> str:
+    """README.md: what the model is, where it comes from and how it is used."""
+    size, made = contract.image_size, contract.made
+    return f"""---
+library_name: transformers
+pipeline_tag: zero-shot-image-classification
+language:
+- zh
+tags:
+- chinese-clip
+- clip
+---
+
+# Chinese CLIP, {contract.embed_dim} dimensions, {size} x {size} pixels
+
+Encodes pictures and Chinese texts as vectors that can be compared. Exported by `clip_core` from release `{release}`.
+
+| made by | trained on | started from |
+|---|---|---|
+| {made.stage} | {made.data} | {made.parent or made.text_tower} |
+
+```python
+from transformers import ChineseCLIPModel, ChineseCLIPProcessor
+
+model = ChineseCLIPModel.from_pretrained("THIS FOLDER")
+processor = ChineseCLIPProcessor.from_pretrained("THIS FOLDER")
+```
+
+- Pictures are resized to the square directly, without cropping (`preprocessor_config.json` says so).
+- Texts are cut at {contract.context_length} tokens: `processor(text=..., padding=True, truncation=True)`.
+- Turn curly double quotes into straight ones before: it is what the training did.
+- Features are compared by cosine: divide them by their length first.
+"""

@@ -1,0 +1,149 @@
+"""Vocabulary pruning: new weights that know only the tokens that matter, and what that does to the features.
+
+`python -m clip_core.model.vocabulary WEIGHTS_FOLDER OUT --captions FILE...` keeps the special tokens and those that
+occur in the captions; with `--keep FILE` that file names them, a line each. A text whose tokens are all kept gets the
+same features to the bit; others are split into what is left, at worst into [UNK]. The report says how many texts that
+are, and how far their features turn.
+"""
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from clip_core.env import set_switches
+from clip_core.model.clip import CLIP
+from clip_core.model.contract import TOKENIZER_FILE, hash_of, read_contract, release_of
+from clip_core.model.vocabulary_effect import Effect, effect_on, token_ids_of
+from clip_core.model.weights import load_weights, save_weights, without_weights
+from clip_core.text import CLS, PAD, SEP, UNKNOWN, load_tokenizer, parse_tokenizer
+
+SPECIAL = (PAD, UNKNOWN, CLS, SEP, "[MASK]")
+
+
+def prune(
+    folder: Path, out: Path, captions: Sequence[str], keep: Sequence[str] | None = None, min_count: int = 1
+) -> Effect:
+    """Writes the weights in `folder` with fewer tokens to `out`, which must be new; gives the effect on `captions`.
+
+    Kept are the special tokens and those of `keep`, or else those that occur `min_count` times in the captions.
+    """
+    if out.exists():
+        raise ValueError(f"{out} exists already: remove it, or name another folder")
+    contract = read_contract(folder)
+    tokenizer = load_tokenizer(folder / TOKENIZER_FILE, contract.context_length)
+    tree = _read_word_pieces(folder / TOKENIZER_FILE, contract.architecture.text_tower.vocab_size)
+    vocabulary: dict[str, int] = tree["model"]["vocab"]
+    if keep is None:
+        counts = Counter(token for row in token_ids_of(tokenizer, captions) for token in row)
+        kept = {token for token, count in counts.items() if count >= min_count}
+    else:
+        if unknown := sorted(set(keep) - set(vocabulary)):
+            raise ValueError(f"{len(unknown)} of the tokens to keep are not in {folder}, the first: {unknown[:5]}")
+        kept = {vocabulary[token] for token in keep}
+    rows = sorted(kept | {vocabulary[token] for token in SPECIAL if token in vocabulary})
+
+    full = load_weights(folder)
+    pruned, tokenizer_json = with_rows(full, rows), _rebuilt(tree, rows)
+    texts = sorted(set(captions))
+    effect = effect_on(
+        texts, (full, tokenizer), (pruned, parse_tokenizer(tokenizer_json, contract.context_length)), rows
+    )
+    made = contract.made.model_copy(
+        update={
+            "stage": "vocabulary",
+            "params": hash_of(rows),
+            "data": hash_of(texts),
+            "parent": release_of(folder),
+            "text_tower": f"{contract.made.text_tower}; {len(rows)} of {len(vocabulary)} tokens kept",
+        }
+    )
+    save_weights(pruned, tokenizer_json, out, made)
+    return effect
+
+
+def with_rows(full: CLIP, rows: Sequence[int]) -> CLIP:
+    """The model with these rows of its token embeddings; the other weights are shared with `full`."""
+    text_tower = full.architecture.text_tower.model_copy(update={"vocab_size": len(rows)})
+    pruned = without_weights(full.architecture.model_copy(update={"text_tower": text_tower}))
+    embeddings = full.text_tower.encoder.get_input_embeddings().weight
+    name = next(name for name, parameter in full.named_parameters() if parameter is embeddings)
+    weights = full.state_dict()
+    pruned.load_state_dict(weights | {name: weights[name][list(rows)]}, assign=True)
+    return pruned.eval()
+
+
+def read_captions(path: Path) -> list[str]:
+    """The captions in a file: column `caption` of a .parquet or .csv, else a line each."""
+    try:
+        if path.suffix in (".parquet", ".csv"):
+            import pandas as pd
+
+            table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, dtype=str)
+            if "caption" not in table:
+                raise ValueError(f"it has no column `caption`, but {', '.join(map(str, table.columns))}")
+            return [caption for caption in table["caption"] if isinstance(caption, str)]
+        return [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file") from None
+    except ValueError as error:  # what pandas and the decoder raise as well
+        raise ValueError(f"{path}: no captions can be read: {error}") from None
+
+
+def _read_word_pieces(path: Path, vocab_size: int) -> dict:
+    """The tokenizer.json at `path` as a tree, if it is of the kind that this project writes."""
+    tree = json.loads(path.read_text(encoding="utf-8"))
+    kinds = tree["model"]["type"], (tree.get("post_processor") or {}).get("type")
+    if kinds != ("WordPiece", "BertProcessing") or tree.get("added_tokens"):
+        raise ValueError(f"{path}: only plain word pieces in BERT's manner can be pruned, not {kinds}")
+    vocabulary = tree["model"]["vocab"]
+    if sorted(vocabulary.values()) != list(range(vocab_size)):
+        raise ValueError(f"{path}: {len(vocabulary)} tokens do not fit the weights, which have {vocab_size}")
+    return tree
+
+
+def _rebuilt(tree: dict, rows: Sequence[int]) -> str:
+    """The tokenizer.json with the tokens `rows` alone, numbered anew in their old order."""
+    number = {old: new for new, old in enumerate(rows)}
+    vocabulary = {token: number[old] for token, old in tree["model"]["vocab"].items() if old in number}
+    ends = {end: [token, vocabulary[token]] for end, token in (("sep", SEP), ("cls", CLS))}
+    changed = {
+        "model": tree["model"] | {"vocab": dict(sorted(vocabulary.items(), key=lambda item: item[1]))},
+        "post_processor": tree["post_processor"] | ends,
+    }
+    return json.dumps(tree | changed, ensure_ascii=False, indent=2)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m clip_core.model.vocabulary",
+        description="weights that know only the tokens that matter; without --keep those of the captions",
+    )
+    parser.add_argument("weights_folder", type=Path)
+    parser.add_argument("out", type=Path, help="the new weights folder; must not exist")
+    parser.add_argument(
+        "--captions", type=Path, nargs="+", default=[], help="texts, a line each, or .parquet or .csv with `caption`"
+    )
+    parser.add_argument("--keep", type=Path, help="tokens to keep, a line each; the captions are then for the report")
+    parser.add_argument("--min-count", type=int, default=1, help="a token of the captions is kept from here on")
+    arguments = parser.parse_args()
+    set_switches()
+    try:
+        if not arguments.captions and arguments.keep is None:
+            raise ValueError("nothing says what to keep: give --captions FILE... or --keep FILE")
+        if arguments.min_count < 1:
+            raise ValueError(f"--min-count is {arguments.min_count}, and must be at least 1")
+        captions = [caption for path in arguments.captions for caption in read_captions(path)]
+        if arguments.captions and not captions:
+            raise ValueError(f"{', '.join(map(str, arguments.captions))}: no captions in there")
+        keep = None if arguments.keep is None else read_captions(arguments.keep)
+        effect = prune(arguments.weights_folder, arguments.out, captions, keep, arguments.min_count)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    print(f"{effect}\n{arguments.out} holds the weights")
+
+
+if __name__ == "__main__":
+    main()

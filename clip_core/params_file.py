@@ -1,0 +1,90 @@
+"""Reads `params.yaml`: everything that is wrong is named at once, with its value and what is allowed."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from clip_core.config import Params, Section, resembling
+
+
+def load_params(path: Path) -> Params:
+    """The checked parameters in the YAML file `path`.
+
+    Raises ValueError that names every wrong key at once, with its value and what is allowed.
+    """
+    return check_params(read_yaml(path), path)
+
+
+def read_yaml(path: Path) -> dict:
+    """The mapping in the YAML file `path`, parsed as DVC parses it; comments are kept for writing it back."""
+    try:
+        tree = YAML().load(path)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file. Run from the project's folder.") from None
+    except YAMLError as error:
+        raise ValueError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path}: must hold a mapping of sections, not {type(tree).__name__}")
+    return tree
+
+
+def check_params(tree: dict, path: Path) -> Params:
+    """`tree` (as read from `path`) as checked parameters; raises ValueError that lists all that is wrong."""
+    if foreign := list(not_in_json(tree)):
+        lines = [
+            f"  {key}: {type(value).__name__} {value} (put it in quotes if text is meant)" for key, value in foreign
+        ]
+        raise ValueError(f"{path}: neither number nor text:\n" + "\n".join(lines))
+    try:
+        return Params.model_validate_json(json.dumps(tree))
+    except ValidationError as error:
+        lines = [f"  {place(e)}: {e['msg']} (found {e['input']!r:.80}){hint(e)}" for e in error.errors()]
+        raise ValueError(f"{path}: {len(lines)} wrong:\n" + "\n".join(lines)) from None
+
+
+def not_in_json(node: object, place: str = "") -> Iterator[tuple[str, object]]:
+    """What YAML knows and JSON does not, as unquoted dates, each with its place."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            inner = f"{place}.{key}" if place else str(key)
+            yield from not_in_json(value, inner)
+            if not isinstance(key, str):
+                yield inner, key
+    elif isinstance(node, list):
+        for i, value in enumerate(node):
+            yield from not_in_json(value, f"{place}.{i}")
+    elif not isinstance(node, str | int | float | None):
+        yield place, node
+
+
+CHOSEN = ("data", "model", "init", "augmentation")  # pydantic puts what was chosen behind the section's name
+
+
+def place(error: ErrorDetails) -> str:
+    """The key that is wrong, as the file has it."""
+    loc = [str(part).removesuffix("_") for part in error["loc"]]
+    keys = [part for part, before in zip(loc, ["", *loc], strict=False) if before not in CHOSEN]
+    if error["type"].startswith("union_tag"):
+        discriminator = error["ctx"]["discriminator"]  # 'source', or 'from_' | 'from' where it has an alias
+        keys.append(discriminator.rpartition(" ")[2].strip("'"))
+    return ".".join(keys)
+
+
+def hint(error: ErrorDetails) -> str:
+    """For an unknown key the known one that it resembles."""
+    key = str(error["loc"][-1])
+    return resembling(key, known_keys()) if error["type"] == "extra_forbidden" and key not in known_keys() else ""
+
+
+def known_keys() -> set[str]:
+    """Every key that any section knows."""
+    sections = list(Section.__subclasses__())
+    for section in sections:
+        sections += section.__subclasses__()  # the list grows as it is gone through
+    fields = [named for section in sections for named in section.model_fields.items()]
+    return {field.alias or name for name, field in fields}

@@ -1,0 +1,68 @@
+"""`clip_core.load(folder, runtime="onnx")`: the exported graph in onnxruntime, behind the same Predictor."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from clip_core.model.contract import read_contract, release_of
+from clip_core.predictor import Predictor
+from clip_core.serve.onnx_towers import open_session, run
+from clip_core.text import load_tokenizer
+
+
+class OnnxTowers:
+    """The two towers of an export, on the CPU in fp32."""
+
+    runtime, device = "onnx", "cpu"
+    precision: Literal["fp32"] = "fp32"
+    texts_at_once, images_at_once = 64, 8  # their numbers stay in the CPU's cache
+
+    def __init__(self, onnx: Path) -> None:
+        num_threads = os.cpu_count() or 1
+        self._text = open_session(onnx / "text.onnx", num_threads)
+        self._image = open_session(onnx / "image.onnx", num_threads)
+        facts = self._text.get_modelmeta().custom_metadata_map
+        if "logit_scale" not in facts:
+            raise ValueError(f"{onnx}: an export of an older version, without the logit scale; export it again")
+        self.logit_scale = float(facts["logit_scale"])
+
+    def encode_texts(self, token_ids: np.ndarray) -> np.ndarray:
+        """int64 (n, length), padded with 0 -> float32 (n, embed_dim), L2-normalised."""
+        return run(self._text, token_ids)
+
+    def encode_images(self, pixels: np.ndarray) -> np.ndarray:
+        """uint8 (n, 3, image_size, image_size) -> float32 (n, embed_dim), L2-normalised."""
+        return run(self._image, pixels)
+
+
+def load(folder: str | Path, device: str = "auto", precision: str = "fp32", width: int | None = None) -> Predictor:
+    """The model in the weights folder, or in an export of it; `clip_core.load` says what the arguments mean."""
+    if device not in ("auto", "cpu"):
+        raise ValueError(f"device {device!r}: runtime 'onnx' runs on the CPU; runtime 'torch' knows GPUs")
+    if precision not in ("auto", "fp32"):
+        raise ValueError(f"precision {precision!r}: runtime 'onnx' computes in fp32; runtime 'torch' knows bf16")
+    folder = Path(folder)
+    contract = read_contract(folder)
+    onnx = folder if (folder / "image.onnx").exists() else exported(folder)
+    tokenizer = load_tokenizer(onnx / contract.tokenizer, contract.context_length)
+    return Predictor(OnnxTowers(onnx), tokenizer, contract, (onnx / "release.txt").read_text().strip(), width)
+
+
+def exported(folder: Path) -> Path:
+    """The export of the weights folder, kept beside it; it is made when there is none, or one of other weights."""
+    folder = folder.resolve()
+    kept, release = folder.with_name(f".{folder.name}.onnx"), release_of(folder)
+    if not (kept / "release.txt").exists() or (kept / "release.txt").read_text().strip() != release:
+        if not os.access(folder.parent, os.W_OK):
+            raise ValueError(
+                f"{folder.parent}: no place for the export, since it is read-only. Export to another folder with "
+                f"`python -m clip_core.serve.export {folder} FOLDER` and load that"
+            )
+        print(f"exporting {folder.name} to ONNX, once: {kept}", file=sys.stderr, flush=True)
+        # in a process of its own, whose torch takes its memory along when it is done
+        subprocess.run([sys.executable, "-m", "clip_core.serve.export", str(folder), str(kept)], check=True)
+    return kept

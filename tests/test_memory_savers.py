@@ -1,0 +1,109 @@
+"""bf16 arithmetic and activation checkpoints: less memory, the same training."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+from clip_core.model.clip import CLIP, make_clip
+from clip_core.train.activations import checkpoint_activations
+from clip_core.train.device import local_device
+from clip_core.train.feature_cache import freeze_image_tower
+from tests.test_grad_cache import assert_close, batch_of, step, with_micro_batch
+from tests.tiny import tiny_clip
+from tests.variants import vit_architecture, vit_clip
+
+MAKERS = {"vit": vit_clip, "resnet": tiny_clip}
+
+
+def bytes_saved(model: CLIP, **changes: object) -> int:
+    """Bytes of activations kept for the backward pass."""
+    kept = 0
+
+    def keep(tensor: Tensor) -> Tensor:
+        nonlocal kept
+        kept += tensor.nbytes
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        step(model, with_micro_batch(None, **changes))
+    return kept
+
+
+@pytest.mark.parametrize("tower", list(MAKERS))
+@pytest.mark.parametrize("micro_batch", [None, 5])
+def test_activations_computed_again_give_the_same_gradients_and_statistics(tower: str, micro_batch: int | None) -> None:
+    plain, saving = MAKERS[tower](), MAKERS[tower]()
+    checkpoint_activations(saving)
+    assert_close(step(saving, with_micro_batch(micro_batch)), step(plain, with_micro_batch(micro_batch)))
+    for name, buffer in plain.named_buffers():  # running statistics count each picture once
+        assert torch.allclose(saving.get_buffer(name), buffer, atol=1e-6), name
+
+
+def test_fewer_activations_are_kept() -> None:
+    plain, saving = vit_clip(), vit_clip()
+    checkpoint_activations(saving)
+    assert bytes_saved(saving) < bytes_saved(plain) / 2
+
+
+def test_a_model_that_saves_activations_encodes_as_before() -> None:
+    model, pixels, token_ids = vit_clip().eval(), batch_of().images, batch_of().token_ids
+    with torch.inference_mode():
+        before = model.encode_images(pixels), model.encode_texts(token_ids)
+        checkpoint_activations(model)
+        after = model.encode_images(pixels), model.encode_texts(token_ids)
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_a_tower_that_cannot_compute_activations_again_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def as_timm_says_no(tower: torch.nn.Module, enable: bool = True) -> None:
+        assert not enable, "gradient checkpointing not supported"
+
+    model = vit_clip()
+    monkeypatch.setattr(type(model.image_tower), "set_grad_checkpointing", as_timm_says_no)
+    with pytest.raises(ValueError, match="the image_tower vit_base_patch16_clip_quickgelu_224 cannot compute"):
+        checkpoint_activations(model)
+    freeze_image_tower(model)
+    checkpoint_activations(model)  # a frozen tower keeps none anyway
+
+
+@pytest.mark.parametrize("micro_batch", [None, 5])
+def test_bf16_gradients_point_where_those_of_fp32_do(micro_batch: int | None) -> None:
+    (loss, wanted), (bf16_loss, found) = (
+        step(vit_clip(dropout=0.0), with_micro_batch(micro_batch, precision=precision))
+        for precision in ("fp32", "bf16")
+    )
+    assert abs(loss - bf16_loss) < 0.02
+    assert all(gradient.dtype == torch.float32 for gradient in found.values())
+    for name in ("image_projection.weight", "text_projection.weight"):
+        assert torch.cosine_similarity(wanted[name].flatten(), found[name].flatten(), dim=0) > 0.98, name
+
+
+def test_in_bf16_the_towers_multiply_in_bf16_and_weights_and_features_are_fp32() -> None:
+    model = vit_clip()
+    found = {}
+
+    def note(name: str) -> Callable:
+        return lambda module, inputs, output: found.__setitem__(name, output.dtype)
+
+    model.image_tower.get_submodule("blocks.0.mlp.fc1").register_forward_hook(note("image"))
+    model.text_tower.get_submodule("encoder.encoder.layer.0.intermediate.dense").register_forward_hook(note("text"))
+    with torch.autocast("cpu", torch.bfloat16):
+        features = model.encode_images(batch_of().images), model.encode_texts(batch_of().token_ids)
+    assert found == {"image": torch.bfloat16, "text": torch.bfloat16}
+    assert all(part.dtype == torch.float32 for part in features)
+    assert all(torch.allclose(part.norm(dim=1), torch.ones(len(part)), atol=1e-6) for part in features)
+    step(model, with_micro_batch(None, precision="bf16"))
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_a_gpu_trains_where_there_is_one_and_its_gradients_are_the_cpu_s() -> None:
+    assert local_device().type == "cuda"
+    on_cpu = step(make_clip(vit_architecture(dropout=0.0), 1), with_micro_batch(5))
+    on_gpu = step(make_clip(vit_architecture(dropout=0.0), 1).cuda(), with_micro_batch(5))
+    for name, gradient in on_cpu[1].items():
+        assert torch.allclose(on_gpu[1][name].cpu(), gradient, rtol=1e-3, atol=1e-5), name

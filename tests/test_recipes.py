@@ -1,0 +1,165 @@
+"""Every recipe, and every combination that is advised, is valid and says what the paper says."""
+
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from clip_core.config import CustomModel, FromTowers, FromWeights, Params
+from clip_core.params_file import load_params, read_yaml
+from clip_core.recipe import apply_recipes, overlays
+from tests.conftest import ROOT
+
+RECIPES = ROOT / "recipes"
+MODELS = ("rn50", "vit-b-16", "vit-l-14", "vit-l-14-336", "vit-h-14")
+BENCHMARKS = ("muge", "flickr30k-cn", "coco-cn")
+# The paper's appendix on pretraining: epochs of stage 1, global batch and epochs of stage 2.
+PRETRAINING = {
+    "rn50": (20, 16_384, 44),
+    "vit-b-16": (44, 16_384, 15),
+    "vit-l-14": (64, 4_608, 7),
+    "vit-h-14": (26, 32_768, 7),
+}
+# The paper's table 9, for MUGE, Flickr30K-CN and COCO-CN: global batch, peak learning rate, epochs, warm-up steps.
+FINETUNING = {
+    "rn50": [(24_576, 5e-5, 60, 100), (24_576, 6e-5, 30, 20), (24_576, 5e-5, 40, 6)],
+    "vit-b-16": [(12_800, 2e-5, 20, 40), (7_680, 5e-5, 16, 20), (12_800, 5e-5, 30, 6)],
+    "vit-l-14": [(4_096, 3e-5, 20, 100), (4_096, 2e-5, 16, 60), (4_096, 6e-5, 18, 9)],
+    "vit-l-14-336": [(8_192, 2e-5, 20, 100), (8_192, 2e-5, 18, 20), (8_192, 4e-5, 18, 2)],
+    "vit-h-14": [(20_480, 2e-5, 20, 20), (4_096, 6e-6, 18, 6), (5_120, 2e-5, 18, 10)],
+}
+OURS = {("rn50", "coco-cn"): (16_384, 5e-5, 40, 6)}  # steps, not epochs; recipes/README.md says why
+NUM_PAIRS = {"muge": 250_314, "flickr30k-cn": 148_915, "coco-cn": 20_065}  # of the training splits
+STEPS = {  # of the paper: epochs times batches, the last one filled up
+    ("rn50", "muge"): 660,
+    ("vit-b-16", "muge"): 400,
+    ("vit-l-14", "muge"): 1_240,
+    ("vit-l-14-336", "muge"): 620,
+    ("vit-h-14", "muge"): 260,
+    ("rn50", "flickr30k-cn"): 210,
+    ("vit-b-16", "flickr30k-cn"): 320,
+    ("vit-l-14", "flickr30k-cn"): 592,
+    ("vit-l-14-336", "flickr30k-cn"): 342,
+    ("vit-h-14", "flickr30k-cn"): 666,
+    ("rn50", "coco-cn"): 40,
+    ("vit-b-16", "coco-cn"): 60,
+    ("vit-l-14", "coco-cn"): 90,
+    ("vit-l-14-336", "coco-cn"): 54,
+    ("vit-h-14", "coco-cn"): 72,
+}
+COMBINATIONS = [
+    *[(recipe.stem,) for recipe in sorted(RECIPES.glob("*.yaml"))],
+    ("smoke", "table"),
+    *product(["table"], [f"pretrain-{model}" for model in MODELS]),
+    *product(["table"], [f"pretrain-{model}" for model in MODELS], ["single-gpu"]),
+    *product(["table"], [f"finetune-{model}" for model in MODELS]),
+    *product(BENCHMARKS, [f"finetune-{model}" for model in MODELS]),
+    *product(BENCHMARKS, [f"finetune-{model}" for model in MODELS], ["single-gpu", "small-batch"]),
+]
+
+
+def with_recipes(folder: Path, *names: str) -> Params:
+    """params.yaml with the recipes merged in."""
+    params_file = folder / "params.yaml"
+    params_file.write_bytes((ROOT / "params.yaml").read_bytes())
+    apply_recipes([RECIPES / f"{name}.yaml" for name in names], params_file)
+    assert "# image tower frozen" in params_file.read_text()  # comments stay
+    return load_params(params_file)
+
+
+@pytest.mark.parametrize("names", COMBINATIONS, ids=" ".join)
+def test_every_recipe_and_combination_is_valid_and_each_of_its_values_arrives(
+    names: tuple[str, ...], tmp_path: Path
+) -> None:
+    with_recipes(tmp_path, *names)
+    tree = read_yaml(tmp_path / "params.yaml")
+    *_, (_, last) = overlays([RECIPES / f"{name}.yaml" for name in names])
+    assert differing(last, tree) == []
+
+
+def differing(overlay: object, tree: object, place: str = "") -> list[str]:
+    if isinstance(overlay, dict) and isinstance(tree, dict):
+        return [found for key in overlay for found in differing(overlay[key], tree.get(key), f"{place}.{key}")]
+    return [] if overlay == tree else [place]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_pretraining_is_the_papers(model: str, tmp_path: Path) -> None:
+    params = with_recipes(tmp_path, "table", f"pretrain-{model}")
+    check_common(params, model)
+    schedule = params.stage2.schedule
+    assert (schedule.peak_lr, schedule.warmup_steps) == (2e-5, 5_000)
+    if model == "vit-l-14-336":  # from L/14, two more epochs; the paper gives no more
+        assert isinstance(params.init, FromWeights)
+        assert params.stage1.schedule.num_steps == 0
+        assert (params.stage2.global_batch, schedule.num_epochs) == (PRETRAINING["vit-l-14"][1], 2)
+        return
+    assert isinstance(params.init, FromTowers)
+    epochs, global_batch, more_epochs = PRETRAINING[model]
+    first = params.stage1
+    assert (first.global_batch, first.schedule.num_epochs) == (32_768, epochs)
+    assert (first.schedule.peak_lr, first.schedule.warmup_steps) == (1e-4, 5_000)
+    assert first.optimizer == params.stage2.optimizer and first.augmentation == params.stage2.augmentation
+    assert (params.stage2.global_batch, schedule.num_epochs) == (global_batch, more_epochs)
+    assert params.stage2.checkpoint_activations == (model == "vit-h-14")
+
+
+@pytest.mark.parametrize(("model", "benchmark"), [*product(MODELS, BENCHMARKS)])
+def test_finetuning_is_the_papers_and_epochs_become_its_steps(model: str, benchmark: str, tmp_path: Path) -> None:
+    params = with_recipes(tmp_path, benchmark, f"finetune-{model}")
+    check_common(params, model)
+    stage, schedule = params.stage2, params.stage2.schedule
+    found = stage.global_batch, schedule.peak_lr, schedule.num_epochs or schedule.num_steps, schedule.warmup_steps
+    assert found == OURS.get((model, benchmark), FINETUNING[model][BENCHMARKS.index(benchmark)])
+    assert schedule.steps(NUM_PAIRS[benchmark], stage.global_batch) == STEPS[model, benchmark]
+    assert params.stage1.schedule.num_steps == 0
+    assert stage.checkpoint_activations == (model in ("vit-l-14-336", "vit-h-14"))
+
+
+def check_common(params: Params, model: str) -> None:
+    """What the paper gives for all models and stages."""
+    assert not isinstance(params.model, CustomModel) and params.model.name == model
+    assert params.model.image_size == (336 if model.endswith("336") else 224)
+    assert params.model.context_length == 52
+    optimizer, augmentation = params.stage2.optimizer, params.stage2.augmentation
+    betas_and_eps = (0.9, 0.999, 1e-8) if model == "rn50" else (0.9, 0.98, 1e-6)
+    assert (optimizer.beta1, optimizer.beta2, optimizer.eps) == betas_and_eps
+    assert (optimizer.weight_decay, optimizer.max_grad_norm) == (1e-3, None)
+    assert augmentation.name == "auto_augment" and (augmentation.min_area, augmentation.mirror) == (0.9, 0.5)
+
+
+@pytest.mark.parametrize(("model", "benchmark"), [*product(MODELS, BENCHMARKS)])
+def test_on_one_gpu_all_stays_but_memory_and_with_small_batches_the_learning_rate_is_small(
+    model: str, benchmark: str, tmp_path: Path
+) -> None:
+    whole, single, small = (
+        with_recipes(tmp_path, benchmark, f"finetune-{model}", *more).stage2
+        for more in ([], ["single-gpu"], ["small-batch"])
+    )
+    assert single.micro_batch is not None and single.micro_batch <= 128
+    memory = {"micro_batch", "checkpoint_activations", "precision"}
+    assert single.model_dump(exclude=memory) == whole.model_dump(exclude=memory)
+    assert (small.global_batch, small.schedule.peak_lr) == (48, 3e-6)
+    assert small.schedule.steps(NUM_PAIRS[benchmark], 48) > small.schedule.warmup_steps
+
+
+def test_a_section_for_another_recipe_counts_only_beside_it(tmp_path: Path) -> None:
+    alone = with_recipes(tmp_path, "finetune-vit-b-16")
+    assert alone.stage2.global_batch == 48
+    (tmp_path / "one.yaml").write_text("seed: 1\nwith two: {seed: 2}\nwith three: {seed: 3}\n")
+    (tmp_path / "two.yaml").write_text("pack: {shard_mib: 7}\n")
+    with pytest.raises(ValueError, match=r"one\.yaml: section 'with three': there is no recipe three\.yaml"):
+        list(overlays([tmp_path / "one.yaml"]))
+    (tmp_path / "three.yaml").write_text("seed: 4\n")
+    found = [overlay for _, overlay in overlays([tmp_path / "one.yaml", tmp_path / "two.yaml"])]
+    assert found == [{"seed": 2}, {"pack": {"shard_mib": 7}}]
+
+
+def test_the_readme_of_the_recipes_names_every_recipe() -> None:
+    text = (RECIPES / "README.md").read_text()
+    for recipe in RECIPES.glob("*.yaml"):
+        stem = recipe.stem
+        for model in MODELS:
+            stem = stem.replace(f"-{model}", "-MODEL") if stem.endswith(f"-{model}") else stem
+        assert f"`{stem}`" in text, stem
+    assert all(f"`{model}`" in text for model in MODELS)
