@@ -3,9 +3,9 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import ValidationError
+from pydantic import ValidationError, model_validator
 
 from clip_core.config import Count, ImageTower, Section, TextTower, resembling
 from clip_core.files import sha256_file
@@ -34,6 +34,13 @@ class Architecture(Section):
     context_length: Count
     preprocessing: Preprocessing
     matryoshka: tuple[Count, ...] = ()  # narrower widths of the features that were trained too
+
+    @model_validator(mode="after")
+    def _text_tower_has_positions(self) -> Self:
+        positions = self.text_tower.options.get("max_position_embeddings")
+        if isinstance(positions, int) and self.context_length > positions:
+            raise ValueError(f"context_length is {self.context_length}, but the text tower has {positions} positions")
+        return self
 
 
 class Made(Section):
