@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import PurePath
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -344,6 +344,7 @@ class Evaluate(Section):
 
 
 class Export(Section):
+    width: Count | None  # of the features that are evaluated, exported and served: one of model.matryoshka; null: all
     opset: Annotated[int, Field(ge=18, le=23)]
     max_feature_difference: Positive
     tie_margin: Positive  # scores closer than this may change places in the top 10
@@ -392,6 +393,15 @@ class Params(Section):
     index: Index
     deploy: Deploy
     ablation: Ablation
+
+    @field_validator("export")
+    @classmethod
+    def _exported_width_was_trained(cls, export: Export, others: ValidationInfo) -> Export:
+        model: AnyModel | None = others.data.get("model")  # none when it is wrong itself
+        if model and export.width is not None and export.width not in model.matryoshka:
+            trained = list(model.matryoshka)
+            raise ValueError(f"width ({export.width}) must be one of model.matryoshka {trained}, or null")
+        return export
 
     @field_validator("gates")
     @classmethod

@@ -21,7 +21,7 @@ BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, 
 class Preprocessing:
     """From a picture to the numbers that the image tower sees: done here and, as to mean and std, inside the model."""
 
-    __pydantic_config__: ClassVar = {"extra": "forbid"}  # model.json holds it
+    __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True}  # model.json holds it
 
     resize: Literal["squash-bicubic"] = "squash-bicubic"  # to a square, without cropping
     convert: Literal["before", "after"] = "before"  # to RGB, before or after resizing

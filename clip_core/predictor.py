@@ -52,7 +52,7 @@ class Predictor:
         self.logit_scale = towers.logit_scale  # the factor of cosines in CLIP's softmax
         self.runtime, self.device, self.precision = towers.runtime, towers.device, towers.precision
         self.width = _checked_width(width, contract)
-        self._towers = towers
+        self.towers = towers
         self._tokenizer = tokenizer
 
     def __repr__(self) -> str:
@@ -65,14 +65,19 @@ class Predictor:
         """The texts as int64 (n, longest), padded with 0."""
         return self._tokenizer(texts)
 
+    @property
+    def num_truncated(self) -> int:
+        """How many texts were longer than `contract.context_length` so far, and so were cut off."""
+        return self._tokenizer.num_truncated
+
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         """The texts as float32 (n, width), L2-normalised."""
         token_ids = self.tokenize(texts)
         lengths = (token_ids != 0).sum(1)
         features = self._empty(len(token_ids))
         # texts of like length together: less padding
-        for rows in _slices(np.argsort(lengths, kind="stable"), self._towers.texts_at_once):
-            features[rows] = self._cut(self._towers.encode_texts(token_ids[rows, : lengths[rows].max()]))
+        for rows in _slices(np.argsort(lengths, kind="stable"), self.towers.texts_at_once):
+            features[rows] = self._cut(self.towers.encode_texts(token_ids[rows, : lengths[rows].max()]))
         return features
 
     def encode_images(self, images: Sequence[bytes | Image.Image]) -> np.ndarray:
@@ -81,8 +86,8 @@ class Predictor:
         with ThreadPoolExecutor(min(os.cpu_count() or 1, MAX_DECODERS)) as pool:  # Pillow works without Python's lock
             for some in _slices(np.arange(len(images)), DECODED_AT_ONCE):
                 pixels = np.stack(list(pool.map(lambda i: self._pixels(images, i), some)))
-                for rows in _slices(np.arange(len(pixels)), self._towers.images_at_once):
-                    features[some[rows]] = self._cut(self._towers.encode_images(pixels[rows]))
+                for rows in _slices(np.arange(len(pixels)), self.towers.images_at_once):
+                    features[some[rows]] = self._cut(self.towers.encode_images(pixels[rows]))
         return features
 
     def _pixels(self, images: Sequence[bytes | Image.Image], i: int) -> np.ndarray:
@@ -107,7 +112,7 @@ def load(folder: str | Path, device: str = "auto", precision: str = "fp32", widt
     contract = read_contract(folder)
     tokenizer = load_tokenizer(folder / contract.tokenizer, contract.context_length)
     with ThreadPoolExecutor(1) as pool:
-        release = pool.submit(release_of, folder)  # reads all weights, too: meanwhile the modules are imported
+        release = pool.submit(release_of, folder, width)  # reads all weights, too: meanwhile the modules are imported
         from clip_core.model.torch_towers import load_towers
 
         towers = load_towers(folder, device, precision)

@@ -27,7 +27,7 @@ def main(
     from clip_core.serve.truth import make_truth
 
     params = load_params(params_file)
-    predictor, store = load(model), open_store(packed / "test")
+    predictor, store = load(model, width=params.export.width), open_store(packed / "test")
     benchmark = read_benchmark(store)
     asked = questions(benchmark, "all")
     texts = [benchmark.texts[i] for i in asked.texts]

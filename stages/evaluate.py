@@ -29,7 +29,7 @@ def main(
     measured = {}
     for folder in (*others, model):
         print(f"{folder.name}: {len(asked.texts)} texts and {len(store)} pictures of {benchmark}", flush=True)
-        features = embed(load(folder), store, asked, params.evaluate.prompt_templates)
+        features = embed(load(folder, width=params.export.width), store, asked, params.evaluate.prompt_templates)
         measured[folder.name] = measure(features, asked, params.evaluate, params.seed)
     metrics = {**measured.pop(model.name), "others": measured}
     atomic_write(out / "metrics.json", json.dumps(metrics, indent=1) + "\n")

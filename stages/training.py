@@ -43,6 +43,8 @@ def train_stage(
         images, encode_images = seen(model, decoded(store, contract.image_size, contract.preprocessing), len(store))
         pairs = Pairs(store, images, tokenizer, params, seed)
         train(params, model, pairs, work, encode_images, validation)
+        if tokenizer.num_truncated:
+            print(f"{tokenizer.num_truncated:,} texts were cut off at {contract.context_length} tokens", flush=True)
         merge_adapters(model)
         made = Made(
             stage=name, params=hash_of(params, seed), data=data, parent=parent, text_tower=contract.made.text_tower

@@ -2,12 +2,14 @@
 
 import io
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 
+@cache
 def _colours(width: int = 60, height: int = 45, channels: int = 3) -> np.ndarray:
     """Smooth colours with noise: what a photo is to a resizer."""
     draw = np.random.default_rng(width * height + channels)

@@ -70,7 +70,7 @@ def test_exporting_again_gives_the_same_bytes(release: Release, tmp_path: Path) 
 
 
 def test_towers_that_differ_from_torch_are_refused(release: Release, tmp_path: Path) -> None:
-    limits = Export(opset=20, max_feature_difference=1e-4, tie_margin=2e-4)
+    limits = Export(width=None, opset=20, max_feature_difference=1e-4, tie_margin=2e-4)
     write_expected(release, tmp_path)
     assert measure_parity(tmp_path, release.onnx, release.store.folder, limits)["top10"]["different"] == 0
     features = np.load(tmp_path / "shape-3.npy")
@@ -82,7 +82,7 @@ def test_towers_that_differ_from_torch_are_refused(release: Release, tmp_path: P
 def test_another_top_10_is_refused(release: Release, tmp_path: Path) -> None:
     write_expected(release, tmp_path)
     np.save(tmp_path / "images.npy", np.roll(release.truth.image_features, 1, axis=0))
-    lenient = Export(opset=20, max_feature_difference=10.0, tie_margin=1e-6)
+    lenient = Export(width=None, opset=20, max_feature_difference=10.0, tie_margin=1e-6)
     with pytest.raises(ValueError, match="queries find another top 10"):
         measure_parity(tmp_path, release.onnx, release.store.folder, lenient)
 
@@ -91,7 +91,7 @@ def test_nothing_is_published_when_parity_fails(release: Release, tmp_path: Path
     from clip_core.serve.export import export
 
     out = tmp_path / "onnx"
-    impossible = Export(opset=20, max_feature_difference=1e-12, tie_margin=2e-4)
+    impossible = Export(width=None, opset=20, max_feature_difference=1e-12, tie_margin=2e-4)
     with pytest.raises(ValueError, match="max_feature_difference allows 1e-12"):
         export(release.model, release.store, list(release.truth.texts), impossible, out)
     assert list(tmp_path.iterdir()) == []

@@ -11,10 +11,12 @@ import pytest
 import torch
 
 from clip_core.config import CustomModel, FromTowers, FromWeights, ImageTower, NamedModel, TextTower
+from clip_core.image import AS_RELEASED
 from clip_core.model.clip import CLIP
-from clip_core.model.contract import read_contract, release_of
+from clip_core.model.contract import Architecture, TextArchitecture, read_contract, release_of
 from clip_core.model.pretrained.positions import resize_positions
-from clip_core.model.start import start_from_towers, start_from_weights
+from clip_core.model.registry import MODELS
+from clip_core.model.start import differences, start_from_towers, start_from_weights
 from clip_core.model.weights import load_weights, save_weights
 from clip_core.params_file import load_params, read_yaml
 from clip_core.recipe import apply_recipe, merged
@@ -159,6 +161,27 @@ def test_weights_of_another_model_are_refused_with_all_that_differs(tmp_path: Pa
         ValueError, match=r"model\.name is vit-h-14, but .*/chinese has .*hidden_size 12 instead of 1024"
     ):
         start_from_weights(H14.model_copy(update={"context_length": 20}), from_weights(tmp_path))
+
+
+def test_vit_l_14_may_become_vit_l_14_336_and_no_other() -> None:
+    tower = TextArchitecture(**MODELS["vit-l-14"].text_tower.model_dump(), vocab_size=21128)
+    found = Architecture(
+        image_tower=MODELS["vit-l-14"].image_tower,
+        text_tower=tower,
+        embed_dim=768,
+        image_size=224,
+        context_length=52,
+        preprocessing=AS_RELEASED,
+        matryoshka=(),
+    )
+    assert {name for name, shape in MODELS.items() if not list(differences(shape, found))} == {
+        "vit-l-14",
+        "vit-l-14-336",
+    }
+    assert [*differences(MODELS["vit-b-16"], found)] == [
+        "the image tower vit_large_patch14_clip_quickgelu_224 instead of vit_base_patch16_clip_quickgelu_224",
+        "embed_dim 768 instead of 512",
+    ]
 
 
 def test_released_weights_keep_their_numbers_and_preprocessing_and_ours_keep_all(tmp_path: Path) -> None:

@@ -118,8 +118,10 @@ def test_one_command_gives_table_picture_and_weights(
     command = ["interpolate", *folders, "--packed", str(place / "valid")]
     monkeypatch.setattr("sys.argv", [*command, "--alphas", "0", "0.5", "1"])
     main()
-    lines = re.findall(r"^alpha (?:0|0\.5|1) +mean recall, %: seen .*unseen .*all", capsys.readouterr().out, re.M)
-    assert len(lines) == 6  # each on the way, and all at the end
+    printed = capsys.readouterr().out
+    assert re.search(r"^alpha +mean recall, %: +seen +unseen +all$", printed, re.M)
+    assert len(re.findall(r"^(?:0|0\.5|1)(?: +[\d.]+){3}(?:  <- chosen)?$", printed, re.M)) == 3
+    assert printed.count("<- chosen") == 1
     page = (tmp_path / "out" / "curve.html").read_text()
     assert page.count("<svg") == 3
     assert not re.search(r"https?://|src=", page)

@@ -5,7 +5,7 @@ text and picture. `pytest -s` prints the table of differences.
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ from tests.test_parity_tokens import CASES, VOCABULARY, reference
 
 MAX_DIFFERENCE = 1e-5  # of a unit vector's numbers
 IMAGE_SIZE = 64
-BERT = {
+BERT: dict[str, Any] = {
     "vocab_size": 21128,
     "text_attention_probs_dropout_prob": 0.1,
     "text_hidden_act": "gelu",
@@ -38,7 +38,7 @@ BERT = {
     "text_num_hidden_layers": 3,
     "text_type_vocab_size": 2,
 }
-IMAGE_TOWERS = {
+IMAGE_TOWERS: dict[str, dict[str, Any]] = {
     "ViT": {"vision_layers": 3, "vision_width": 128, "vision_patch_size": 16},
     "ResNet": {"vision_layers": [3, 4, 6, 3], "vision_width": 64, "vision_patch_size": None},
 }

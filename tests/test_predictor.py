@@ -4,14 +4,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import clip_core
-from clip_core.model.contract import release_of
+from clip_core.config import ImageTower, Options
+from clip_core.model import precision
+from clip_core.model.clip import make_clip
+from clip_core.model.contract import Architecture, TextArchitecture, release_of
+from clip_core.model.fast import PackedLinear
+from clip_core.model.torch_towers import FastTorchTowers, TorchTowers
 from clip_core.model.weights import save_weights
 from clip_core.predictor import Predictor
 from clip_core.text import build_tokenizer
-from tests.tiny import MADE, encoded, picture, tiny_clip
+from tests.tiny import MADE, encoded, picture, tiny_architecture, tiny_clip
 
 TEXTS = ["一只猫", "", "ok", "一只猫" * 20, "猫", "没见过"]
 
@@ -80,3 +86,129 @@ def test_a_wrong_item_is_named(predictor: Predictor) -> None:
         predictor.encode_images([good, b"broken"])
     with pytest.raises(TypeError, match=r"images\[2\]: .* not str"):
         predictor.encode_images([good, good, "cat.png"])  # ty: ignore[invalid-argument-type]
+
+
+def test_features_of_a_list_are_those_of_one_by_one(predictor: Predictor) -> None:
+    texts = ["猫", "一只猫一只猫一只猫", "", "ok ok", "一只", "一只猫一只猫"] * 60  # sorted by length, in batches
+    alone = {text: predictor.encode_texts([text])[0] for text in set(texts)}
+    assert np.allclose(predictor.encode_texts(texts), [alone[text] for text in texts], atol=1e-6)
+
+
+@pytest.mark.parametrize("width", [2, 4])
+def test_a_width_is_cut_and_normalised_again(folder: Path, predictor: Predictor, width: int) -> None:
+    with pytest.warns(UserWarning, match=f"width {width}: this model was trained for 8"):
+        narrow = clip_core.load(folder, width=width)
+    assert narrow.width == width
+    for found, whole in [
+        (narrow.encode_texts(TEXTS[:3]), predictor.encode_texts(TEXTS[:3])),
+        (
+            narrow.encode_images([picture("red", "circle", "a")]),
+            predictor.encode_images([picture("red", "circle", "a")]),
+        ),
+    ]:
+        cut = whole[:, :width]
+        assert np.allclose(found, cut / np.linalg.norm(cut, axis=1, keepdims=True), atol=1e-6)
+
+
+def test_a_width_that_there_is_not_is_refused(folder: Path) -> None:
+    for width in (0, -1, 9):
+        with pytest.raises(ValueError, match=f"width {width}: features of this model have 1 to 8 numbers"):
+            clip_core.load(folder, width=width)
+
+
+def test_precision_is_fp32_unless_asked_and_auto_takes_what_the_device_is_good_at(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert clip_core.load(folder).precision == "fp32"
+    for is_good_at_bf16, taken in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr(precision, "_multiplies_bf16", lambda device, good=is_good_at_bf16: good)
+        predictor = clip_core.load(folder, device="cpu", precision="auto")
+        assert predictor.precision == taken
+        assert f"precision={taken}" in repr(predictor)
+    with pytest.raises(ValueError, match="precision 'fp16' is none of auto, fp32, bf16"):
+        clip_core.load(folder, precision="fp16")
+
+
+def test_a_device_that_there_is_not_is_named_with_what_to_do(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert clip_core.load(folder, device="auto").device == "cpu"
+    with pytest.raises(ValueError, match=r"device 'cuda': torch .* finds 0 CUDA devices here; take device='cpu'"):
+        clip_core.load(folder, device="cuda")
+    with pytest.raises(ValueError, match="device 'tpu' is none of 'auto', 'cpu', 'cuda'"):
+        clip_core.load(folder, device="tpu")
+
+
+def packable_architecture(image_tower: str, options: Options, image_size: int) -> Architecture:
+    """A model whose layers are large enough to be packed."""
+    text = TextArchitecture(
+        name="bert",
+        options={
+            "hidden_size": 512,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 8,
+            "intermediate_size": 1024,
+            "max_position_embeddings": 16,
+        },
+        vocab_size=50,
+    )
+    return tiny_architecture(build_tokenizer(["一只猫", "ok"])).model_copy(
+        update={
+            "image_tower": ImageTower(name=image_tower, options=options),
+            "text_tower": text,
+            "embed_dim": 64,
+            "image_size": image_size,
+        }
+    )
+
+
+VIT: Options = {"embed_dim": 512, "depth": 2, "num_heads": 8}
+
+
+@pytest.mark.parametrize(
+    ("image_tower", "options", "image_size", "packs"),
+    [
+        ("vit_base_patch16_clip_quickgelu_224", VIT, 64, True),
+        ("vit_base_patch16_clip_224", VIT, 64, True),  # exact GELU
+        ("resnet50_clip", {}, 64, False),
+        ("convnext_atto", {"depths": (1, 1, 1, 1)}, 64, False),
+        ("beit_base_patch16_224", VIT, 64, True),  # reads the weights of a layer that it does not call
+    ],
+)
+def test_the_model_rewritten_for_speed_gives_the_same_features(
+    image_tower: str, options: Options, image_size: int, packs: bool
+) -> None:
+    architecture = packable_architecture(image_tower, options, image_size)
+    plain = TorchTowers(make_clip(architecture, seed=1).eval())
+    draw = np.random.default_rng(0)
+    pixels = draw.integers(0, 256, (3, 3, image_size, image_size), dtype=np.uint8)
+    token_ids = np.where(np.arange(9) < [[9], [4], [2]], draw.integers(1, 50, (3, 9)), 0)
+    images, texts = plain.encode_images(pixels), plain.encode_texts(token_ids)
+    for name, difference in (("fp32", 1e-5), ("bf16", None)):
+        fast = FastTorchTowers(make_clip(architecture, seed=1).eval(), torch.device("cpu"), name)
+        is_packed = any(isinstance(module, PackedLinear) for module in fast.model.image_tower.modules())
+        assert is_packed == (packs and torch.backends.mkldnn.is_available())
+        for found, true in ((fast.encode_images(pixels), images), (fast.encode_texts(token_ids), texts)):
+            assert found.dtype == np.float32
+            if difference:
+                assert np.abs(found - true).max() < difference
+            else:
+                found = found / np.linalg.norm(found, axis=1, keepdims=True)
+                assert (found * true).sum(1).min() > 0.999
+
+
+def test_features_in_bf16_are_of_length_1(folder: Path) -> None:
+    predictor = clip_core.load(folder, device="cpu", precision="bf16")
+    for features in (predictor.encode_texts(TEXTS[:3]), predictor.encode_images([picture("red", "circle", "a")])):
+        assert features.dtype == np.float32
+        assert np.allclose(np.linalg.norm(features, axis=1), 1, atol=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device here")
+def test_a_gpu_computes_what_the_cpu_computes(folder: Path) -> None:
+    images = [picture("red", "circle", "a"), picture("blue", "square", "b")]
+    cpu, gpu = clip_core.load(folder, device="cpu"), clip_core.load(folder, device="cuda")
+    assert np.abs(gpu.encode_texts(TEXTS[:3]) - cpu.encode_texts(TEXTS[:3])).max() < 1e-5
+    assert np.abs(gpu.encode_images(images) - cpu.encode_images(images)).max() < 1e-5
+    half = clip_core.load(folder, device="cuda", precision="bf16")
+    assert (half.encode_images(images) * cpu.encode_images(images)).sum(1).min() > 0.999

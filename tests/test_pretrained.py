@@ -278,8 +278,9 @@ def test_transformers_prepares_texts_and_pictures_with_the_export_as_the_referen
     processor = ChineseCLIPProcessor.from_pretrained(for_transformers)
     numbers = np.random.default_rng(0).integers(0, 256, (40, 70, 3), dtype=np.uint8)
     picture = Image.fromarray(numbers)
-    prepared = processor(text=["杰尼龟", "café 1"], images=picture, padding=True, return_tensors="pt")
-    assert prepared["input_ids"].tolist()[0] == [101, 3345, 2225, 7991, 102]
+    texts = [*TEXTS, "café １２３", "[MASK]", "长" * 99, "a" * 150]
+    prepared = processor(text=texts, images=picture, padding=True, truncation=True, return_tensors="pt")
+    assert prepared["input_ids"].equal(token_ids(texts)[:, : prepared["input_ids"].shape[1]])
     squashed = picture.resize((32, 32), Image.Resampling.BICUBIC)
     wanted = normalised(torch.from_numpy(np.asarray(squashed)).permute(2, 0, 1))
     assert prepared["pixel_values"].shape == (1, 3, 32, 32)

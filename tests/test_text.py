@@ -71,6 +71,21 @@ def test_a_text_too_long_is_cut_counted_and_warned_of_once() -> None:
     assert tokenizer.num_truncated == 2
 
 
+def test_a_predictor_tells_how_many_texts_were_cut(tmp_path: Path) -> None:
+    import clip_core
+    from clip_core.model.weights import save_weights
+    from tests.tiny import MADE, tiny_clip
+
+    tokenizer_json = build_tokenizer(CAPTIONS)
+    save_weights(tiny_clip(tokenizer_json), tokenizer_json, tmp_path / "weights", MADE)
+    predictor = clip_core.load(tmp_path / "weights")
+
+    with pytest.warns(UserWarning, match="texts longer than 16 tokens are cut off, the first: '猫猫猫"):
+        predictor.encode_texts(["猫", "猫" * 60, "猫" * 15])
+
+    assert predictor.num_truncated == 2
+
+
 @pytest.mark.parametrize(
     ("texts", "message"),
     [("一只猫", "not one text"), (["猫", 3], r"texts\[1\] must be a str, not int"), ([None], "NoneType")],

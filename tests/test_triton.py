@@ -21,6 +21,7 @@ from clip_core.serve.model_repository import MODELS, assemble, read_config
 from clip_core.serve.queries import encode_images, encode_texts, search
 from clip_core.serve.triton import Server, connect, shared_memory, triton_server
 from tests.conftest import ENVIRONMENT, ROOT
+from tests.odd_pictures import ODD
 from tests.tiny_release import TOP_K, Release, processes_that_name
 
 
@@ -40,6 +41,15 @@ def test_every_encoding_is_read_as_in_training(encoding: str, triton: Server, re
     with closing(connect(triton.address)) as client:
         served = encode_images(client, [image])
     np.testing.assert_allclose(served, load(release.model).encode_images([image]), atol=1e-5)
+
+
+def test_pictures_of_every_kind_are_read_as_in_training(triton: Server, release: Release) -> None:
+    from clip_core.predictor import load
+
+    pictures = [make() for make in ODD.values()]
+    with closing(connect(triton.address)) as client:
+        served = encode_images(client, pictures)
+    np.testing.assert_allclose(served, load(release.model).encode_images(pictures), atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:texts longer than")

@@ -21,14 +21,13 @@ from tests.tiny import MADE, tiny_clip
 
 TOKENIZER = build_tokenizer(["一只猫"])
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of batch normalisation
-# Prints the size of a model of 47 million parameters, and the memory at the height of loading and of saving it.
+# Prints the memory at the height of loading the weights folder, and of saving them beside it.
 MEMORY = """
 import re, sys
 from pathlib import Path
 from clip_core.model.weights import load_weights, save_weights
-from tests.test_weights import TOKENIZER
+from clip_core.text import build_tokenizer
 from tests.tiny import MADE, tiny_clip
-from clip_core.model.clip import make_clip
 
 def memory(kind):
     return 1024 * int(re.search(kind + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
@@ -39,18 +38,12 @@ def height(work):
     result = work()
     return memory("VmHWM") - before, result
 
-def middle():
-    tiny = tiny_clip(TOKENIZER).architecture
-    options = tiny.text_tower.options | {"hidden_size": 1024, "num_hidden_layers": 4, "intermediate_size": 4096}
-    text_tower = tiny.text_tower.model_copy(update={"options": options})
-    return make_clip(tiny.model_copy(update={"text_tower": text_tower}), seed=1)
-
-folder = Path(sys.argv[1], "weights")
-save_weights(middle(), TOKENIZER, folder, MADE)
-load_weights(folder)
+tokenizer = build_tokenizer(["ok"])
+tiny_clip(tokenizer)  # imports everything
+folder = Path(sys.argv[1])
 loading, model = height(lambda: load_weights(folder))
-saving, _ = height(lambda: save_weights(model, TOKENIZER, folder.with_name("again"), MADE))
-print((folder / "model.safetensors").stat().st_size, loading, saving)
+saving, _ = height(lambda: save_weights(model, tokenizer, folder.with_name("again"), MADE))
+print(loading, saving)
 """
 
 
@@ -138,11 +131,19 @@ def test_constants_that_are_no_weights_are_right_in_any_tower(tower: str, option
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is measured as Linux counts it")
 def test_loading_and_saving_take_the_memory_of_one_copy(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", MEMORY, str(tmp_path)], capture_output=True, text=True, cwd=ROOT)
+    tiny = tiny_clip(TOKENIZER).architecture
+    options = tiny.text_tower.options | {"hidden_size": 1024, "num_hidden_layers": 4, "intermediate_size": 4096}
+    text_tower = tiny.text_tower.model_copy(update={"options": options})
+    folder = tmp_path / "weights"
+    save_weights(make_clip(tiny.model_copy(update={"text_tower": text_tower}), seed=1), TOKENIZER, folder, MADE)
+    size = (folder / "model.safetensors").stat().st_size
+
+    done = subprocess.run([sys.executable, "-c", MEMORY, str(folder)], capture_output=True, text=True, cwd=ROOT)
+
     assert done.returncode == 0, done.stderr
-    size, loading, saving = map(int, done.stdout.split()[-3:])
+    loading, saving = map(int, done.stdout.split()[-2:])
     assert size > 150 * 2**20
-    assert loading < 1.3 * size, f"loading {size >> 20} MiB took {loading >> 20} MiB"
+    assert 0.9 * size < loading < 1.3 * size, f"loading {size >> 20} MiB took {loading >> 20} MiB"
     assert saving < 0.3 * size, f"saving {size >> 20} MiB took {saving >> 20} MiB more"
 
 

@@ -45,7 +45,7 @@ def make_release(folder: Path, store: "Store", seed: int) -> Release:
     benchmark = read_benchmark(store)
     asked = questions(benchmark, "all")
     texts = [benchmark.texts[i] for i in asked.texts]
-    limits = Export(opset=20, max_feature_difference=1e-4, tie_margin=2e-4)
+    limits = Export(width=None, opset=20, max_feature_difference=1e-4, tie_margin=2e-4)
     export(model, store, texts, limits, onnx)
     build_index(onnx, store, texts, TOP_K, 1.0, index)
     predictor = load(model)

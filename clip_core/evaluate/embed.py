@@ -25,9 +25,13 @@ class Features:
 def embed(predictor: Predictor, store: Store, benchmark: Benchmark, templates: tuple[str, ...]) -> Features:
     """The features of all texts, pictures and class names of `benchmark`; prints how far it is."""
     images = embed_images(predictor, store)
+    texts = predictor.encode_texts(benchmark.texts)
+    if predictor.num_truncated:
+        length = predictor.contract.context_length
+        print(f"  {predictor.num_truncated} of {len(texts)} texts were cut off at {length} tokens", flush=True)
     names = sorted({name for name in benchmark.classes if name is not None})
     return Features(
-        texts=predictor.encode_texts(benchmark.texts),
+        texts=texts,
         images=images,
         class_names=names,
         classes=classifier(predictor.encode_texts, names, templates) if names else np.empty((0, 0)),

@@ -123,15 +123,18 @@ def measure_points(between: Between, store: Store, alphas: Sequence[float]) -> l
             point[f"{group}.mean_recall"] = sum(ways.values()) / len(ways)
             point |= {f"{group}.{name}": value for name, value in ways.items()}
         points.append(point)
-        print(f"{number} of {len(alphas)}\n{line(point)}", flush=True)
+        print(f"alpha {alpha:g} measured ({number} of {len(alphas)})", flush=True)
     return points
 
 
-def line(point: dict[str, float]) -> str:
-    """A point of the curve in words."""
-    groups = [name.partition(".")[0] for name in point if name.endswith(".mean_recall")]
-    shown = [f"{group} {100 * point[f'{group}.mean_recall']:5.1f}" for group in groups]
-    return f"alpha {point['alpha']:<5g} mean recall, %: {', '.join(shown)}"
+def table(points: Sequence[dict[str, float]], chosen: float) -> str:
+    """Each alpha's mean recall by group, in percent."""
+    groups = [name.partition(".")[0] for name in points[0] if name.endswith(".mean_recall")]
+    lines = ["alpha  mean recall, %:" + "".join(f"{group:>8}" for group in groups)]
+    for point in points:
+        recalls = "".join(f"{100 * point[f'{group}.mean_recall']:8.1f}" for group in groups)
+        lines.append(f"{point['alpha']:<22g}{recalls}{'  <- chosen' if point['alpha'] == chosen else ''}")
+    return "\n".join(lines)
 
 
 def checked(alphas: Sequence[float], choose: float | None) -> list[float]:
@@ -181,8 +184,8 @@ def main() -> None:
         )
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    print("\n" + "\n".join(line(point) for point in curve["points"]))
-    print(f"chosen: alpha {curve['chosen']:g} (by {curve['chosen_by']}), in {arguments.out}/weights")
+    print("\n" + table(curve["points"], curve["chosen"]))
+    print(f"\nchosen by {curve['chosen_by']}: alpha {curve['chosen']:g}, in {arguments.out}/weights")
 
 
 if __name__ == "__main__":

@@ -47,10 +47,10 @@ def interpolation_page(curve: Mapping) -> str:
     return PAGE.substitute(
         style=files("clip_core.evaluate.report").joinpath("style.css").read_text(encoding="utf-8"),
         charts="".join(_chart(points, groups, name, title) for name, title in CHARTS.items()),
-        titles="".join(f"<th>{escape(name.replace('.', ': ').replace('_', ' '))}</th>" for name in names),
+        titles="".join(f"<th>{_title(name)}</th>" for name in names),
         rows="\n".join(_row(point, names, point["alpha"] == curve["chosen"]) for point in points),
         chosen=f"{curve['chosen']:g}",
-        chosen_by=escape(curve["chosen_by"].replace(".", ", ").replace("_", " ")),
+        chosen_by="hand" if curve["chosen_by"] == "hand" else "the mean recall of all concepts",
         **{end: escape(release) for end, release in curve["releases"].items()},
     )
 
@@ -63,6 +63,13 @@ def _chart(points: list, groups: list[str], name: str, title: str) -> str:
     return curves(lines, title, unit="%")
 
 
+def _title(name: str) -> str:
+    group, metric = name.split(".")
+    way = {"mean_recall": "", "text_to_image_mean_recall": ", by text", "image_to_text_mean_recall": ", by image"}
+    return escape(group + way[metric])
+
+
 def _row(point: Mapping[str, float], names: list[str], is_chosen: bool) -> str:
     cells = "".join(f"<td>{100 * point[name]:.1f}</td>" for name in names)
-    return f"<tr><th>{point['alpha']:g}{' (chosen)' if is_chosen else ''}</th>{cells}</tr>"
+    mark = ' class="yes" title="chosen"' if is_chosen else ""
+    return f"<tr><th{mark}>{point['alpha']:g}</th>{cells}</tr>"

@@ -3,9 +3,9 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import ValidationError
+from pydantic import ValidationError, model_validator
 
 from clip_core.config import Count, ImageTower, Section, TextTower, resembling
 from clip_core.files import sha256_file
@@ -34,6 +34,20 @@ class Architecture(Section):
     context_length: Count
     preprocessing: Preprocessing
     matryoshka: tuple[Count, ...] = ()  # narrower widths of the features that were trained too
+
+    def narrowed(self, width: int | None) -> "Architecture":
+        """The same with features of their first `width` numbers; None: all."""
+        if width is None:
+            return self
+        narrower = tuple(other for other in self.matryoshka if other < width)
+        return self.model_copy(update={"embed_dim": width, "matryoshka": narrower})
+
+    @model_validator(mode="after")
+    def _text_tower_has_positions(self) -> Self:
+        positions = self.text_tower.options.get("max_position_embeddings")
+        if isinstance(positions, int) and self.context_length > positions:
+            raise ValueError(f"context_length is {self.context_length}, but the text tower has {positions} positions")
+        return self
 
 
 class Made(Section):
@@ -114,9 +128,9 @@ def _wrong_format(found: object) -> str:
     return f"its format is {found!r}, and {FORMAT} is wanted: this folder is of another project"
 
 
-def release_of(folder: Path) -> str:
+def release_of(folder: Path, width: int | None = None) -> str:
     """The fingerprint (16 hex digits) of what the model in `folder` computes: weights, tokenizer, architecture."""
-    architecture = read_contract(folder).architecture.model_dump(mode="json")
+    architecture = read_contract(folder).architecture.narrowed(width).model_dump(mode="json")
     digest = hashlib.sha256(json.dumps(architecture, sort_keys=True).encode())
     for name in (WEIGHTS_FILE, TOKENIZER_FILE):
         try:

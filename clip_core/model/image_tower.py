@@ -28,7 +28,19 @@ def make_image_tower(tower: ImageTower, image_size: int) -> Made:
         module = _create(tower, image_size)
     except TypeError as error:
         raise ValueError(f"model.image_tower.options: {tower.name} does not take {tower.options}: {error}") from None
-    return Made(module, module.num_features, isinstance(getattr(module, "head", None), AttentionPool2d))
+    pools_by_attention = isinstance(getattr(module, "head", None), AttentionPool2d)
+    side = module.feature_info[-1]["reduction"] if pools_by_attention else _side_of_patch(module)
+    if image_size % side:
+        fitting = max(1, round(image_size / side)) * side
+        raise ValueError(
+            f"image_size {image_size}: {tower.name} cuts pictures into squares of {side} pixels; {fitting} fits"
+        )
+    return Made(module, module.num_features, pools_by_attention)
+
+
+def _side_of_patch(module: nn.Module) -> int:
+    patch_size = getattr(getattr(module, "patch_embed", None), "patch_size", 1)
+    return patch_size if isinstance(patch_size, int) else patch_size[0]
 
 
 def _create(tower: ImageTower, image_size: int) -> Any:

@@ -55,6 +55,9 @@ def start_from_towers(model: Model, init: FromTowers, seed: int) -> Start:
     )
     made = make_clip(architecture, seed)
     text.fill(made.text_tower)
+    projection = made.text_projection  # drawn by itself, so that it is the same whatever the image tower is
+    drawn = torch.Generator().manual_seed(seed)
+    torch.nn.init.normal_(projection.weight, std=projection.in_features**-0.5, generator=drawn)
     _take(made, side, source)
     return Start(made, text.tokenizer_json, f"{text.origin}, image tower {_sums(checkpoint.source)}", parent=None)
 

@@ -63,7 +63,11 @@ def load_weights(folder: Path, dtype: torch.dtype | None = None, device: str | t
     not whole or its files do not belong together.
     """
     path = folder / WEIGHTS_FILE
-    model = without_weights(read_contract(folder).architecture)
+    architecture = read_contract(folder).architecture
+    try:
+        model = without_weights(architecture)
+    except ValueError as error:
+        raise ValueError(f"{folder / MODEL_FILE}: {error}") from None
     wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
     try:
         with safe_open(path, framework="pt") as file:  # checks the header and the length

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from clip_core.config import Export
-from clip_core.files import replacing_folder
+from clip_core.files import atomic_write, replacing_folder
 from clip_core.model.clip import CLIP
-from clip_core.model.contract import Contract, read_contract, release_of
+from clip_core.model.contract import MODEL_FILE, Contract, read_contract, release_of
+from clip_core.model.matryoshka import narrow
 from clip_core.model.torch_towers import TorchTowers
 from clip_core.model.weights import load_weights
 from clip_core.predictor import Predictor
@@ -59,8 +60,9 @@ def export(model: Path, store: "Store", texts: list[str], params: Export, out: P
 
     Raises ValueError when the parity is worse than `params` allow; `out` then stays as it was.
     """
-    contract = read_contract(model)
     clip = load_weights(model)
+    narrow(clip, params.width or clip.architecture.embed_dim)
+    contract = read_contract(model).model_copy(update={"architecture": clip.architecture})
     tokenizer = load_tokenizer(model / contract.tokenizer, contract.context_length)
     predictor = Predictor(TorchTowers(clip), tokenizer, contract, "")
     with tempfile.TemporaryDirectory() as expected, replacing_folder(out) as aside:
@@ -68,7 +70,7 @@ def export(model: Path, store: "Store", texts: list[str], params: Export, out: P
         _write_expected(clip, predictor, store, texts, Path(expected))
         print("exporting the towers", flush=True)
         write_onnx(clip, contract, params.opset, aside)
-        _copy_facts(model, contract, aside)
+        _write_facts(model, contract, aside)
         print("onnxruntime's features of the test data", flush=True)
         parity = measure_parity(Path(expected), aside, store.folder, params)
         (aside / "parity.json").write_text(json.dumps(parity, indent=2) + "\n")
@@ -89,7 +91,7 @@ def export_alone(model: Path, out: Path) -> None:
     expected = {"text": towers.encode_texts(token_ids), "image": towers.encode_images(pixels)}
     with replacing_folder(out) as aside:
         write_onnx(clip, contract, OPSET, aside)
-        _copy_facts(model, contract, aside)
+        _write_facts(model, contract, aside)
         del clip, towers
 
         from clip_core.serve.onnx_towers import open_session, run  # torch has had its say
@@ -102,10 +104,10 @@ def export_alone(model: Path, out: Path) -> None:
                 )
 
 
-def _copy_facts(model: Path, contract: Contract, folder: Path) -> None:
-    for name in ("model.json", contract.tokenizer):
-        shutil.copy2(model / name, folder / name)
-    (folder / "release.txt").write_text(release_of(model) + "\n")
+def _write_facts(model: Path, contract: Contract, folder: Path) -> None:
+    shutil.copy2(model / contract.tokenizer, folder / contract.tokenizer)
+    atomic_write(folder / MODEL_FILE, contract.model_dump_json(indent=2) + "\n")
+    (folder / "release.txt").write_text(release_of(model, contract.embed_dim) + "\n")
 
 
 def write_onnx(clip: CLIP, contract: Contract, opset: int, folder: Path) -> None:

@@ -109,7 +109,7 @@ def _read_pickle(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         if refused := re.search(r"Unsupported global: GLOBAL (\S+)|Unsupported .+", str(error)):
             raise ValueError(
-                f"{path}: holds more than tensors and plain values ({refused[1] or refused[0]}), so that loading it would "
+                f"{path}: holds more than tensors and plain values ({refused[1] or refused[0]}), and loading it would "
                 "run code. Where you trust it, save its tensors alone: torch.save(model.state_dict(), 'tensors.pt')"
             ) from None
         raise ValueError(f"{path}: not a checkpoint of torch, or not a whole one") from None

@@ -126,12 +126,11 @@ def _write_transformers(tensors: dict[str, Tensor], model: CLIP, vocabulary: str
         "text_config": _text_config(model),
         "vision_config": _vision_config(model),
     }
-    tokenizer = {
-        "tokenizer_class": "BertTokenizer",
-        "do_lower_case": True,
-        "strip_accents": True,
-        "tokenize_chinese_chars": True,
+    tokenizer = {  # of this class, transformers takes tokenizer.json as it is; BertTokenizer has rules of its own
+        "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": architecture.context_length,
+        "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
+        **{f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep")},
     }
     with replacing_folder(out) as aside:
         packed = {name: tensor.contiguous() for name, tensor in tensors.items()}
@@ -143,6 +142,7 @@ def _write_transformers(tensors: dict[str, Tensor], model: CLIP, vocabulary: str
         ):
             atomic_write(aside / name, json.dumps(content, indent=2) + "\n")
         atomic_write(aside / "vocab.txt", vocabulary)
+        atomic_write(aside / TOKENIZER_FILE, (folder / TOKENIZER_FILE).read_bytes())
         atomic_write(aside / "README.md", model_card(read_contract(folder), release_of(folder)))
     return [
         f"transformers.ChineseCLIPModel.from_pretrained({str(out)!r})",

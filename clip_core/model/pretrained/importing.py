@@ -85,7 +85,7 @@ def _import_bert(checkpoint: Checkpoint, folder: Path) -> None:
     num_parameters = sum(parameter.numel() for parameter in tower.parameters())
     print(f"recognised as a BERT: {num_parameters:,} parameters, {vocab_size:,} tokens")
     _say_unused([name for name in checkpoint.tensors if ".pooler." in name or name.startswith("cls.")])
-    print(f"half a CLIP, for stage init to start from: name {folder} in params.yaml, section init")
+    print(f"half a CLIP, to start training from: in params.yaml init {{from: towers, bert_folder: {folder.name}, ...}}")
 
 
 def _import_image_side(checkpoint: Checkpoint, folder: Path, image_size: int | None) -> None:
@@ -100,7 +100,7 @@ def _import_image_side(checkpoint: Checkpoint, folder: Path, image_size: int | N
     print(f"  {num_parameters:,} numbers")
     print("  projection " + ("none" if side.projection is None else f"to {len(side.projection)} dimensions"))
     print("  logit_scale " + ("none" if side.logit_scale is None else f"{side.logit_scale:.4f}"))
-    print(f"half a CLIP, for stage init to start from: name {folder} in params.yaml, section init")
+    print(f"half a CLIP, to start training from: in params.yaml init {{from: towers, image_tower: {folder.name}, ...}}")
 
 
 def timm_folder(side: ImageSide) -> tuple[dict[str, Tensor], dict]:

@@ -33,6 +33,5 @@ processor = ChineseCLIPProcessor.from_pretrained("THIS FOLDER")
 
 - Pictures are resized to the square directly, without cropping (`preprocessor_config.json` says so).
 - Texts are cut at {contract.context_length} tokens: `processor(text=..., padding=True, truncation=True)`.
-- Turn curly double quotes into straight ones before: it is what the training did.
 - Features are compared by cosine: divide them by their length first.
 """

@@ -1,0 +1,79 @@
+"""What the comparing benchmarks have in common: their options, and rows that run or say why not."""
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.compare import MAX_OTHER_CORES, compare
+from benchmarks.models import NAMES, SMALL, WORK, prepare
+from benchmarks.report import RESULTS, machine, print_table, spread, write_result
+
+
+class Row(NamedTuple):
+    """A comparison: what each side does beyond what all rows share."""
+
+    task: str  # images, texts, tokens
+    num: int  # pictures or texts in a run
+    ours: dict
+    peer: dict
+
+    @property
+    def name(self) -> str:
+        ours = " ".join(str(value) if value is not True else key for key, value in self.ours.items())
+        peer = " ".join(map(str, self.peer.values()))
+        return f"{self.num} {self.task}: {ours or 'ours'} / {peer}"
+
+
+def run(name: str, rows: Iterable[Row]) -> None:
+    """The command line of a benchmark."""
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}")
+    parser.add_argument("--model", default="vit-b-16", choices=[*NAMES, SMALL])
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", default="", help="rows whose name contains this")
+    parser.add_argument("--work", type=Path, default=WORK, help="where the prepared models lie")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    shared = {"model": str(prepare(options.model, options.work)), "threads": options.threads}
+    measured: dict[str, dict] = {}
+    for row in rows:
+        if options.only not in row.name:
+            continue
+        if reason := _skipped(row):
+            measured[row.name] = {"skipped": reason}
+            print(f"{row.name}: skipped, {reason}", flush=True)
+            continue
+        spec = {**shared, "task": row.task, "num": row.num}
+        measured[row.name] = compare({**spec, "side": "ours", **row.ours}, {**spec, **row.peer}, options.repeats)
+        print(f"{row.name}: {spread(measured[row.name]['ratio'])} times as fast", flush=True)
+    write_result(name, {"model": options.model, **machine(options.threads), "rows": measured}, options.results)
+    _show(rows, measured)
+
+
+def _skipped(row: Row) -> str:
+    import torch
+
+    if "cuda" in (*row.ours.values(), *row.peer.values()) and not torch.cuda.is_available():
+        return "torch finds no CUDA device here"
+    return ""
+
+
+def _show(rows: Iterable[Row], measured: dict[str, dict]) -> None:
+    num = {row.name: row.num for row in rows}
+    print_table(
+        ("row", "ratio min - median - max", "ours per s", "peer per s", "other cores", "agreement"),
+        [
+            (
+                name,
+                spread(found["ratio"]) + (f" ({found['disturbed']} disturbed)" if found["disturbed"] else ""),
+                f"{num[name] / found['our_seconds'][1]:,.1f}",
+                f"{num[name] / found['peer_seconds'][1]:,.1f}",
+                f"at most {found['other_cores'][2]:.2f}",
+                ", ".join(f"{key} {value:.7g}" for key, value in found["agreement"].items()),
+            )
+            for name, found in measured.items()
+            if "skipped" not in found
+        ],
+    )
+    print(f"other cores: kept busy by other processes; above {MAX_OTHER_CORES} a repeat counts as disturbed")

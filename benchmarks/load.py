@@ -1,0 +1,132 @@
+"""How long it takes, and how much memory, until a model answers; and to bring weights in and out."""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+from benchmarks.models import NAMES, ROOT, SMALL, WORK, Model, model_at, prepare
+from benchmarks.noise import now, other_cores
+from benchmarks.report import RESULTS, machine, print_table, spread, write_result
+
+GIB = 2**30
+# Each a program: it says when its imports are done, and leaves a model that is ready.
+OURS = "import clip_core.predictor, clip_core.model.torch_towers; imported(); clip_core.load({weights!r}, 'cpu', '%s')"
+PROGRAMS = {
+    "clip_core": OURS % "fp32",
+    "clip_core bf16": OURS % "bf16",
+    "clip_core onnx": "import clip_core.serve.onnx_predictor; imported(); clip_core.load({weights!r}, runtime='onnx')",
+    "cn_clip": "import cn_clip.clip, benchmarks.models as b; imported(); b.model_at({folder!r}).load_in_cn_clip('cpu')",
+    "transformers": "from transformers import ChineseCLIPModel as C; imported(); C.from_pretrained({transformers!r})",
+}
+CLOCK = "import time; start = time.perf_counter(); imported = lambda: print('IMPORTED', time.perf_counter() - start); "
+PRETRAINED = ("-m", "clip_core.model.pretrained")
+
+
+class Done(NamedTuple):
+    seconds: float  # of the whole process
+    importing: float  # until its imports were done
+    peak: int  # bytes of memory
+    other_cores: float
+
+
+def main() -> None:
+    """Runs every program in turn, several times, each in a process of its own."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.load")
+    parser.add_argument("--model", default="vit-b-16", choices=[*NAMES, SMALL])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--work", type=Path, default=WORK, help="where the prepared models lie")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    model = model_at(prepare(options.model, options.work))
+    with tempfile.TemporaryDirectory(dir=options.work) as out:
+        found = _measure(_commands(model, Path(out)), options.repeats, options.threads)
+    num_bytes = (model.weights / "model.safetensors").stat().st_size
+    result = {
+        "model": options.model,
+        "weights_gib": num_bytes / GIB,
+        **machine(options.threads),
+        "rows": {name: [one._asdict() for one in done] for name, done in found.items()},
+    }
+    write_result(f"load-{options.model}", result, options.results)
+    print_table(
+        ("process", "seconds, start to end", "of these imports", "peak GiB", "peak / weights", "other cores"),
+        [
+            (
+                name,
+                _spread([one.seconds for one in done]),
+                _spread([one.importing for one in done]),
+                _spread([one.peak / GIB for one in done]),
+                f"{max(one.peak for one in done) / num_bytes:.2f}",
+                f"at most {max(one.other_cores for one in done):.2f}",
+            )
+            for name, done in found.items()
+        ],
+    )
+
+
+def _commands(model: Model, out: Path) -> dict[str, tuple[str, ...]]:
+    places = {
+        "folder": str(model.weights.parent),
+        "weights": str(model.weights),
+        "transformers": str(model.transformers),
+    }
+    loads = {f"load: {name}": ("-c", CLOCK + program.format(**places)) for name, program in PROGRAMS.items()}
+    export = (*PRETRAINED, "export", str(model.weights))
+    return {
+        **loads,
+        "import: OFA-Sys .pt": (*PRETRAINED, "import", str(model.released), str(out / "weights")),
+        "export: ofa": (*export, str(out / "ofa.pt"), "--format", "ofa"),
+        "export: transformers": (*export, str(out / "transformers"), "--format", "transformers"),
+        "export: onnx": ("-m", "clip_core.serve.export", str(model.weights), str(out / "onnx")),
+    }
+
+
+def _measure(commands: dict[str, tuple[str, ...]], repeats: int, threads: int) -> dict[str, list[Done]]:
+    found: dict[str, list[Done]] = {name: [] for name in commands}
+    for repeat in range(repeats + 1):  # the first fills the page cache and makes the ONNX export
+        for name, command in commands.items():
+            done = _run(command, threads)
+            if repeat:
+                found[name].append(done)
+                print(f"{name}: {done.seconds:.1f} s, {done.peak / GIB:.2f} GiB", file=sys.stderr, flush=True)
+    return found
+
+
+def _run(command: tuple[str, ...], threads: int) -> Done:
+    start = now([os.getpid()])
+    clock = time.perf_counter()
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(
+            [sys.executable, *command],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"},
+            stdout=output,
+            stderr=output,
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - clock
+        process.returncode = os.waitstatus_to_exitcode(status)
+        output.seek(0)
+        said = output.read()
+    if process.returncode:
+        raise RuntimeError(f"{command} ended with exit code {process.returncode}:\n{said}")
+    end = now([os.getpid()])
+    spent = usage.ru_utime + usage.ru_stime  # of the process that ended, which /proc no longer shows
+    others = other_cores(start, end._replace(own=end.own + spent))
+    importing = [float(line.split()[1]) for line in said.splitlines() if line.startswith("IMPORTED")]
+    return Done(seconds, importing[0] if importing else 0.0, usage.ru_maxrss * 1024, others)
+
+
+def _spread(values: list[float]) -> str:
+    return spread([min(values), median(values), max(values)])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""How busy other processes keep the machine while something is measured, from /proc."""
+
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+TICK = 1 / os.sysconf("SC_CLK_TCK")
+
+
+class Moment(NamedTuple):
+    time: float
+    all: float  # seconds of CPU that the machine has spent, also for other machines on the same host (steal)
+    own: float  # those of our processes
+
+
+def now(pids: Iterable[int]) -> Moment:
+    """The clock and the seconds of CPU spent so far, by all and by the processes `pids`."""
+    user, nice, system, _idle, _waiting, irq, softirq, steal = map(
+        int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
+    )
+    own = sum(_spent(pid) for pid in pids)
+    return Moment(time.monotonic(), (user + nice + system + irq + softirq + steal) * TICK, own * TICK)
+
+
+def other_cores(start: Moment, end: Moment) -> float:
+    """The cores that others kept busy between the two moments."""
+    return max(0.0, ((end.all - start.all) - (end.own - start.own)) / (end.time - start.time))
+
+
+def _spent(pid: int) -> int:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])  # utime and stime of all its threads

@@ -1,0 +1,34 @@
+"""One side of a comparison, in a process of its own: it works when told so and sleeps otherwise.
+
+It reads a line `number of runs` and answers a line of JSON; the first line tells that it is ready.
+"""
+
+import contextlib
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+
+def main(spec: dict) -> None:
+    """Makes the side that `spec` describes, runs it once to warm up and then as often as it is told."""
+    answers = sys.stdout
+    with contextlib.redirect_stdout(sys.stderr):  # peers print
+        from benchmarks.sides import make
+
+        run = make(spec)
+        found = run()
+        np.save(Path(spec["found"]), found)
+        run()
+        print(json.dumps({"ready": True}), file=answers, flush=True)
+        for line in sys.stdin:
+            start = time.perf_counter()
+            for _ in range(int(line)):
+                run()
+            print(json.dumps({"seconds": time.perf_counter() - start}), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))

@@ -1,0 +1,136 @@
+"""`clip_core.load(folder, runtime="onnx")`: the exported graph behind the same Predictor."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import clip_core
+from clip_core.model.contract import release_of
+from clip_core.model.weights import save_weights
+from clip_core.predictor import Predictor
+from clip_core.serve import export
+from clip_core.serve.onnx_predictor import exported
+from clip_core.text import build_tokenizer
+from tests.conftest import ENVIRONMENT, ROOT
+from tests.tiny import MADE, picture, tiny_clip
+
+TEXTS = ["一只猫", "", "ok", "猫", "没见过"]
+PICTURES = [picture("red", "circle", "a"), picture("blue", "square", "b"), picture("green", "circle", "c")]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("onnx") / "weights"
+    tokenizer = build_tokenizer(["一只猫", "ok"])
+    save_weights(tiny_clip(tokenizer), tokenizer, folder, MADE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def predictor(folder: Path) -> Predictor:
+    return clip_core.load(folder, runtime="onnx")
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Exports run here, which takes less time; the list tells which there were."""
+    made = []
+
+    def run(command: list[str], check: bool) -> None:
+        assert command[:3] == [sys.executable, "-m", "clip_core.serve.export"]
+        assert check
+        export.export_alone(Path(command[3]), Path(command[4]))
+        made.append(Path(command[4]))
+
+    monkeypatch.setattr(subprocess, "run", run)
+    return made
+
+
+def copy_of(folder: Path, place: Path) -> Path:
+    """The weights folder and its export, moved elsewhere."""
+    for name in (folder.name, f".{folder.name}.onnx"):
+        if (folder.parent / name).exists():
+            shutil.copytree(folder.parent / name, place / name)
+    return place / folder.name
+
+
+def check_like_torch(predictor: Predictor, folder: Path) -> None:
+    torch = clip_core.load(folder, device="cpu")
+    assert np.abs(predictor.encode_texts(TEXTS) - torch.encode_texts(TEXTS)).max() < 1e-5
+    assert np.abs(predictor.encode_images(PICTURES) - torch.encode_images(PICTURES)).max() < 1e-5
+
+
+def test_it_computes_what_torch_computes_and_says_the_same_of_itself(folder: Path, predictor: Predictor) -> None:
+    torch = clip_core.load(folder, device="cpu")
+    check_like_torch(predictor, folder)
+    assert predictor.encode_texts(TEXTS).dtype == np.float32
+    assert predictor.encode_texts([]).shape == predictor.encode_images([]).shape == (0, 8)
+    assert (predictor.logit_scale, predictor.release) == (torch.logit_scale, torch.release)
+    assert (predictor.runtime, predictor.device, predictor.precision) == ("onnx", "cpu", "fp32")
+
+
+def test_an_export_itself_can_be_loaded(folder: Path, predictor: Predictor) -> None:
+    alone = clip_core.load(exported(folder), runtime="onnx")
+    assert np.array_equal(alone.encode_texts(TEXTS), predictor.encode_texts(TEXTS))
+    assert (alone.release, alone.logit_scale) == (predictor.release, predictor.logit_scale)
+
+
+def test_a_width_is_cut_and_normalised_again(folder: Path, predictor: Predictor) -> None:
+    with pytest.warns(UserWarning, match="width 4: this model was trained for 8"):
+        narrow = clip_core.load(folder, runtime="onnx", width=4).encode_images(PICTURES)
+    whole = predictor.encode_images(PICTURES)[:, :4]
+    assert np.allclose(narrow, whole / np.linalg.norm(whole, axis=1, keepdims=True), atol=1e-6)
+
+
+def test_the_export_is_made_once_also_for_a_moved_folder(
+    folder: Path, predictor: Predictor, tmp_path: Path, in_this_process: list[Path]
+) -> None:
+    assert predictor.release == (folder.parent / ".weights.onnx/release.txt").read_text().strip()
+    moved = copy_of(folder, tmp_path)
+    clip_core.load(moved, runtime="onnx")
+    assert in_this_process == []
+    assert sorted(path.name for path in moved.iterdir()) == ["model.json", "model.safetensors", "tokenizer.json"]
+
+
+def test_other_weights_in_the_folder_are_exported_again(
+    folder: Path, predictor: Predictor, tmp_path: Path, in_this_process: list[Path]
+) -> None:
+    moved = copy_of(folder, tmp_path)
+    tokenizer = (folder / "tokenizer.json").read_text(encoding="utf-8")
+    save_weights(tiny_clip(tokenizer, seed=2), tokenizer, moved, MADE)
+    other = clip_core.load(moved, runtime="onnx")
+    assert other.release == release_of(moved) != predictor.release
+    assert in_this_process == [tmp_path / ".weights.onnx"]
+    check_like_torch(other, moved)
+
+
+def test_weights_too_large_for_one_file_lie_beside_it_and_move_with_it(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "MAX_BYTES", 0)
+    export.export_alone(folder, tmp_path / "made")
+    (tmp_path / "made").rename(tmp_path / "moved")
+    names = {path.name for path in (tmp_path / "moved").iterdir()}
+    assert {"image.onnx", "image.onnx.data", "text.onnx", "text.onnx.data"} < names
+    check_like_torch(clip_core.load(tmp_path / "moved", runtime="onnx"), folder)
+
+
+def test_what_it_can_not_do_is_said_before_anything_is_exported(folder: Path, in_this_process: list[Path]) -> None:
+    with pytest.raises(ValueError, match="device 'cuda': runtime 'onnx' runs on the CPU"):
+        clip_core.load(folder, runtime="onnx", device="cuda")
+    with pytest.raises(ValueError, match="precision 'bf16': runtime 'onnx' computes in fp32"):
+        clip_core.load(folder, runtime="onnx", precision="bf16")
+    with pytest.raises(ValueError, match="runtime 'tensorrt' is neither 'torch' nor 'onnx'"):
+        clip_core.load(folder, runtime="tensorrt")
+    assert in_this_process == []
+
+
+def test_it_runs_without_torch(folder: Path, predictor: Predictor) -> None:
+    code = f"import clip_core, sys; clip_core.load({str(folder)!r}, runtime='onnx').encode_texts(['ok'])"
+    code += "; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.stdout == "False\n", done.stderr
