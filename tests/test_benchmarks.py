@@ -5,6 +5,7 @@ import runpy
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from tests.conftest import ENVIRONMENT, ROOT
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def run_here(_python: str, _m: str, module: str, *arguments: str) -> None:
-        with pytest.MonkeyPatch.context() as patch:
+        with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(action="ignore", category=RuntimeWarning):
             patch.setattr(sys, "argv", [module, *arguments])
             runpy.run_module(module, run_name="__main__")
 
