@@ -30,7 +30,8 @@ TOWER = ImageTower(name="vit_base_patch16_clip_quickgelu_224", options=SMALL_VIT
 def small_open_clip() -> Any:
     vision = {"image_size": 32, "layers": 2, "width": 128, "head_width": 64, "patch_size": 8}
     text = {"context_length": 7, "vocab_size": 50, "width": 32, "heads": 1, "layers": 1}
-    model = open_clip.CLIP(embed_dim=16, vision_cfg=vision, text_cfg=text, quick_gelu=True)
+    configs: Any = {"vision_cfg": vision, "text_cfg": text}
+    model = open_clip.CLIP(embed_dim=16, quick_gelu=True, **configs)
     fill(model)
     return model.eval()
 
@@ -107,6 +108,14 @@ def test_timm_gives_its_clip_tower_with_the_classifier_as_projection(tmp_path: P
     side = read_image_side(tmp_path / "model.safetensors")
     assert (side.recognised, side.image_size) == (TOWER, 32)
     torch.testing.assert_close(projected(side), model(PICTURES), atol=1e-5, rtol=1e-5)
+
+
+def test_open_clip_says_which_activation_its_towers_have(tmp_path: Path) -> None:
+    save_file(small_open_clip().state_dict(), tmp_path / "open_clip_model.safetensors")
+    for quick, name in ((True, TOWER.name), (False, TOWER.name.replace("_quickgelu", ""))):
+        config = {"model_cfg": {"embed_dim": 16, "quick_gelu": quick, "vision_cfg": {"width": 128}}}
+        (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+        assert read_image_side(tmp_path).recognised.name == name
 
 
 def test_a_classifier_of_other_things_is_no_projection(tmp_path: Path) -> None:

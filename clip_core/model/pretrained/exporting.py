@@ -35,7 +35,7 @@ CN_CLIP_NAMES = {  # vision_model_name, text_model_name and input_resolution of 
     "vit-l-14-336": ("ViT-L-14-336", "RoBERTa-wwm-ext-base-chinese", 336),
     "vit-h-14": ("ViT-H-14", "RoBERTa-wwm-ext-large-chinese", 224),
 }
-AS_IN_TRANSFORMERS = replace(AS_RELEASED, convert="before")
+AS_IN_TRANSFORMERS = replace(AS_RELEASED, convert="before", background="white")  # with its backend for Pillow
 
 
 def export_weights(folder: Path, out: Path, form: Format) -> None:
@@ -46,7 +46,7 @@ def export_weights(folder: Path, out: Path, form: Format) -> None:
     start = time.monotonic()
     contract = read_contract(folder)
     vocabulary = _vocabulary(folder, form)
-    print(f"{folder}: {name_of(contract.architecture)}, release {release_of(folder)}", flush=True)
+    print(f"{folder}: {name_of(contract.architecture)}, {form}", flush=True)
     model = load_weights(folder)
     tensors = _named(model, form)
     if form == "ofa":
@@ -137,7 +137,7 @@ def _write_transformers(tensors: dict[str, Tensor], model: CLIP, vocabulary: str
         atomic_write(aside / "README.md", model_card(read_contract(folder), release_of(folder)))
     return [
         f"transformers.ChineseCLIPModel.from_pretrained({str(out)!r})",
-        f"transformers.ChineseCLIPProcessor.from_pretrained({str(out)!r})",
+        f"transformers.ChineseCLIPProcessor.from_pretrained({str(out)!r}, backend='pil')",
     ]
 
 
