@@ -41,12 +41,14 @@ def main() -> None:
     parser.add_argument("--model", default="vit-b-16", choices=[*NAMES, SMALL])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", default="", help="processes whose name contains this")
     parser.add_argument("--work", type=Path, default=WORK, help="where the prepared models lie")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
     model = model_at(prepare(options.model, options.work))
     with tempfile.TemporaryDirectory(dir=options.work) as out:
-        found = _measure(_commands(model, Path(out)), options.repeats, options.threads)
+        commands = {name: command for name, command in _commands(model, Path(out)).items() if options.only in name}
+        found = _measure(commands, options.repeats, options.threads)
     num_bytes = (model.weights / "model.safetensors").stat().st_size
     result = {
         "model": options.model,

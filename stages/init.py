@@ -66,6 +66,7 @@ def from_elsewhere(params: "Params", out: Path, curves: Path) -> None:
     from clip_core.model.contract import Made, hash_of
     from clip_core.model.start import start_from_towers, start_from_weights
     from clip_core.model.weights import save_weights
+    from clip_core.train.log import NO_STEPS
 
     if isinstance(params.init, FromTowers):
         start = start_from_towers(params.model, params.init, params.seed)
@@ -80,7 +81,7 @@ def from_elsewhere(params: "Params", out: Path, curves: Path) -> None:
         text_tower=start.origin,
     )
     save_weights(start.model, start.tokenizer_json, out, made)
-    atomic_write(curves / "train.csv", "")
+    atomic_write(curves / "train.csv", NO_STEPS)
     print(f"init: starts from {start.origin}", flush=True)
 
 

@@ -9,7 +9,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "embed_dim": 32,
     "image_resolution": 32,
     "vision_layers": 2,
@@ -31,7 +31,7 @@ NUMBERS = 2**20
 INITIALISERS = ("kaiming_uniform_", "uniform_", "normal_", "xavier_uniform_", "trunc_normal_", "zeros_", "ones_")
 
 
-def reference(**shape: Any) -> nn.Module:
+def reference(**shape: Any) -> Any:
     """The reference's model with random weights, all of which fp16 can hold, as in the released files."""
     from cn_clip.clip.model import CLIP
 
@@ -51,7 +51,7 @@ def without_init() -> Iterator[None]:
         yield
 
 
-def _leave(tensor: Tensor, *_: Any, **__: Any) -> Tensor:
+def _leave(tensor: Any, *_: Any, **__: Any) -> Any:
     return tensor
 
 

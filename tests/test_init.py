@@ -246,7 +246,7 @@ def test_a_released_checkpoint_is_finetuned_by_the_recipe(
     assert read_contract(tmp_path / "stage2").preprocessing == read_contract(tmp_path / "init").preprocessing
     rows = {name: (tmp_path / "curves" / name).read_text().split() for name in
             ("init/train.csv", "stage1/train.csv", "stage1/validation.csv", "stage2/train.csv")}  # fmt: skip
-    assert [len(lines) for lines in rows.values()] == [0, 0, 2, 2]
+    assert [len(lines) for lines in rows.values()] == [1, 1, 2, 2]  # with the header
     assert rows["stage1/validation.csv"][1].startswith("0,")
 
 

@@ -96,27 +96,18 @@ def test_the_export_is_made_once_also_for_a_moved_folder(
     assert sorted(path.name for path in moved.iterdir()) == ["model.json", "model.safetensors", "tokenizer.json"]
 
 
-def test_other_weights_in_the_folder_are_exported_again(
-    folder: Path, predictor: Predictor, tmp_path: Path, in_this_process: list[Path]
+def test_other_weights_in_the_folder_are_exported_again_in_two_files_when_they_are_large(
+    folder: Path, predictor: Predictor, tmp_path: Path, in_this_process: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    moved = copy_of(folder, tmp_path)
+    moved, made = copy_of(folder, tmp_path), tmp_path / ".weights.onnx"
     tokenizer = (folder / "tokenizer.json").read_text(encoding="utf-8")
     save_weights(tiny_clip(tokenizer, seed=2), tokenizer, moved, MADE)
+    monkeypatch.setattr(export, "MAX_BYTES", 0)
     other = clip_core.load(moved, runtime="onnx")
     assert other.release == release_of(moved) != predictor.release
-    assert in_this_process == [tmp_path / ".weights.onnx"]
-    check_like_torch(other, moved)
-
-
-def test_weights_too_large_for_one_file_lie_beside_it_and_move_with_it(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(export, "MAX_BYTES", 0)
-    export.export_alone(folder, tmp_path / "made")
-    (tmp_path / "made").rename(tmp_path / "moved")
-    names = {path.name for path in (tmp_path / "moved").iterdir()}
-    assert {"image.onnx", "image.onnx.data", "text.onnx", "text.onnx.data"} < names
-    check_like_torch(clip_core.load(tmp_path / "moved", runtime="onnx"), folder)
+    assert in_this_process == [made]
+    assert {"image.onnx", "image.onnx.data", "text.onnx", "text.onnx.data"} < {path.name for path in made.iterdir()}
+    check_like_torch(clip_core.load(made.rename(tmp_path / "elsewhere"), runtime="onnx"), moved)
 
 
 def test_what_it_can_not_do_is_said_before_anything_is_exported(folder: Path, in_this_process: list[Path]) -> None:

@@ -16,8 +16,8 @@ from PIL import Image
 from torch.nn.functional import normalize
 
 import clip_core
-from clip_core.image import AS_RELEASED
-from clip_core.model.pretrained.exporting import export_weights
+from clip_core.image import AS_RELEASED, pixels_of
+from clip_core.model.pretrained.exporting import AS_IN_TRANSFORMERS, export_weights
 from clip_core.model.pretrained.importing import import_checkpoint
 from clip_core.predictor import Predictor
 from tests.odd_pictures import ODD
@@ -121,14 +121,31 @@ def test_the_scale_of_similarities_is_the_references(pair: Pair) -> None:
     assert pair.ours.logit_scale == pytest.approx(pair.theirs.logit_scale.exp().item(), rel=1e-6)
 
 
-@pytest.mark.filterwarnings("ignore:texts longer than", "ignore:Palette images with Transparency")
-def test_transformers_computes_the_same_features(pair: Pair, tmp_path: Path) -> None:
-    from transformers import ChineseCLIPModel
-
+@pytest.fixture
+def exported(pair: Pair, tmp_path: Path) -> Path:
+    """What our export makes of the imported weights for transformers."""
     if not hasattr(pair.theirs.visual, "transformer"):
         pytest.skip("transformers has no Chinese-CLIP with a ResNet")
     export_weights(pair.folder, tmp_path / "exported", "transformers")
-    model = ChineseCLIPModel.from_pretrained(tmp_path / "exported").eval()
+    return tmp_path / "exported"
+
+
+def test_what_transformers_sees_of_odd_pictures_is_known(exported: Path) -> None:
+    from transformers import AutoImageProcessor
+
+    processor = AutoImageProcessor.from_pretrained(exported, backend="pil")
+    mean, std = (np.array(numbers).reshape(3, 1, 1) for numbers in (AS_RELEASED.mean, AS_RELEASED.std))
+    for name, make in ODD.items():
+        seen = processor(Image.open(io.BytesIO(make())))["pixel_values"][0] * std + mean
+        pixels = pixels_of(make(), IMAGE_SIZE, AS_IN_TRANSFORMERS)
+        assert np.array_equal((np.asarray(seen) * 255).round(), pixels), name
+
+
+@pytest.mark.filterwarnings("ignore:texts longer than", "ignore:Palette images with Transparency")
+def test_transformers_computes_the_same_features(pair: Pair, exported: Path) -> None:
+    from transformers import ChineseCLIPModel
+
+    model = ChineseCLIPModel.from_pretrained(exported).eval()
     texts, pictures = list(CASES.values()), [make() for make in ODD.values()]
     ids = token_ids(texts)
     with torch.inference_mode():

@@ -1,8 +1,8 @@
 """Half a CLIP comes in from timm, open_clip, transformers or a BERT folder, for stage init to start from."""
 
 import json
-import math
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import pytest
@@ -15,24 +15,28 @@ from clip_core.config import ImageTower
 from clip_core.model.image_tower import make_image_tower
 from clip_core.model.pretrained.image_side import ImageSide, read_image_side
 from clip_core.model.pretrained.importing import import_checkpoint
+from clip_core.model.pretrained.names import OPENAI, to_theirs
 from clip_core.model.pretrained.positions import resize_positions
+from clip_core.model.pretrained.recognise import recognise_vit
+from clip_core.model.registry import MODELS
 from clip_core.model.text_tower import TextTower, architecture_of_bert, load_bert
 from tests.released import fill
 
 PICTURES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-SMALL_VIT = {"patch_size": 8, "embed_dim": 128, "depth": 2, "num_heads": 2}
+SMALL_VIT: dict[str, Any] = {"patch_size": 8, "embed_dim": 128, "depth": 2, "num_heads": 2}
 TOWER = ImageTower(name="vit_base_patch16_clip_quickgelu_224", options=SMALL_VIT)
 
 
-def small_open_clip() -> nn.Module:
+def small_open_clip() -> Any:
     vision = {"image_size": 32, "layers": 2, "width": 128, "head_width": 64, "patch_size": 8}
     text = {"context_length": 7, "vocab_size": 50, "width": 32, "heads": 1, "layers": 1}
-    model = open_clip.CLIP(embed_dim=16, vision_cfg=vision, text_cfg=text, quick_gelu=True)
+    configs: Any = {"vision_cfg": vision, "text_cfg": text}
+    model = open_clip.CLIP(embed_dim=16, quick_gelu=True, **configs)
     fill(model)
     return model.eval()
 
 
-def small_transformers() -> nn.Module:
+def small_transformers() -> Any:
     from transformers import CLIPConfig, CLIPModel
 
     vision = {
@@ -50,8 +54,8 @@ def small_transformers() -> nn.Module:
     return model.eval()
 
 
-def small_timm() -> nn.Module:
-    model = timm.create_model(TOWER.name, img_size=32, num_classes=16, **SMALL_VIT)
+def small_timm() -> Any:
+    model: Any = timm.create_model(TOWER.name, img_size=32, num_classes=16, **SMALL_VIT)
     fill(model)
     nn.init.zeros_(model.head.bias)  # as in timm's CLIP weights, whose classifier is the projection
     return model.eval()
@@ -61,6 +65,7 @@ def small_timm() -> nn.Module:
 def projected(side: ImageSide) -> Tensor:
     module = make_image_tower(side.recognised, side.image_size).module
     module.load_state_dict(side.tower)
+    assert side.projection is not None
     return module.eval()(PICTURES) @ side.projection.T
 
 
@@ -103,6 +108,14 @@ def test_timm_gives_its_clip_tower_with_the_classifier_as_projection(tmp_path: P
     side = read_image_side(tmp_path / "model.safetensors")
     assert (side.recognised, side.image_size) == (TOWER, 32)
     torch.testing.assert_close(projected(side), model(PICTURES), atol=1e-5, rtol=1e-5)
+
+
+def test_open_clip_says_which_activation_its_towers_have(tmp_path: Path) -> None:
+    save_file(small_open_clip().state_dict(), tmp_path / "open_clip_model.safetensors")
+    for quick, name in ((True, TOWER.name), (False, TOWER.name.replace("_quickgelu", ""))):
+        config = {"model_cfg": {"embed_dim": 16, "quick_gelu": quick, "vision_cfg": {"width": 128}}}
+        (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+        assert read_image_side(tmp_path).recognised.name == name
 
 
 def test_a_classifier_of_other_things_is_no_projection(tmp_path: Path) -> None:
@@ -156,6 +169,8 @@ def test_an_imported_image_tower_is_a_folder_that_timm_and_init_read(tmp_path: P
         after.image_size,
         after.logit_scale,
     )
+    assert before.projection is not None
+    assert after.projection is not None
     assert torch.equal(before.projection, after.projection)
     assert all(torch.equal(tensor, after.tower[name]) for name, tensor in before.tower.items())
     theirs = timm.create_model(f"local-dir:{tmp_path / 'half'}", pretrained=True).eval()
@@ -166,8 +181,9 @@ def test_an_imported_bert_is_a_folder_that_init_reads(tmp_path: Path) -> None:
     from transformers import BertConfig, BertForMaskedLM
 
     source = tmp_path / "bert"
-    shape = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 64}
-    model = BertForMaskedLM(BertConfig(vocab_size=5, **shape))
+    model: Any = BertForMaskedLM(
+        BertConfig(vocab_size=5, hidden_size=64, num_hidden_layers=1, num_attention_heads=1, intermediate_size=64)
+    )
     model.save_pretrained(source)
     tensors = load_file(source / "model.safetensors")
     (source / "model.safetensors").unlink()
@@ -182,20 +198,10 @@ def test_an_imported_bert_is_a_folder_that_init_reads(tmp_path: Path) -> None:
 
 
 def test_h14_has_heads_of_80_and_all_other_towers_of_64() -> None:
-    from clip_core.model.pretrained.names import OPENAI, to_theirs
-    from clip_core.model.pretrained.recognise import recognise_vit
-    from clip_core.model.registry import MODELS
-
-    for name, image_size in (
-        ("vit-b-32", 224),
-        ("vit-b-16", 224),
-        ("vit-l-14", 224),
-        ("vit-l-14-336", 336),
-        ("vit-h-14", 224),
-    ):
+    for name in ("vit-b-32", "vit-b-16", "vit-l-14", "vit-l-14-336", "vit-h-14"):
+        tower, image_size = MODELS[name].image_tower, 336 if name == "vit-l-14-336" else 224
         with torch.device("meta"):
-            module = make_image_tower(MODELS[name].image_tower, image_size).module
+            module = make_image_tower(tower, image_size).module
         theirs = to_theirs({f"image_tower.{n}": t for n, t in module.state_dict().items()}, OPENAI)
         recognised = recognise_vit(theirs, OPENAI, {})
-        assert (recognised.tower, recognised.image_size) == (MODELS[name].image_tower, image_size)
-        assert math.isqrt(theirs["visual.positional_embedding"].shape[0] - 1) * recognised.stride == image_size
+        assert (recognised.tower, recognised.image_size) == (tower, image_size)

@@ -16,6 +16,7 @@ from clip_core.config import Options
 from clip_core.config import TextTower as TextTowerParams
 from clip_core.model.contract import TextArchitecture
 
+SPECIAL = ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
 PADDING_LEAKS = {"convbert", "nystromformer", "yoso"}  # through convolutions, means and hashes
 
 
@@ -82,13 +83,17 @@ def with_positions(tower: TextTowerParams, context_length: int) -> Options:
 
 def _configured(kind: Any, architecture: TextArchitecture) -> Any:
     """The configuration; transformers itself would take any misspelt option without a word."""
-    known = [*kind().to_dict(), *kind.attribute_map]
+    usual = kind().to_dict()
+    known = [*usual, *kind.attribute_map]
     unknown = sorted(set(architecture.options) - set(known))
     if unknown:
         raise ValueError(
             f"model.text_tower.options: {architecture.name} has no {', '.join(unknown)}; it has {', '.join(known)}"
         )
-    return kind(**architecture.options, vocab_size=architecture.vocab_size, pad_token_id=0)
+    # Ids of another vocabulary's special tokens, of which the encoder itself makes no use.
+    ids = {name: usual.get(name) for name in SPECIAL}
+    foreign = {name: None for name, i in ids.items() if isinstance(i, int) and i >= architecture.vocab_size}
+    return kind(**foreign | architecture.options, vocab_size=architecture.vocab_size, pad_token_id=0)
 
 
 def architecture_of_bert(folder: Path, vocab_size: int) -> TextArchitecture:

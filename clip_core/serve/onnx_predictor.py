@@ -49,7 +49,10 @@ def load(folder: str | Path, device: str = "auto", precision: str = "fp32", widt
     contract = read_contract(folder)
     onnx = folder if (folder / "image.onnx").exists() else exported(folder)
     tokenizer = load_tokenizer(onnx / contract.tokenizer, contract.context_length)
-    return Predictor(OnnxTowers(onnx), tokenizer, contract, (onnx / "release.txt").read_text().strip(), width)
+    release = (onnx / "release.txt").read_text().strip()
+    if width is not None and onnx != folder:
+        release = release_of(folder, width)  # of narrower features, as in torch
+    return Predictor(OnnxTowers(onnx), tokenizer, contract, release, width)
 
 
 def exported(folder: Path) -> Path:

@@ -7,6 +7,7 @@ from pathlib import Path
 from clip_core.files import atomic_write
 
 LINE_EVERY = 3.0  # seconds
+NO_STEPS = "step,loss\n"  # the curve of no training
 
 
 class CsvLog:
@@ -33,7 +34,7 @@ def publish_curves(work: Path, curves: Path) -> None:
     for path in sorted(work.glob("*.csv")):
         # A training without validation has an empty one; DVC waits for train.csv, also when no step was asked for.
         if path.stat().st_size or path.name == "train.csv":
-            atomic_write(curves / path.name, path.read_text())
+            atomic_write(curves / path.name, path.read_text() or NO_STEPS)
 
 
 class Progress:

@@ -4,7 +4,7 @@ import json
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from safetensors.torch import save_file
@@ -18,6 +18,12 @@ from clip_core.model.pretrained.model_card import model_card
 from clip_core.model.pretrained.names import OFA, OFA_RESNET, TRANSFORMERS, to_theirs
 from clip_core.model.pretrained.recognise import name_of
 from clip_core.model.pretrained.released_vocabulary import is_released_text, vocabulary_of
+from clip_core.model.pretrained.transformers_config import (
+    config_of,
+    processor_config,
+    tokenizer_config,
+    vision_config,
+)
 from clip_core.model.weights import load_weights
 
 Format = Literal["ofa", "transformers"]
@@ -29,8 +35,7 @@ CN_CLIP_NAMES = {  # vision_model_name, text_model_name and input_resolution of 
     "vit-l-14-336": ("ViT-L-14-336", "RoBERTa-wwm-ext-base-chinese", 336),
     "vit-h-14": ("ViT-H-14", "RoBERTa-wwm-ext-large-chinese", 224),
 }
-AS_IN_TRANSFORMERS = replace(AS_RELEASED, convert="before")
-ACTIVATIONS = {"QuickGELU": "quick_gelu", "GELU": "gelu"}  # timm's classes
+AS_IN_TRANSFORMERS = replace(AS_RELEASED, convert="before", background="white")  # with its backend for Pillow
 
 
 def export_weights(folder: Path, out: Path, form: Format) -> None:
@@ -41,7 +46,7 @@ def export_weights(folder: Path, out: Path, form: Format) -> None:
     start = time.monotonic()
     contract = read_contract(folder)
     vocabulary = _vocabulary(folder, form)
-    print(f"{folder}: {name_of(contract.architecture)}, release {release_of(folder)}", flush=True)
+    print(f"{folder}: {name_of(contract.architecture)}, {form}", flush=True)
     model = load_weights(folder)
     tensors = _named(model, form)
     if form == "ofa":
@@ -88,7 +93,7 @@ def _check_cn_clip(model: CLIP, vocabulary: str) -> None:
         wrong.append("another vocabulary than the one of Chinese-CLIP, which cn_clip brings with it")
     if (preprocessing.mean, preprocessing.std) != (AS_RELEASED.mean, AS_RELEASED.std):
         wrong.append("another mean or std of the pictures than CLIP's")
-    if hasattr(model.image_tower, "blocks") and _vision_config(model)["hidden_act"] != "quick_gelu":
+    if hasattr(model.image_tower, "blocks") and vision_config(model)["hidden_act"] != "quick_gelu":
         wrong.append("an image tower with another activation than QuickGELU")
     if (text.hidden_act, text.layer_norm_eps) != ("gelu", 1e-12):
         wrong.append("a BERT with another activation than GELU or another LayerNorm eps than 1e-12")
@@ -117,83 +122,23 @@ def _write_ofa(tensors: dict[str, Tensor], contract: Contract, out: Path) -> lis
 
 def _write_transformers(tensors: dict[str, Tensor], model: CLIP, vocabulary: str, folder: Path, out: Path) -> list[str]:
     architecture = model.architecture
-    config = {
-        "architectures": ["ChineseCLIPModel"],
-        "model_type": "chinese_clip",
-        "dtype": "float32",
-        "projection_dim": architecture.embed_dim,
-        "logit_scale_init_value": 2.6592,
-        "text_config": _text_config(model),
-        "vision_config": _vision_config(model),
-    }
-    tokenizer = {  # of this class, transformers takes tokenizer.json as it is; BertTokenizer has rules of its own
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": architecture.context_length,
-        "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
-        **{f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep")},
+    contents = {
+        "config.json": config_of(model),
+        "preprocessor_config.json": processor_config(architecture.preprocessing, architecture.image_size),
+        "tokenizer_config.json": tokenizer_config(architecture.context_length),
     }
     with replacing_folder(out) as aside:
         packed = {name: tensor.contiguous() for name, tensor in tensors.items()}
         save_file(packed, aside / "model.safetensors", metadata={"format": "pt"})
-        for name, content in (
-            ("config.json", config),
-            ("preprocessor_config.json", _processor_config(architecture.preprocessing, architecture.image_size)),
-            ("tokenizer_config.json", tokenizer),
-        ):
+        for name, content in contents.items():
             atomic_write(aside / name, json.dumps(content, indent=2) + "\n")
         atomic_write(aside / "vocab.txt", vocabulary)
         atomic_write(aside / TOKENIZER_FILE, (folder / TOKENIZER_FILE).read_bytes())
         atomic_write(aside / "README.md", model_card(read_contract(folder), release_of(folder)))
     return [
         f"transformers.ChineseCLIPModel.from_pretrained({str(out)!r})",
-        f"transformers.ChineseCLIPProcessor.from_pretrained({str(out)!r})",
+        f"transformers.ChineseCLIPProcessor.from_pretrained({str(out)!r}, backend='pil')",
     ]
-
-
-def _text_config(model: CLIP) -> dict[str, Any]:
-    known = model.text_tower.encoder.config.to_dict()
-    names = (
-        "vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size hidden_act layer_norm_eps "
-        "hidden_dropout_prob attention_probs_dropout_prob max_position_embeddings type_vocab_size pad_token_id"
-    )
-    return {"model_type": "chinese_clip_text_model", **{name: known[name] for name in names.split()}}
-
-
-def _vision_config(model: CLIP) -> dict[str, Any]:
-    tower: Any = model.image_tower
-    mlp = tower.blocks[0].mlp
-    activation = ACTIVATIONS.get(type(mlp.act).__name__)
-    if activation is None:
-        raise ValueError(f"no format can hold an image tower with the activation {type(mlp.act).__name__}")
-    return {
-        "model_type": "chinese_clip_vision_model",
-        "hidden_size": tower.embed_dim,
-        "intermediate_size": mlp.fc1.out_features,
-        "projection_dim": model.architecture.embed_dim,
-        "num_hidden_layers": len(tower.blocks),
-        "num_attention_heads": tower.blocks[0].attn.num_heads,
-        "image_size": model.architecture.image_size,
-        "patch_size": tower.patch_embed.patch_size[0],
-        "hidden_act": activation,
-        "layer_norm_eps": tower.norm.eps,
-    }
-
-
-def _processor_config(preprocessing: Preprocessing, image_size: int) -> dict[str, Any]:
-    """A direct resize to the square: what transformers does by default, a crop of the middle, is another thing."""
-    return {
-        "image_processor_type": "ChineseCLIPImageProcessor",
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "size": {"height": image_size, "width": image_size},
-        "resample": 3,  # bicubic
-        "do_center_crop": False,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": preprocessing.mean,
-        "image_std": preprocessing.std,
-    }
 
 
 def _notes(contract: Contract, there: Preprocessing) -> list[str]:

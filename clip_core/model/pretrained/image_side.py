@@ -111,16 +111,22 @@ def _timm_tensors(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], Table]
 
 
 def _recognise(theirs: dict[str, Tensor], table: Table, config: dict[str, Any]) -> Recognised | None:
+    of_open_clip = config.get("model_cfg", {}).get("vision_cfg", {})
+    patch = theirs.get("patch_embed.proj.weight")
+    stride = 32 if patch is None else patch.shape[-1]
     if isinstance(name := config.get("architecture"), str):  # timm's folder
         options = {key: tuple(v) if isinstance(v, list) else v for key, v in (config.get("model_args") or {}).items()}
         options.pop("img_size", None)
         size = (config.get("pretrained_cfg") or {}).get("input_size", (3, 224, 224))[-1]
-        patch = theirs.get("patch_embed.proj.weight")
-        return Recognised(ImageTower(name=name, options=options), size, 32 if patch is None else patch.shape[-1])
+        return Recognised(ImageTower(name=name, options=options), size, stride)
+    if isinstance(name := of_open_clip.get("timm_model_name"), str):
+        return Recognised(ImageTower(name=name, options={}), of_open_clip.get("image_size", 224), stride)
     if table in (OPENAI_RESNET, TIMM_RESNET):
         return recognise_resnet(theirs, table)
     if table is TIMM and not {"norm_pre.weight", "cls_token"} <= set(theirs):  # no ViT of CLIP's kind
         return None
+    if of_open_clip:
+        config = {"hidden_act": "quick_gelu" if config["model_cfg"].get("quick_gelu") else "gelu"}
     return recognise_vit(theirs, table, config.get("vision_config") or config)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from clip_core.config import Options
 from clip_core.files import atomic_write, replacing_folder
 from clip_core.image import AS_RELEASED
-from clip_core.model.contract import Made, TextArchitecture, hash_of, release_of
+from clip_core.model.contract import Made, TextArchitecture, hash_of
 from clip_core.model.pretrained.checkpoint import Checkpoint, read_checkpoint
 from clip_core.model.pretrained.image_side import ImageSide, image_side_in
 from clip_core.model.pretrained.released import CONTEXT_LENGTH, is_chinese_clip, released_in
@@ -61,8 +61,8 @@ def _import_chinese_clip(checkpoint: Checkpoint, folder: Path, vocab: Path | Non
         text_tower="imported with the image tower",
     )
     save_weights(model, released.tokenizer_json, folder, made)
-    print(f"release {release_of(folder)}; next, for example:")
-    print(f"  python -c \"import clip_core; print(clip_core.load('{folder}').encode_texts(['hello']).shape)\"")
+    print(f"next: python -c \"import clip_core; print(clip_core.load('{folder}').encode_texts(['hello']).shape)\"")
+    print(f"or, to train on: in params.yaml init {{from: weights, weights: {folder.name}, ...}}")
 
 
 def _import_bert(checkpoint: Checkpoint, folder: Path) -> None:

@@ -28,10 +28,11 @@ Encodes pictures and Chinese texts as vectors that can be compared. Exported by 
 from transformers import ChineseCLIPModel, ChineseCLIPProcessor
 
 model = ChineseCLIPModel.from_pretrained("THIS FOLDER")
-processor = ChineseCLIPProcessor.from_pretrained("THIS FOLDER")
+processor = ChineseCLIPProcessor.from_pretrained("THIS FOLDER", backend="pil")
 ```
 
-- Pictures are resized to the square directly, without cropping (`preprocessor_config.json` says so).
+- Pictures are resized to the square directly, without cropping (`preprocessor_config.json` says so), by Pillow
+  as in training: torchvision, the default backend, gives numbers that differ by one or two of 256.
 - Texts are cut at {contract.context_length} tokens: `processor(text=..., padding=True, truncation=True)`.
 - Features are compared by cosine: divide them by their length first.
 """
