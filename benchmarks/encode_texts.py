@@ -2,7 +2,7 @@
 
 from benchmarks.command import Row, run
 
-NUM = 256
+NUM = 256  # captions in a run
 ROWS = [
     Row("texts", NUM, {"device": device, "precision": precision, "runtime": runtime}, {"side": peer, "device": device})
     for peer in ("cn_clip", "transformers")

@@ -22,7 +22,8 @@ class OnnxTowers:
     texts_at_once, images_at_once = 64, 8  # their numbers stay in the CPU's cache
 
     def __init__(self, onnx: Path) -> None:
-        num_threads = os.cpu_count() or 1
+        asked = os.environ.get("OMP_NUM_THREADS", "")  # what limits torch, too
+        num_threads = int(asked) if asked.isdecimal() and asked != "0" else os.cpu_count() or 1
         self._text = open_session(onnx / "text.onnx", num_threads)
         self._image = open_session(onnx / "image.onnx", num_threads)
         facts = self._text.get_modelmeta().custom_metadata_map
