@@ -1,6 +1,6 @@
 """Chinese-CLIP models of the reference with random weights, saved in the layout of the released files."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -42,10 +42,11 @@ def reference(**shape: Any) -> Any:
 
 
 @contextmanager
-def without_init() -> Iterator[None]:
+def without_init() -> Generator[None]:
     """Models are made without drawing their weights, which takes longer than all else."""
+    initialisers: dict[str, Any] = dict.fromkeys(INITIALISERS, _leave)
     with (
-        patch.multiple(nn.init, **dict.fromkeys(INITIALISERS, _leave)),
+        patch.multiple(nn.init, **initialisers),
         patch.object(torch.Tensor, "normal_", _leave),
     ):
         yield

@@ -260,7 +260,8 @@ def test_numbers_that_fp16_can_not_hold_come_back_to_the_bit(model: Any, tmp_pat
 def test_transformers_loads_the_export_and_gives_the_same_features(imported: Path, for_transformers: Path) -> None:
     from transformers import ChineseCLIPModel
 
-    theirs, loading = ChineseCLIPModel.from_pretrained(for_transformers, output_loading_info=True)
+    from_pretrained: Any = ChineseCLIPModel.from_pretrained
+    theirs, loading = from_pretrained(for_transformers, output_loading_info=True)
     assert not any(loading[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     ours, ids = load_weights(imported), token_ids(TEXTS)
     texts = theirs.eval().get_text_features(ids, attention_mask=(ids != 0).long()).pooler_output
