@@ -9,7 +9,7 @@ unexport PYTHONPATH VIRTUAL_ENV
 .PHONY: help setup run test serve platform rollout ablation recipe doctor clean browser
 
 help: ## this list
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):[^#]*## (.*)/  make \1|\2/' | column -t -s '|'
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .venv/ready: requirements.lock
 	@$(PYTHON) clip_core/doctor.py || { echo "error: mend what is MISSING above, then call make again" >&2; exit 1; }
@@ -25,6 +25,7 @@ setup: .venv/ready ## the environment, Triton and the built-in pictures (everyth
 	@python -m clip_core.data.sources.emoji_fetch .cache/emoji
 
 run: setup ## set up, then the main job: `dvc repro`, from pictures to a served model
+	@python -m stages.check # DVC stops at the first misspelt key that dvc.yaml names; this names all that is wrong
 	@dvc repro
 	@python -m clip_core.evaluate.summary
 
@@ -46,6 +47,7 @@ platform: setup ## Prefect server, its page, a worker and the deployments (Ctrl-
 	@python -m flows.platform
 
 ablation: setup ## the paper's ablation, three seeds (up to an hour); writes reports/ablation.json
+	@python -m stages.check
 	@dvc repro recipes/ablation/dvc.yaml
 	@test ! -f reports/report.html || dvc repro --force --single-item report # an optional file is no dep for DVC
 
@@ -57,5 +59,6 @@ doctor: ## look at this machine: what is missing, and the remedy
 
 clean: ## remove what the pipeline made (DVC's cache keeps it); your files and the environment stay
 	@test ! -x .venv/bin/python || python -c "from dvc.repo import Repo; [o.remove() for o in Repo().index.outs if o.use_cache]"
-	@rm -rf .work serving/live .pytest_cache .ruff_cache .import_linter_cache
-	@echo "removed; the next run takes unchanged results from DVC's cache (to empty that too: dvc gc --workspace)"
+	@rm -rf .work serving/live reports/report.html reports/deploy.json reports/page.png .pytest_cache .ruff_cache .import_linter_cache
+	@find data models reports serving -type d -empty -delete 2>/dev/null || true # what is yours stays
+	@echo "removed; the next run takes unchanged results from DVC's cache (to empty that too: rm -rf .dvc/cache)"

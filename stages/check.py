@@ -5,13 +5,17 @@ from pathlib import Path
 from stages.command import run
 
 
-def main(out: Path, params_file: Path = Path("params.yaml")) -> None:
-    """Writes `out`, the same whatever the values are: what follows depends on it, but runs for its own params alone."""
+def main(out: Path | None = None, params_file: Path = Path("params.yaml")) -> None:
+    """Writes `out`, the same whatever the values are: what follows depends on it, but runs for its own params alone.
+
+    Without `out` it checks and writes nothing, as `make run` does before DVC reads the keys that dvc.yaml names.
+    """
     from clip_core.files import atomic_write
     from clip_core.params_file import load_params
 
     load_params(params_file)
-    atomic_write(out, "checked\n")
+    if out:
+        atomic_write(out, "checked\n")
 
 
 if __name__ == "__main__":

@@ -36,6 +36,18 @@ def test_a_machine_without_git_fails(tmp_path: Path) -> None:
     assert any(line.startswith("MISSING git") and line.endswith("-> apt-get install git") for line in lines)
 
 
+@pytest.mark.parametrize(
+    ("found", "said"), [("/usr/bin/nvidia-smi", "clip_core.load take it"), (None, "none: everything runs on the CPU")]
+)
+def test_a_gpu_is_said_to_be_used_for_what_takes_it(
+    found: str | None, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda _: found)
+    check = doctor.gpu()
+    assert said in check.found
+    assert not check.remedy
+
+
 @pytest.mark.parametrize("is_set_up", [False, True])
 def test_a_full_disk_stops_set_up_and_not_what_is_set_up(
     is_set_up: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -79,6 +79,17 @@ def test_towers_that_differ_from_torch_are_refused(release: Release, tmp_path: P
         measure_parity(tmp_path, release.onnx, release.store.folder, limits)
 
 
+@pytest.mark.parametrize("file", ["shape-0", "texts", "images"])
+def test_a_feature_that_is_no_number_is_refused(file: str, release: Release, tmp_path: Path) -> None:
+    limits = Export(width=None, opset=20, max_feature_difference=1e-4, tie_margin=2e-4)
+    write_expected(release, tmp_path)
+    features = np.load(tmp_path / f"{file}.npy")
+    features[0, 0] = np.nan
+    np.save(tmp_path / f"{file}.npy", features)
+    with pytest.raises(ValueError, match=r"differ from torch by nan.*Nothing is published"):
+        measure_parity(tmp_path, release.onnx, release.store.folder, limits)
+
+
 def test_another_top_10_is_refused(release: Release, tmp_path: Path) -> None:
     write_expected(release, tmp_path)
     np.save(tmp_path / "images.npy", np.roll(release.truth.image_features, 1, axis=0))

@@ -75,6 +75,12 @@ CASES = {
     "1000 characters": "一只可爱的猫，" * 143,
 }
 
+# The reference asks Python what a character is; ours has one table, whatever the Python.
+needs_the_same_unicode = pytest.mark.skipif(
+    unicodedata.unidata_version != "14.0.0",
+    reason=f"this Python knows Unicode {unicodedata.unidata_version}, and the tokenizer 14.0.0 (as Python 3.11)",
+)
+
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
@@ -109,6 +115,7 @@ def test_token_ids_of_known_texts_are_the_released_ones(tokenizer: Tokenizer) ->
     assert tokenizer([""]).tolist() == [[101, 102]]
 
 
+@needs_the_same_unicode
 @pytest.mark.parametrize("block", BLOCKS)
 def test_random_texts_of_every_block_have_the_references_token_ids(tokenizer: Tokenizer, block: str) -> None:
     draw = random.Random(block)
@@ -125,6 +132,7 @@ def test_random_texts_of_every_block_have_the_references_token_ids(tokenizer: To
     assert differing(tokenizer, texts) == []
 
 
+@needs_the_same_unicode
 def test_every_kind_of_character_within_a_word_is_read_as_by_the_reference(tokenizer: Tokenizer) -> None:
     """All code points but for the large uniform groups, of which every 97th is enough: letters, unassigned, private."""
     uniform = {"Lo", "Cn", "Co"}

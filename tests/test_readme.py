@@ -1,5 +1,6 @@
 """What the README says is so: its commands exist, its Python runs, its figures are those of the committed reports."""
 
+import importlib.util
 import json
 import re
 from pathlib import Path
@@ -11,6 +12,10 @@ from clip_core.evaluate.table import ablation_table
 from tests.conftest import ROOT, run_in
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+PAGES = {str(file.relative_to(ROOT)): file.read_text(encoding="utf-8") for file in [ROOT / "README.md", *DOCS]}
+MODULES = {module for text in PAGES.values() for module in re.findall(r"python -m ([\w.]+)", text)}
+LINKS = {(page, link) for page, text in PAGES.items() for link in re.findall(r"\]\(([^)#]+)\)", text)}
 
 
 def after(mark: str) -> str:
@@ -38,6 +43,22 @@ def test_each_make_command_exists(target: str) -> None:
     assert re.search(rf"^{target}:.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 
-@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)#]+)\)", README))))
-def test_each_link_leads_to_a_file(link: str) -> None:
-    assert link.startswith("https://") or (ROOT / link).exists()
+def test_make_help_lists_every_command() -> None:
+    (names,) = re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    listed = {line.split()[1] for line in run_in(ROOT, "make", "help").stdout.splitlines()}
+    assert listed == set(names.split()) - {"browser"}
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_each_module_that_is_run_exists(module: str) -> None:
+    assert importlib.util.find_spec(module)
+
+
+@pytest.mark.parametrize(("page", "link"), sorted(LINKS))
+def test_each_link_leads_to_a_file(page: str, link: str) -> None:
+    assert link.startswith("https://") or (ROOT / page).parent.joinpath(link).exists()
+
+
+@pytest.mark.parametrize("page", sorted(PAGES))
+def test_no_place_is_left_unfilled(page: str) -> None:
+    assert re.findall(r"^[A-Z]+$", PAGES[page], re.MULTILINE) == []

@@ -2,6 +2,7 @@
 
 import re
 import resource
+import sys
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,7 @@ def processor_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def test_run_again_it_does_nothing_and_takes_under_ten_seconds(project_copy: Path) -> None:
+def test_run_again_it_does_nothing_and_takes_under_ten_processor_seconds(project_copy: Path) -> None:
     before = processor_seconds()
     # -o: the environment is the one that this test runs in
     output = run_in(project_copy, "make", "-o", ".venv/ready", "run").stdout
@@ -73,3 +74,36 @@ def test_a_misspelt_key_stops_the_pipeline_before_any_stage_works(project_copy: 
     assert "stage2.schedule.peak_lr" in result.stdout
     assert stages_run(result.stdout) == {"check"}
     assert (project_copy / "data" / "packed" / "train").exists()  # what was there stays
+
+
+@pytest.mark.parametrize(
+    ("target", "section", "key"), [("run", "data", "path"), ("run", "init", "path"), ("ablation", "ablation", "seeds")]
+)
+def test_a_misspelt_key_that_dvc_needs_itself_is_named_with_all_others(
+    target: str, section: str, key: str, project_copy: Path
+) -> None:
+    yaml = YAML()
+    tree = yaml.load(project_copy / "params.yaml")
+    tree[section][f"{key}z"] = tree[section].pop(key)
+    tree["stage2"]["schedule"]["peak_lr"] = -1.0
+    yaml.dump(tree, project_copy / "params.yaml")
+    result = run_in(project_copy, "make", "-o", ".venv/ready", target, check=False)
+    assert result.returncode != 0
+    assert f"{section}.{key}z" in result.stdout
+    assert "stage2.schedule.peak_lr" in result.stdout
+    assert stages_run(result.stdout) == set()
+
+
+def test_clean_removes_what_the_pipeline_made_and_no_more(project_copy: Path) -> None:
+    (project_copy / ".venv").symlink_to(sys.prefix)
+    (project_copy / "models" / "mine").mkdir()
+    (project_copy / "models" / "mine" / "model.pt").write_bytes(b"weights")
+    run_in(project_copy, "make", "clean")
+    left = {str(file.relative_to(project_copy)) for file in project_copy.rglob("*") if file.is_file()}
+    made = {name for name in left if name.startswith(("data/", "models/", "serving/", "reports/", ".work/"))}
+    # git tracks these figures
+    tracked = {f"reports/{name}metrics.json" for name in ("", "valid/", "test/")}
+    assert made == {"models/mine/model.pt", *tracked}
+    assert not (project_copy / "data").exists()
+    assert (project_copy / ".venv" / "bin").exists()
+    assert (project_copy / ".cache" / "emoji").exists()

@@ -89,7 +89,7 @@ def probe(client: "InferenceServerClient", golden: Golden, suffix: str = "") -> 
     differences = {
         "text_features": _largest(encode_texts(client, golden.texts, f"clip_text{suffix}"), golden.text_features),
         "image_features": _largest(encode_images(client, golden.images, f"clip_image{suffix}"), golden.image_features),
-        "scores": max(map(_score_difference, found, golden.rankings)),
+        "scores": float(np.max(list(map(_score_difference, found, golden.rankings)))),  # NaN is wrong, max() loses it
     }
     allowed = dict.fromkeys(differences, golden.max_difference) | {"scores": 2 * golden.max_difference}
     wrong = [
@@ -130,7 +130,7 @@ def _largest(found: np.ndarray, true: np.ndarray) -> float:
 def _score_difference(found: Found, ranking: dict[str, float]) -> float:
     """Of the pictures that were found rightly; the others are a matter of the ranking."""
     known = [(score, ranking[name]) for name, score in zip(found.ids, found.scores, strict=True) if name in ranking]
-    return max((abs(float(score) - true) for score, true in known), default=0.0)
+    return float(np.max([abs(float(score) - true) for score, true in known], initial=0.0))
 
 
 def _spread(num: int, among: int) -> list[int]:
