@@ -24,6 +24,7 @@ def _inside(name: str) -> str:
 
 Inside = Annotated[Name, AfterValidator(_inside)]
 
+MAX_WARMUP = 0.25  # more than the paper's longest, 15 % of the steps
 RECALLS = tuple(
     f"{way}_{recall}"
     for way in ("text_to_image", "image_to_text")
@@ -179,7 +180,7 @@ class Schedule(Section):
 
     num_steps: Annotated[int, Field(ge=0)] | None  # 0: the weights pass through as they are
     num_epochs: Count | None  # an epoch: as many draws as there are pairs
-    warmup_steps: Annotated[int, Field(ge=0)]
+    warmup_steps: Annotated[int, Field(ge=0)]  # of epochs at most MAX_WARMUP of all steps: data may be small
     peak_lr: PeakLr
 
     @model_validator(mode="after")
@@ -187,8 +188,8 @@ class Schedule(Section):
         if (self.num_steps is None) == (self.num_epochs is None):
             given = f"num_steps is {self.num_steps} and num_epochs is {self.num_epochs}"
             raise ValueError(f"{given}: give one of them, the other is null")
-        if self.num_steps is not None:
-            self._check_warmup(self.num_steps)
+        if self.num_steps is not None and self.warmup_steps >= max(self.num_steps, 1):
+            raise ValueError(f"warmup_steps ({self.warmup_steps}) must be less than num_steps ({self.num_steps})")
         return self
 
     def steps(self, num_pairs: int, global_batch: int) -> int:
@@ -196,14 +197,11 @@ class Schedule(Section):
         if self.num_steps is not None:
             return self.num_steps
         assert self.num_epochs is not None
-        num_steps = self.num_epochs * -(-num_pairs // global_batch)
-        self._check_warmup(num_steps)
-        return num_steps
+        return self.num_epochs * -(-num_pairs // global_batch)
 
-    def _check_warmup(self, num_steps: int) -> None:
-        if self.warmup_steps >= max(num_steps, 1):
-            length = "num_steps" if self.num_epochs is None else f"the steps of {self.num_epochs} epochs"
-            raise ValueError(f"warmup_steps ({self.warmup_steps}) must be less than {length} ({num_steps})")
+    def warmup(self, num_steps: int) -> int:
+        """The steps of warm-up when there are `num_steps` in all."""
+        return self.warmup_steps if self.num_epochs is None else min(self.warmup_steps, int(MAX_WARMUP * num_steps))
 
 
 class Optimizer(Section):

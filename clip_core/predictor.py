@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from clip_core.image import pixels_of
-from clip_core.model.contract import Contract, read_contract, release_of
+from clip_core.model.contract import MODEL_FILE, Contract, read_contract, release_of
 from clip_core.text import Tokenizer, load_tokenizer
 
 DECODED_AT_ONCE = 128  # pictures in memory
@@ -110,13 +110,25 @@ def load(folder: str | Path, device: str = "auto", precision: str = "fp32", widt
     """The model in the weights folder, in torch; `clip_core.load` says what the arguments mean."""
     folder = Path(folder)
     contract = read_contract(folder)
-    tokenizer = load_tokenizer(folder / contract.tokenizer, contract.context_length)
+    tokenizer = tokenizer_in(folder, contract)
     with ThreadPoolExecutor(1) as pool:
         release = pool.submit(release_of, folder, width)  # reads all weights, too: meanwhile the modules are imported
         from clip_core.model.torch_towers import load_towers
 
         towers = load_towers(folder, device, precision)
         return Predictor(towers, tokenizer, contract, release.result(), width)
+
+
+def tokenizer_in(folder: Path, contract: Contract) -> Tokenizer:
+    """The tokenizer in `folder`; raises ValueError when it is not that of the model beside it."""
+    tokenizer = load_tokenizer(folder / contract.tokenizer, contract.context_length)
+    num_rows = contract.architecture.text_tower.vocab_size
+    if tokenizer.vocab_size != num_rows:
+        raise ValueError(
+            f"{folder / contract.tokenizer} has {tokenizer.vocab_size:,} tokens, but the model in "
+            f"{folder / MODEL_FILE} knows {num_rows:,}: both files must be of one model: copy the folder again"
+        )
+    return tokenizer
 
 
 def _checked_width(width: int | None, contract: Contract) -> int:

@@ -14,10 +14,13 @@ def main(packed: Path, out: Path, curves: Path, params_file: Path = Path("params
     from clip_core.config import WarmStart
     from clip_core.data.store import open_store
     from clip_core.params_file import load_params
+    from clip_core.train.loop import check_batches
 
-    params = load_params(params_file)
+    params, store = load_params(params_file), open_store(packed / "train")
+    warm_up = {"init.warm_start": params.init.warm_start} if isinstance(params.init, WarmStart) else {}
+    check_batches(warm_up | {"stage1": params.stage1, "stage2": params.stage2}, store.pairs)
     if isinstance(params.init, WarmStart):
-        warm_start(params, params.init, open_store(packed / "train"), out, curves)
+        warm_start(params, params.init, store, out, curves)
     else:
         from_elsewhere(params, out, curves)
 

@@ -65,12 +65,12 @@ def test_a_key_of_another_choice_is_named_as_the_file_has_it(params_file: Path) 
             check_params(merged(read_yaml(params_file), overlay), params_file)
 
 
-def test_a_schedule_in_epochs_is_as_long_as_its_pairs_and_its_warmup_is_checked_with_them() -> None:
+def test_a_schedule_in_epochs_is_as_long_as_its_pairs_and_its_warmup_at_most_a_quarter() -> None:
     schedule = Schedule(num_steps=None, num_epochs=3, warmup_steps=8, peak_lr=1e-3)
     assert schedule.steps(num_pairs=300, global_batch=100) == 9
     assert schedule.steps(num_pairs=301, global_batch=100) == 12  # the last batch is filled up
-    with pytest.raises(ValueError, match=r"warmup_steps \(8\) must be less than the steps of 3 epochs \(6\)"):
-        schedule.steps(num_pairs=200, global_batch=100)
+    assert [schedule.warmup(num_steps) for num_steps in (1, 7, 9, 32, 900)] == [0, 1, 2, 8, 8]
+    assert Schedule(num_steps=9, num_epochs=None, warmup_steps=8, peak_lr=1e-3).warmup(9) == 8  # as it is asked for
     assert Schedule(num_steps=0, num_epochs=None, warmup_steps=0, peak_lr=1e-3).steps(9, 9) == 0
 
 

@@ -12,8 +12,9 @@ import torch
 
 import clip_core
 from clip_core.model.costs import architecture_of
+from clip_core.model.registry import VOCABULARY
 from clip_core.model.weights import save_weights, without_weights
-from clip_core.text import build_tokenizer
+from clip_core.text import tokenizer_of_vocabulary
 from tests.tiny import MADE, picture
 
 FAMILY = ("rn50", "vit-b-16", "vit-l-14", "vit-l-14-336", "vit-h-14")
@@ -38,8 +39,11 @@ def random_weights(name: str, folder: Path) -> None:
             scale = math.prod(tensor.shape[1:]) ** -0.5
             weights[key] = (scale * noise).repeat(-(-tensor.numel() // NOISE))[: tensor.numel()].view(tensor.shape)
     model.load_state_dict(weights, assign=True)
-    tokenizer = build_tokenizer(["一只猫"])
-    save_weights(model, tokenizer, folder, MADE)
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"一只猫"]
+    tokens += [f"[unused{i}]" for i in range(len(tokens), VOCABULARY)]
+    vocabulary = folder.with_name("vocab.txt")
+    vocabulary.write_text("\n".join(tokens), encoding="utf-8")
+    save_weights(model, tokenizer_of_vocabulary(vocabulary), folder, MADE)
 
 
 @pytest.fixture(scope="module", params=FAMILY)
@@ -71,7 +75,7 @@ def test_each_loads_from_its_folder_alone_and_encodes_in_fp32_and_bf16(folder: P
     gc.collect()
     rounded = encode(folder, "cpu", "bf16")
     gc.collect()
-    assert ((exact * rounded).sum(axis=1) > 0.99).all()
+    assert ((exact * rounded).sum(axis=1) > (0.9999 if folder.name == "vit-b-16" else 0.99)).all()
 
 
 @pytest.mark.gpu

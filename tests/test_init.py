@@ -7,10 +7,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 
 from clip_core.config import CustomModel, FromTowers, FromWeights, ImageTower, NamedModel, TextTower
+from clip_core.data.store import StoreWriter
 from clip_core.image import AS_RELEASED
 from clip_core.model.clip import CLIP
 from clip_core.model.contract import Architecture, TextArchitecture, read_contract, release_of
@@ -19,13 +21,14 @@ from clip_core.model.registry import MODELS
 from clip_core.model.start import differences, start_from_towers, start_from_weights
 from clip_core.model.weights import load_weights, save_weights
 from clip_core.params_file import load_params, read_yaml
-from clip_core.recipe import apply_recipe, merged
+from clip_core.recipe import apply_recipes, merged
 from stages.init import main as init
 from stages.stage1 import main as stage1
 from stages.stage2 import main as stage2
 from tests.conftest import ROOT
+from tests.small_raw import drawing, pair_row
 from tests.test_model import bert_folder
-from tests.tiny import MADE, tiny_store
+from tests.tiny import MADE, encoded, tiny_store
 
 IMAGE_TOWER = ImageTower(
     name="vit_base_patch16_clip_quickgelu_224",
@@ -208,16 +211,16 @@ def same(one: CLIP, other: CLIP) -> bool:
 
 @pytest.fixture
 def pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, dict], Path]:
-    """Writes params.yaml with a recipe and overlays, on tiny packed data, in the current folder."""
+    """Writes params.yaml with recipes and overlays, on tiny packed data, in the current folder."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "packed").mkdir()
     for split in ("train", "valid"):
         tiny_store(tmp_path / "packed" / split)
 
-    def write(recipe: str, overlay: dict) -> Path:
+    def write(recipes: str, overlay: dict) -> Path:
         params_file = Path("params.yaml")
         params_file.write_bytes((ROOT / "params.yaml").read_bytes())
-        apply_recipe(ROOT / "recipes" / f"{recipe}.yaml", params_file)
+        apply_recipes([ROOT / "recipes" / f"{recipe}.yaml" for recipe in recipes.split()], params_file)
         params_file.write_text(json.dumps(merged(read_yaml(params_file), overlay)))
         return params_file
 
@@ -248,6 +251,60 @@ def test_a_released_checkpoint_is_finetuned_by_the_recipe(
             ("init/train.csv", "stage1/train.csv", "stage1/validation.csv", "stage2/train.csv")}  # fmt: skip
     assert [len(lines) for lines in rows.values()] == [1, 1, 2, 2]  # with the header
     assert rows["stage1/validation.csv"][1].startswith("0,")
+
+
+def captioned(folder: Path, num_pictures: int) -> None:
+    """A packed split as the source `table` makes one: a picture, a caption."""
+    writer, rows = StoreWriter(folder, 2**24), []
+    for i in range(num_pictures):
+        image_id, image = f"picture-{i:03d}", encoded(drawing(i))
+        writer.add(image_id, image)
+        rows.append(pair_row(image_id, image, f"{CHARACTERS[i % 16]}的图片{i}", "train", seen=True))
+    writer.finish(pd.DataFrame(rows))
+
+
+def test_a_few_hundred_pairs_are_enough_for_the_recipe_as_it_is(
+    tmp_path: Path, pipeline: Callable[[str, dict], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    chinese_clip(tmp_path / "pretrained" / "chinese")
+    params = load_params(pipeline("table finetune-vit-b-16", SMALL | {"init": {"weights": "chinese"}}))
+    assert (params.stage2.global_batch, params.stage2.schedule.warmup_steps) == (48, 100)
+    packed = tmp_path / "own"
+    for split, num_pictures in (("train", 300), ("valid", 30)):
+        (packed / split).parent.mkdir(exist_ok=True)
+        captioned(packed / split, num_pictures)
+
+    init(packed, tmp_path / "init", tmp_path / "curves" / "init")
+    stage1(packed, tmp_path / "init", tmp_path / "stage1", tmp_path / "curves" / "stage1")
+    stage2(packed, tmp_path / "stage1", tmp_path / "stage2", tmp_path / "curves" / "stage2")
+
+    assert "7 steps are few for a warm-up of 100: it takes 1" in capsys.readouterr().out
+    assert (tmp_path / "curves" / "stage2" / "train.csv").read_text().split()[1].startswith("7,")
+
+
+def test_a_batch_larger_than_the_data_is_named_before_anything_is_read(
+    tmp_path: Path, pipeline: Callable[[str, dict], Path]
+) -> None:
+    pipeline("table finetune-vit-b-16", SMALL)
+    with pytest.raises(ValueError, match=r"stage2\.global_batch is 48, but only 36 training .*recipe `small-batch`"):
+        init(tmp_path / "packed", tmp_path / "init", tmp_path / "curves" / "init")
+
+
+def test_a_released_checkpoint_is_measured_by_a_recipe_and_stays_as_it_is(
+    tmp_path: Path, pipeline: Callable[[str, dict], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    chinese_clip(tmp_path / "pretrained" / "chinese")
+    pipeline("table finetune-vit-b-16 evaluate", SMALL | {"init": {"weights": "chinese"}})
+    packed = tmp_path / "packed"
+
+    init(packed, tmp_path / "init", tmp_path / "curves" / "init")
+    stage1(packed, tmp_path / "init", tmp_path / "stage1", tmp_path / "curves" / "stage1")
+    stage2(packed, tmp_path / "stage1", tmp_path / "stage2", tmp_path / "curves" / "stage2")
+
+    assert same(load_weights(tmp_path / "init"), load_weights(tmp_path / "stage2"))
+    assert "decoded" not in capsys.readouterr().out  # the training pictures are not wanted
+    rows = (tmp_path / "curves" / "stage2" / "validation.csv").read_text().split()
+    assert len(rows) == 2 and rows[1].startswith("0,")
 
 
 def test_the_papers_two_stages_start_from_towers_and_stage_1_leaves_the_image_side(

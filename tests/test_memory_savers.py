@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from clip_core.model.clip import CLIP, make_clip
+from clip_core.model.precision import pick_device
 from clip_core.train.activations import checkpoint_activations
-from clip_core.train.device import local_device
 from clip_core.train.feature_cache import freeze_image_tower
 from tests.test_grad_cache import assert_close, batch_of, step, with_micro_batch
 from tests.tiny import tiny_clip
@@ -102,7 +102,7 @@ def test_in_bf16_the_towers_multiply_in_bf16_and_weights_and_features_are_fp32()
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 def test_a_gpu_trains_where_there_is_one_and_its_gradients_are_the_cpu_s() -> None:
-    assert local_device().type == "cuda"
+    assert pick_device("auto").type == "cuda"
     on_cpu = step(make_clip(vit_architecture(dropout=0.0), 1), with_micro_batch(5))
     on_gpu = step(make_clip(vit_architecture(dropout=0.0), 1).cuda(), with_micro_batch(5))
     for name, gradient in on_cpu[1].items():

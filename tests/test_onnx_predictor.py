@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import clip_core
-from clip_core.model.contract import release_of
+from clip_core.model.contract import WEIGHTS_SUM, release_of
 from clip_core.model.weights import save_weights
 from clip_core.predictor import Predictor
 from clip_core.serve import export
@@ -84,6 +84,26 @@ def test_a_width_is_cut_and_normalised_again(folder: Path, predictor: Predictor)
         narrow = clip_core.load(folder, runtime="onnx", width=4).encode_images(PICTURES)
     whole = predictor.encode_images(PICTURES)[:, :4]
     assert np.allclose(narrow, whole / np.linalg.norm(whole, axis=1, keepdims=True), atol=1e-6)
+
+
+def test_an_export_is_of_the_release_that_it_was_made_of_at_every_width(folder: Path, predictor: Predictor) -> None:
+    with pytest.warns(UserWarning, match="width 4"):
+        releases = [
+            clip_core.load(place, runtime=runtime, width=4).release
+            for place, runtime in ((folder, "torch"), (folder, "onnx"), (exported(folder), "onnx"))
+        ]
+    assert len(set(releases)) == 1 and releases[0] != predictor.release
+
+
+def test_an_export_of_an_older_version_is_made_again_or_named(
+    folder: Path, predictor: Predictor, tmp_path: Path, in_this_process: list[Path]
+) -> None:
+    moved, made = copy_of(folder, tmp_path), tmp_path / ".weights.onnx"
+    (made / WEIGHTS_SUM).unlink()
+    with pytest.raises(ValueError, match=rf"{made}: an export of an older version: export it again with"):
+        clip_core.load(made, runtime="onnx")
+    check_like_torch(clip_core.load(moved, runtime="onnx"), moved)
+    assert in_this_process == [made]
 
 
 def test_the_export_is_made_once_also_for_a_moved_folder(

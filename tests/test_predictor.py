@@ -1,5 +1,6 @@
 """`clip_core.load`: what people type."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +75,15 @@ def test_it_tells_its_scale_its_contract_and_its_release(folder: Path, predictor
     assert predictor.release == release_of(folder)
     assert predictor.tokenize(["一只猫", "猫"]).tolist()[1][-2:] == [0, 0]
     assert clip_core.load(str(folder)).release == predictor.release
+
+
+@pytest.mark.parametrize("runtime", ["torch", "onnx"])
+def test_a_tokenizer_of_another_model_is_refused_with_both_sizes(folder: Path, tmp_path: Path, runtime: str) -> None:
+    shutil.copytree(folder, tmp_path / "weights")
+    (tmp_path / "weights" / "tokenizer.json").write_text(build_tokenizer(["另一个"]), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"tokenizer\.json has 7 tokens, but the model .*model\.json knows 12: both"):
+        clip_core.load(tmp_path / "weights", runtime=runtime)
+    assert [path.name for path in tmp_path.iterdir()] == ["weights"]
 
 
 def test_a_wrong_item_is_named(predictor: Predictor) -> None:

@@ -29,7 +29,11 @@ FINETUNING = {
     "vit-h-14": [(20_480, 2e-5, 20, 20), (4_096, 6e-6, 18, 6), (5_120, 2e-5, 18, 10)],
 }
 OURS = {("rn50", "coco-cn"): (16_384, 5e-5, 40, 6)}  # steps, not epochs; recipes/README.md says why
-NUM_PAIRS = {"muge": 250_314, "flickr30k-cn": 148_915, "coco-cn": 20_065}  # of the training splits
+NUM_PAIRS = {  # of the training splits
+    "muge": 250_314,
+    "flickr30k-cn": 148_915,  # ours, from the data sets' own counts, not in the paper
+    "coco-cn": 20_065,  # likewise
+}
 STEPS = {  # of the paper: epochs times batches, the last one filled up
     ("rn50", "muge"): 660,
     ("vit-b-16", "muge"): 400,
@@ -54,7 +58,8 @@ COMBINATIONS = [
     *product(["table"], [f"pretrain-{model}" for model in MODELS], ["single-gpu"]),
     *product(["table"], [f"finetune-{model}" for model in MODELS]),
     *product(BENCHMARKS, [f"finetune-{model}" for model in MODELS]),
-    *product(BENCHMARKS, [f"finetune-{model}" for model in MODELS], ["single-gpu", "small-batch"]),
+    *product(BENCHMARKS, [f"finetune-{model}" for model in MODELS], ["single-gpu", "small-batch", "evaluate"]),
+    *product(["table"], [f"finetune-{model}" for model in MODELS], ["evaluate"]),
 ]
 
 
@@ -111,7 +116,9 @@ def test_finetuning_is_the_papers_and_epochs_become_its_steps(model: str, benchm
     stage, schedule = params.stage2, params.stage2.schedule
     found = stage.global_batch, schedule.peak_lr, schedule.num_epochs or schedule.num_steps, schedule.warmup_steps
     assert found == OURS.get((model, benchmark), FINETUNING[model][BENCHMARKS.index(benchmark)])
-    assert schedule.steps(NUM_PAIRS[benchmark], stage.global_batch) == STEPS[model, benchmark]
+    num_steps = schedule.steps(NUM_PAIRS[benchmark], stage.global_batch)
+    assert num_steps == STEPS[model, benchmark]
+    assert schedule.warmup(num_steps) == schedule.warmup_steps  # none is cut
     assert params.stage1.schedule.num_steps == 0
     assert stage.checkpoint_activations == (model in ("vit-l-14-336", "vit-h-14"))
 
@@ -140,7 +147,14 @@ def test_on_one_gpu_all_stays_but_memory_and_with_small_batches_the_learning_rat
     memory = {"micro_batch", "checkpoint_activations", "precision"}
     assert single.model_dump(exclude=memory) == whole.model_dump(exclude=memory)
     assert (small.global_batch, small.schedule.peak_lr) == (48, 3e-6)
-    assert small.schedule.steps(NUM_PAIRS[benchmark], 48) > small.schedule.warmup_steps
+    assert small.schedule.warmup(small.schedule.steps(NUM_PAIRS[benchmark], 48)) == small.schedule.warmup_steps
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_to_evaluate_is_to_train_nothing(model: str, tmp_path: Path) -> None:
+    finetuning, params = (with_recipes(tmp_path, "table", f"finetune-{model}", *more) for more in ([], ["evaluate"]))
+    assert params.stage1.schedule.num_steps == params.stage2.schedule.num_steps == 0
+    assert (params.model, params.init) == (finetuning.model, finetuning.init)
 
 
 def test_a_section_for_another_recipe_counts_only_beside_it(tmp_path: Path) -> None:

@@ -149,6 +149,8 @@ def test_the_page_of_a_finetuned_checkpoint_tells_of_no_training_that_was_not(ru
     assert "Chinese CLIP 0123456789abcdef" in html
     assert "Nothing trains: its figures are those of the start" in html
     assert "warmed up" not in html and "Stage 2 <small>20 steps" in html
+    html = page(replace(run, curves={"init": nothing, "stage1": start, "stage2": start}))  # recipes/evaluate.yaml
+    assert "Nothing trains: these are the weights as they were" in html and "<p>There was none.</p>" in html
 
 
 def without_concepts(run: Run) -> Run:

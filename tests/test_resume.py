@@ -155,6 +155,21 @@ def test_the_work_folder_goes_when_the_work_ends_well_and_stays_when_it_does_not
     assert not list((tmp_path / "stage1").iterdir())
 
 
+def test_older_folders_of_the_stage_go_with_it_but_for_those_at_work(tmp_path: Path) -> None:
+    for name in ("older", "at work"):
+        with pytest.raises(Stopped), work_folder("stage1", name, tmp_path) as work:
+            (work / "checkpoint.safetensors").touch()
+            raise Stopped
+    with pytest.raises(Stopped), work_folder("stage2", "other", tmp_path):
+        raise Stopped
+    with work_folder("stage1", "at work", tmp_path):
+        with work_folder("stage1", "a", tmp_path):
+            assert (tmp_path / "stage1" / "older").exists()
+        assert [path.name for path in (tmp_path / "stage1").iterdir()] == ["at work"]
+        assert (tmp_path / "stage1" / "at work" / "checkpoint.safetensors").exists()
+    assert (tmp_path / "stage2" / "other").exists()
+
+
 def hold(root: Path, seconds: float) -> None:
     with work_folder("stage1", "a", root):
         time.sleep(seconds)

@@ -47,6 +47,8 @@ def test_the_learning_rate_climbs_then_falls_along_a_cosine() -> None:
     by_hand = {1: 0.2, 2: 0.4, 4: 0.8, 5: 0.8, 10: 0.4, 14: 0.4 * (1 + math.cos(0.9 * math.pi))}
     assert all(math.isclose(lr_at(step, schedule, 14), lr) for step, lr in by_hand.items())
     assert lr_at(1, Schedule(num_steps=1, num_epochs=None, warmup_steps=0, peak_lr=0.8), 1) == 0.8
+    few = Schedule(num_steps=None, num_epochs=1, warmup_steps=100, peak_lr=0.8)
+    assert [round(lr_at(step, few, 8), 3) for step in (1, 2, 3, 6)] == [0.4, 0.8, 0.8, 0.4]
 
 
 def test_only_matrices_decay() -> None:

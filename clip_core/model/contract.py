@@ -14,6 +14,7 @@ from clip_core.image import Preprocessing
 FORMAT = "clip_core/1"  # of weights folders
 MODEL_FILE = "model.json"
 WEIGHTS_FILE = "model.safetensors"
+WEIGHTS_SUM = "model.safetensors.sha256"  # in an export: of the weights that it was made of
 TOKENIZER_FILE = "tokenizer.json"
 UNREADABLE = "not a model this version can read"
 
@@ -129,10 +130,16 @@ def _wrong_format(found: object) -> str:
 
 
 def release_of(folder: Path, width: int | None = None) -> str:
-    """The fingerprint (16 hex digits) of what the model in `folder` computes: weights, tokenizer, architecture."""
+    """The fingerprint (16 hex digits) of what the model in `folder` computes: weights, tokenizer, architecture.
+
+    That of an export is that of the weights folder it was made of, at its width.
+    """
     architecture = read_contract(folder).architecture.narrowed(width).model_dump(mode="json")
     digest = hashlib.sha256(json.dumps(architecture, sort_keys=True).encode())
-    for name in (WEIGHTS_FILE, TOKENIZER_FILE):
+    is_export = (folder / WEIGHTS_SUM).exists() and not (folder / WEIGHTS_FILE).exists()
+    if is_export:
+        digest.update((folder / WEIGHTS_SUM).read_bytes())
+    for name in (TOKENIZER_FILE,) if is_export else (WEIGHTS_FILE, TOKENIZER_FILE):
         try:
             digest.update(sha256_file(folder / name).encode())
         except FileNotFoundError:

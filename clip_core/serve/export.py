@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from clip_core.config import Export
-from clip_core.files import atomic_write, replacing_folder
+from clip_core.files import atomic_write, replacing_folder, sha256_file
 from clip_core.model.clip import CLIP
-from clip_core.model.contract import MODEL_FILE, Contract, read_contract, release_of
+from clip_core.model.contract import MODEL_FILE, WEIGHTS_FILE, WEIGHTS_SUM, Contract, read_contract, release_of
 from clip_core.model.matryoshka import narrow
 from clip_core.model.torch_towers import TorchTowers
 from clip_core.model.weights import load_weights
@@ -107,7 +107,8 @@ def export_alone(model: Path, out: Path) -> None:
 def _write_facts(model: Path, contract: Contract, folder: Path) -> None:
     shutil.copy2(model / contract.tokenizer, folder / contract.tokenizer)
     atomic_write(folder / MODEL_FILE, contract.model_dump_json(indent=2) + "\n")
-    (folder / "release.txt").write_text(release_of(model, contract.embed_dim) + "\n")
+    (folder / WEIGHTS_SUM).write_text(sha256_file(model / WEIGHTS_FILE))
+    (folder / "release.txt").write_text(release_of(folder) + "\n")
 
 
 def write_onnx(clip: CLIP, contract: Contract, opset: int, folder: Path) -> None:

@@ -8,10 +8,9 @@ from typing import Literal
 
 import numpy as np
 
-from clip_core.model.contract import read_contract, release_of
-from clip_core.predictor import Predictor
+from clip_core.model.contract import WEIGHTS_SUM, read_contract, release_of
+from clip_core.predictor import Predictor, tokenizer_in
 from clip_core.serve.onnx_towers import open_session, run
-from clip_core.text import load_tokenizer
 
 
 class OnnxTowers:
@@ -26,10 +25,7 @@ class OnnxTowers:
         num_threads = int(asked) if asked.isdecimal() and asked != "0" else os.cpu_count() or 1
         self._text = open_session(onnx / "text.onnx", num_threads)
         self._image = open_session(onnx / "image.onnx", num_threads)
-        facts = self._text.get_modelmeta().custom_metadata_map
-        if "logit_scale" not in facts:
-            raise ValueError(f"{onnx}: an export of an older version, without the logit scale; export it again")
-        self.logit_scale = float(facts["logit_scale"])
+        self.logit_scale = float(self._text.get_modelmeta().custom_metadata_map["logit_scale"])
 
     def encode_texts(self, token_ids: np.ndarray) -> np.ndarray:
         """int64 (n, length), padded with 0 -> float32 (n, embed_dim), L2-normalised."""
@@ -48,19 +44,22 @@ def load(folder: str | Path, device: str = "auto", precision: str = "fp32", widt
         raise ValueError(f"precision {precision!r}: runtime 'onnx' computes in fp32; runtime 'torch' knows bf16")
     folder = Path(folder)
     contract = read_contract(folder)
+    tokenizer = tokenizer_in(folder, contract)
     onnx = folder if (folder / "image.onnx").exists() else exported(folder)
-    tokenizer = load_tokenizer(onnx / contract.tokenizer, contract.context_length)
-    release = (onnx / "release.txt").read_text().strip()
-    if width is not None and onnx != folder:
-        release = release_of(folder, width)  # of narrower features, as in torch
-    return Predictor(OnnxTowers(onnx), tokenizer, contract, release, width)
+    if not (onnx / WEIGHTS_SUM).exists():
+        again = f"`python -m clip_core.serve.export WEIGHTS_FOLDER {onnx}`"
+        raise ValueError(f"{onnx}: an export of an older version: export it again with {again}, or load the weights")
+    return Predictor(OnnxTowers(onnx), tokenizer, contract, release_of(onnx, width), width)
 
 
 def exported(folder: Path) -> Path:
-    """The export of the weights folder, kept beside it; it is made when there is none, or one of other weights."""
+    """The export of the weights folder, kept beside it.
+
+    It is made when there is none, or one of other weights, or by an older version.
+    """
     folder = folder.resolve()
-    kept, release = folder.with_name(f".{folder.name}.onnx"), release_of(folder)
-    if not (kept / "release.txt").exists() or (kept / "release.txt").read_text().strip() != release:
+    kept = folder.with_name(f".{folder.name}.onnx")
+    if not (kept / WEIGHTS_SUM).exists() or release_of(kept) != release_of(folder):
         if not os.access(folder.parent, os.W_OK):
             raise ValueError(
                 f"{folder.parent}: no place for the export, since it is read-only. Export to another folder with "

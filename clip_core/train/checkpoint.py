@@ -40,11 +40,18 @@ def fingerprint(*parts: object) -> str:
 
 @contextmanager
 def work_folder(stage: str, name: str, root: Path = Path(".work")) -> Generator[Path]:
-    """The folder for a training's state, ours alone while the block runs, removed when it ends well."""
+    """The folder for a training's state, ours alone while the block runs, removed when it ends well.
+
+    Then the stage's older folders go, too: of other params, data or code, and interrupted, unless they are at work.
+    """
     folder = root / stage / name
     with _locked(folder):
         yield folder
         shutil.rmtree(folder)
+    for lock in list(folder.parent.glob("*/lock")):
+        with suppress(FileNotFoundError), lock.open("a+") as file:
+            if _takes_lock(file) and _is_same_file(lock, file.fileno()):
+                shutil.rmtree(lock.parent)
 
 
 def save(work: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -90,7 +97,11 @@ def _locked(folder: Path) -> Generator[None]:
     deadline, told = time.monotonic() + WAIT, -math.inf
     while True:
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "lock").open("a+") as file:
+        try:
+            lock = (folder / "lock").open("a+")
+        except FileNotFoundError:  # removed meanwhile by a training that has ended
+            continue
+        with lock as file:
             if _takes_lock(file):
                 if _is_same_file(folder / "lock", file.fileno()):
                     file.truncate(0)

@@ -8,14 +8,14 @@ from torch import Tensor
 
 from clip_core.data.batches import Pictures
 from clip_core.model.clip import CLIP
-from clip_core.train.device import local_device
+from clip_core.model.precision import pick_device
 
 AT_ONCE = 256
 
 
 def image_features_of(model: CLIP, pictures: Pictures, num_pictures: int) -> Tensor:
     """The features (num_pictures, embed_dim) of the unchanged pictures, with the model as in use (eval mode)."""
-    device = local_device()
+    device = pick_device("auto")
     model.to(device).eval()
     features, told = [], time.monotonic()
     with torch.inference_mode():

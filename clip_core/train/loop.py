@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch.nn.utils import clip_grad_norm_
@@ -12,12 +13,15 @@ from clip_core.config import Training
 from clip_core.data.batches import Pairs
 from clip_core.data.sampler import random_at
 from clip_core.model.clip import CLIP
+from clip_core.model.precision import pick_device
 from clip_core.train.activations import checkpoint_activations
 from clip_core.train.backward import Encode, backward
 from clip_core.train.checkpoint import resume, save
-from clip_core.train.device import local_device
 from clip_core.train.log import CsvLog, Progress
 from clip_core.train.optimizer import lr_at, make_optimizer, set_lr
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,9 @@ def train(
     """Trains to the last step, continuing by itself from a checkpoint in `work`; the curves stay in `work`."""
     torch.use_deterministic_algorithms(True)
     num_steps = params.schedule.steps(pairs.num_pairs, params.global_batch)
-    model.to(local_device()).image_tower.to(memory_format=torch.channels_last)  # faster convolutions
+    if (warmup := params.schedule.warmup(num_steps)) < (asked := params.schedule.warmup_steps):
+        print(f"{num_steps} steps are few for a warm-up of {asked}: it takes {warmup}", flush=True)
+    model.to(pick_device("auto")).image_tower.to(memory_format=torch.channels_last)  # faster convolutions
     if params.checkpoint_activations:
         checkpoint_activations(model)
     optimizer = make_optimizer(model, params.optimizer)
@@ -69,6 +75,19 @@ def train(
         if _is_due(step, params.save_every, num_steps):
             save(work, step, model, optimizer)
     model.eval()
+
+
+def check_batches(trainings: dict[str, Training], pairs: "pd.DataFrame") -> None:
+    """Raises ValueError where a training's batch is larger than its pictures are many; before any long work."""
+    for name, params in trainings.items():
+        language, batch = params.captions.language, params.global_batch
+        num_pictures = pairs.loc[pairs["language"] == language, "image_id"].nunique()
+        if params.schedule.num_steps != 0 and batch > num_pictures:
+            raise ValueError(
+                f"{name}.global_batch is {batch:,}, but only {num_pictures:,} training pictures have captions in "
+                f"language {language!r}: lower it, and {name}.schedule.peak_lr with it. Behind a finetuning recipe "
+                "the recipe `small-batch` does both: a batch of 48"
+            )
 
 
 def _is_due(step: int, every: int, num_steps: int) -> bool:

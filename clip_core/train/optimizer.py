@@ -20,9 +20,10 @@ def make_optimizer(model: nn.Module, params: Optimizer) -> torch.optim.AdamW:
 
 def lr_at(step: int, schedule: Schedule, num_steps: int) -> float:
     """The learning rate of step 1, 2, ...: a linear climb to the peak, then a cosine down to 0 after `num_steps`."""
-    if step <= schedule.warmup_steps:
-        return schedule.peak_lr * step / schedule.warmup_steps
-    share = (step - 1 - schedule.warmup_steps) / (num_steps - schedule.warmup_steps)
+    warmup = schedule.warmup(num_steps)
+    if step <= warmup:
+        return schedule.peak_lr * step / warmup
+    share = (step - 1 - warmup) / (num_steps - warmup)
     return schedule.peak_lr * (1 + math.cos(math.pi * share)) / 2
 
 

@@ -79,22 +79,19 @@ def training_curves(curves_of: Mapping[str, Mapping[str, list[tuple[float, float
     init, first, second = (curves_of[stage] for stage in ("init", "stage1", "stage2"))
     offset = first["loss"][-1][0] if first["loss"] else 0  # a stage 1 of no steps
     later = {name: [(offset + x, y) for x, y in points] for name, points in second.items()}
-    charts = [
-        curves(
-            [Line("stage 1", "stage1", first["loss"]), Line("stage 2", "stage2", later["loss"])], "Loss, Chinese steps"
-        ),
-        curves(
-            [
-                Line("stage 1", "stage1", [(x, 100 * y) for x, y in first["recall"]], dots=True),
-                Line("stage 2", "stage2", [(x, 100 * y) for x, y in first["recall"][-1:] + later["recall"]], dots=True),
-            ],
-            "Recall on the validation pictures",
-            unit="%",
-            from_zero=True,
-        ),
-    ]
+    charts = []
     if init["loss"]:
-        charts.insert(0, curves([Line("init", "init", init["loss"])], "Loss, warm-up of the image tower"))
+        charts += [curves([Line("init", "init", init["loss"])], "Loss, warm-up of the image tower")]
+    if first["loss"] or later["loss"]:
+        losses = [Line("stage 1", "stage1", first["loss"]), Line("stage 2", "stage2", later["loss"])]
+        recalls = [
+            Line("stage 1", "stage1", [(x, 100 * y) for x, y in first["recall"]], dots=True),
+            Line("stage 2", "stage2", [(x, 100 * y) for x, y in first["recall"][-1:] + later["recall"]], dots=True),
+        ]
+        charts += [
+            curves(losses, "Loss, Chinese steps"),
+            curves(recalls, "Recall on the validation pictures", unit="%", from_zero=True),
+        ]
     return "".join(charts)
 
 

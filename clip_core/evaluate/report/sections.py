@@ -79,7 +79,8 @@ def model(run: Run) -> str:
         f'<div class="step stage1"><h3>Stage 1 <small>{steps.get("stage1", "")}</small></h3>'
         f"<p>{first if 'stage1' in steps else 'Nothing trains: its figures are those of the start.'}</p></div>"
         f'<div class="step stage2"><h3>Stage 2 <small>{steps.get("stage2", "")}</small></h3>'
-        "<p>Both towers train.</p></div>"
+        f"<p>{'Both towers train.' if 'stage2' in steps else 'Nothing trains: these are the weights as they were.'}</p>"
+        "</div>"
         "</div>"
     )
 
@@ -110,8 +111,9 @@ def queries(run: Run) -> str:
 
 def training(run: Run) -> str:
     """The curves."""
-    return f'<h2>Training</h2><p>The loss of a batch, and recall on the validation pictures along the way.</p>\
-<div class="charts">{training_curves(run.curves)}</div>'
+    charts = training_curves(run.curves)
+    told = "The loss of a batch, and recall on the validation pictures along the way." if charts else "There was none."
+    return f'<h2>Training</h2><p>{told}</p><div class="charts">{charts}</div>'
 
 
 def data(run: Run) -> str:
