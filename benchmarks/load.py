@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -48,7 +49,7 @@ def main() -> None:
     model = model_at(prepare(options.model, options.work))
     with tempfile.TemporaryDirectory(dir=options.work) as out:
         commands = {name: command for name, command in _commands(model, Path(out)).items() if options.only in name}
-        found = _measure(commands, options.repeats, options.threads)
+        found = _measure(commands, Path(out), options.repeats, options.threads)
     num_bytes = (model.weights / "model.safetensors").stat().st_size
     result = {
         "model": options.model,
@@ -90,10 +91,12 @@ def _commands(model: Model, out: Path) -> dict[str, tuple[str, ...]]:
     }
 
 
-def _measure(commands: dict[str, tuple[str, ...]], repeats: int, threads: int) -> dict[str, list[Done]]:
+def _measure(commands: dict[str, tuple[str, ...]], out: Path, repeats: int, threads: int) -> dict[str, list[Done]]:
     found: dict[str, list[Done]] = {name: [] for name in commands}
     for repeat in range(repeats + 1):  # the first fills the page cache and makes the ONNX export
         for name, command in commands.items():
+            shutil.rmtree(out)  # exports replace nothing
+            out.mkdir()
             done = _run(command, threads)
             if repeat:
                 found[name].append(done)

@@ -13,13 +13,15 @@ from torch import Tensor, nn
 
 from clip_core.config import ImageTower
 from clip_core.model.image_tower import make_image_tower
+from clip_core.model.pretrained.checkpoint import read_checkpoint
 from clip_core.model.pretrained.image_side import ImageSide, read_image_side
 from clip_core.model.pretrained.importing import import_checkpoint
 from clip_core.model.pretrained.names import OPENAI, to_theirs
 from clip_core.model.pretrained.positions import resize_positions
 from clip_core.model.pretrained.recognise import recognise_vit
 from clip_core.model.registry import MODELS
-from clip_core.model.text_tower import TextTower, architecture_of_bert, load_bert
+from clip_core.model.text_start import architecture_of_bert, load_bert
+from clip_core.model.text_tower import TextTower
 from tests.released import fill
 
 PICTURES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -192,7 +194,7 @@ def test_an_imported_bert_is_a_folder_that_init_reads(tmp_path: Path) -> None:
     import_checkpoint(source, tmp_path / "half", None, None)
     assert not list((tmp_path / "half").glob("*.bin"))
     tower = TextTower(architecture_of_bert(tmp_path / "half", 5))
-    load_bert(tower, tmp_path / "half")
+    load_bert(tower, read_checkpoint(tmp_path / "half"))
     wanted = model.bert.state_dict()
     assert all(torch.equal(tensor, wanted[name]) for name, tensor in tower.encoder.state_dict().items())
 

@@ -7,6 +7,20 @@ from torch import nn
 
 from clip_core.config import ImageTower
 
+# timm's own about where weights come from and what is returned, which is not the params' to say: nothing here
+# downloads, and no file but the weights is opened.
+NOT_OPTIONS = {
+    "checkpoint_path",
+    "cache_dir",
+    "scriptable",
+    "exportable",
+    "features_only",
+    "num_classes",
+    "model_cfg",
+    "feature_cfg",
+    "kwargs_filter",
+}
+
 
 class Made(NamedTuple):
     """An image tower and what its projection must know."""
@@ -21,6 +35,11 @@ def make_image_tower(tower: ImageTower, image_size: int) -> Made:
     import timm  # takes seconds
     from timm.layers import AttentionPool2d
 
+    if refused := [name for name in tower.options if name in NOT_OPTIONS or name.startswith("pretrained")]:
+        raise ValueError(
+            f"model.image_tower.options: {', '.join(refused)} can not be set: the tower is built without weights and "
+            "classifier, and its weights come from files that init names; leave this out"
+        )
     if not timm.is_model(tower.name):
         similar = ", ".join(get_close_matches(tower.name, timm.list_models())) or "none"
         raise ValueError(f"model.image_tower.name: timm has no model {tower.name!r}; similar names: {similar}")

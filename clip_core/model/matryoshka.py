@@ -7,6 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from safetensors import SafetensorError
 from torch import nn
 
 from clip_core.model.clip import CLIP
@@ -25,7 +26,9 @@ def narrow(model: CLIP, width: int) -> None:
 
 
 def narrow_weights(folder: Path, width: int, out: Path) -> None:
-    """Writes the weights folder `out`: the model in `folder` with features of a width that was trained."""
+    """Writes the new weights folder `out`: the model in `folder` with features of a width that was trained."""
+    if out.exists() or out.is_symlink():
+        raise ValueError(f"{out}: is there already; name a new folder, or remove it first")
     contract = read_contract(folder)
     trained = (contract.embed_dim, *contract.architecture.matryoshka)
     if width not in trained:
@@ -43,7 +46,7 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         narrow_weights(arguments.weights, arguments.width, arguments.out)
-    except ValueError as error:
+    except (ValueError, OSError, SafetensorError) as error:
         sys.exit(f"error: {error}")
     print(f"{arguments.out}: features of {arguments.width} numbers")
 

@@ -1,14 +1,22 @@
 """What the text tower starts from: a local BERT folder, or BERT's architecture with a random start."""
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from clip_core.config import Options
 from clip_core.files import sha256_file
 from clip_core.model.contract import TextArchitecture
+from clip_core.model.pretrained.checkpoint import Checkpoint, read_checkpoint, read_json
 from clip_core.model.registry import Shape
-from clip_core.model.text_tower import TextTower, architecture_of_bert, load_bert, with_positions
+from clip_core.model.text_tower import TextTower, with_positions
+from clip_core.model.weights import differing
 from clip_core.text import build_tokenizer, parse_tokenizer, tokenizer_of_vocabulary
+
+# Of what BERT was trained with, and of older versions of transformers.
+UNUSED_OF_BERT = re.compile(r"(bert\.)?pooler\..+|cls\..+|(bert\.)?embeddings\.position_ids")
+EPS = 1e-12  # of BERT's LayerNorm where its config does not say
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,54 @@ def _from_bert(folder: Path, context_length: int) -> TextStart:
     limit = architecture.options["max_position_embeddings"]
     if isinstance(limit, int) and context_length > limit:
         raise ValueError(f"model.context_length is {context_length}, but the BERT in {folder} has {limit} positions")
-    files = sorted(path for path in folder.iterdir() if path.name in ("model.safetensors", "pytorch_model.bin"))
-    sums = [sha256_file(path)[:16] for path in files]
-    return TextStart(tokenizer_json, architecture, f"BERT {' '.join(sums)}", lambda tower: load_bert(tower, folder))
+    checkpoint = read_checkpoint(folder)
+    sums = [sha256_file(path)[:16] for path in sorted(checkpoint.files)]
+    origin = f"BERT {' '.join(sums)}"
+    return TextStart(tokenizer_json, architecture, origin, lambda tower: load_bert(tower, checkpoint))
+
+
+def architecture_of_bert(folder: Path, vocab_size: int) -> TextArchitecture:
+    """The architecture that the config.json of a Hugging Face BERT folder describes."""
+    path = folder / "config.json"
+    if not path.exists():
+        raise ValueError(f"{folder}: not a BERT folder: it has no config.json")
+    config = read_json(path)
+    kind = config.get("model_type", "bert")  # the oldest configs do not say
+    if kind != "bert":
+        raise ValueError(f"{path}: model_type is {kind!r}, and only 'bert' can be read: its kin compute otherwise")
+    for name, known in (("hidden_act", "gelu"), ("position_embedding_type", "absolute")):
+        if config.get(name, known) != known:
+            raise ValueError(f"{path}: {name} is {config[name]!r}; only BERT's own {known!r} is supported")
+    try:
+        width = config["vocab_size"]
+        options: Options = {
+            name: config[name]
+            for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+        }
+    except KeyError as error:
+        raise ValueError(f"{path}: not the config of a BERT: {error!r}") from None
+    if width != vocab_size:
+        raise ValueError(f"{path}: vocab_size is {width}, but vocab.txt has {vocab_size} tokens")
+    options["max_position_embeddings"] = config.get("max_position_embeddings", 512)
+    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+        options[name] = float(config.get(name, 0.1))
+    if (eps := config.get("layer_norm_eps", EPS)) != EPS:
+        options["layer_norm_eps"] = eps
+    return TextArchitecture(name="bert", options=options, vocab_size=width)
+
+
+def load_bert(tower: TextTower, checkpoint: Checkpoint) -> None:
+    """Fills the tower with the weights of a BERT; raises ValueError that names all that does not fit."""
+    used = {name: tensor for name, tensor in checkpoint.tensors.items() if not UNUSED_OF_BERT.fullmatch(name)}
+    found = {_our_name(name): tensor for name, tensor in used.items()}
+    wanted = {name: tensor.shape for name, tensor in tower.encoder.state_dict().items()}
+    if differences := differing(wanted, {name: tensor.shape for name, tensor in found.items()}):
+        raise ValueError(f"{checkpoint.source}: not the weights that its config.json describes:\n{differences}")
+    if len(found) < len(used):
+        raise ValueError(f"{checkpoint.source}: holds some tensors twice, with and without the prefix bert.")
+    tower.encoder.load_state_dict(found)
+
+
+def _our_name(name: str) -> str:
+    name = name.removeprefix("bert.")
+    return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")

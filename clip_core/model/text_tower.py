@@ -3,13 +3,10 @@
 Chinese-CLIP's is BERT: post-LN, exact GELU, LN eps 1e-12, learned positions, one segment, no pooler.
 """
 
-import json
 from difflib import get_close_matches
 from inspect import signature
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from clip_core.config import Options
@@ -94,53 +91,3 @@ def _configured(kind: Any, architecture: TextArchitecture) -> Any:
     ids = {name: usual.get(name) for name in SPECIAL}
     foreign = {name: None for name, i in ids.items() if isinstance(i, int) and i >= architecture.vocab_size}
     return kind(**foreign | architecture.options, vocab_size=architecture.vocab_size, pad_token_id=0)
-
-
-def architecture_of_bert(folder: Path, vocab_size: int) -> TextArchitecture:
-    """The architecture that the config.json of a Hugging Face BERT folder describes."""
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        activation, width = config.get("hidden_act", "gelu"), config["vocab_size"]
-        options: Options = {
-            name: config[name]
-            for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-        }
-    except FileNotFoundError:
-        raise ValueError(f"{folder}: not a BERT folder: it has no config.json") from None
-    except (json.JSONDecodeError, KeyError) as error:
-        raise ValueError(f"{path}: not the config of a BERT: {error!r}") from None
-    if activation != "gelu":
-        raise ValueError(f"{path}: hidden_act is {activation!r}; only BERT's own 'gelu' is supported")
-    if width != vocab_size:
-        raise ValueError(f"{path}: vocab_size is {width}, but vocab.txt has {vocab_size} tokens")
-    options["max_position_embeddings"] = config.get("max_position_embeddings", 512)
-    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
-        options[name] = float(config.get(name, 0.1))
-    return TextArchitecture(name="bert", options=options, vocab_size=width)
-
-
-def load_bert(tower: TextTower, folder: Path) -> None:
-    """Fills the tower with the weights of a Hugging Face BERT folder (safetensors, else a bin of weights only)."""
-    wanted = tower.encoder.state_dict()
-    found = {_our_name(name): tensor for name, tensor in _read_tensors(folder).items()}
-    missing = sorted(set(wanted) - set(found))
-    misshapen = sorted(name for name in wanted if name in found and wanted[name].shape != found[name].shape)
-    if missing or misshapen:
-        raise ValueError(f"{folder}: not the weights that its config.json describes: {missing=}, {misshapen=}")
-    tower.encoder.load_state_dict({name: found[name] for name in wanted})
-
-
-def _our_name(name: str) -> str:
-    name = name.removeprefix("bert.")
-    return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
-
-
-def _read_tensors(folder: Path) -> dict[str, Tensor]:
-    if (folder / "model.safetensors").exists():
-        from safetensors.torch import load_file
-
-        return load_file(folder / "model.safetensors")
-    if (folder / "pytorch_model.bin").exists():
-        return torch.load(folder / "pytorch_model.bin", weights_only=True, map_location="cpu")
-    raise ValueError(f"{folder}: holds neither model.safetensors nor pytorch_model.bin")

@@ -4,6 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from clip_core.env import set_switches
 from clip_core.model.pretrained.exporting import export_weights
 from clip_core.model.pretrained.importing import import_checkpoint
@@ -15,10 +17,16 @@ def main() -> None:
     set_switches()
     try:
         if arguments.command == "import":
-            import_checkpoint(arguments.source, arguments.weights_folder, arguments.vocab, arguments.image_size)
+            import_checkpoint(
+                arguments.source,
+                arguments.weights_folder,
+                arguments.vocab,
+                arguments.image_size,
+                arguments.context_length,
+            )
         else:
             export_weights(arguments.weights_folder, arguments.out, arguments.format)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, SafetensorError) as error:
         sys.exit(f"error: {error}")
 
 
@@ -34,14 +42,23 @@ def _parser() -> argparse.ArgumentParser:
         "tower of timm, open_clip or transformers, or a BERT folder. What it is and its shape are recognised.",
     )
     bring.add_argument("source", type=Path, metavar="SOURCE")
-    bring.add_argument("weights_folder", type=Path, metavar="WEIGHTS_FOLDER")
+    bring.add_argument("weights_folder", type=Path, metavar="WEIGHTS_FOLDER", help="a new one, or an earlier import")
     bring.add_argument("--vocab", type=Path, metavar="FILE", help="the vocab.txt, where SOURCE comes without one")
-    bring.add_argument("--image-size", type=int, metavar="N", help="resizes the positions to pictures of N x N pixels")
+    bring.add_argument("--image-size", type=_count, metavar="N", help="resizes the positions to N x N pixels")
+    bring.add_argument(
+        "--context-length", type=_count, metavar="N", help="texts are cut at N tokens (as in the releases: 52)"
+    )
     take = commands.add_parser("export", help="writes a weights folder in another format")
     take.add_argument("weights_folder", type=Path, metavar="WEIGHTS_FOLDER")
-    take.add_argument("out", type=Path, metavar="OUT", help="the .pt file (ofa) or the folder (transformers)")
+    take.add_argument("out", type=Path, metavar="OUT", help="the new .pt file (ofa) or folder (transformers)")
     take.add_argument("--format", required=True, choices=("ofa", "transformers"))
     return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 2:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 2 on")
+    return int(text)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,17 @@ from clip_core.files import sha256_file
 WEIGHTS = ("model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin", "open_clip_pytorch_model.bin")
 CONFIGS = ("config.json", "open_clip_config.json")
 # What torch.load raises for bytes that are no checkpoint.
-BROKEN = (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError, struct.error)
+BROKEN = (
+    RuntimeError,
+    EOFError,
+    OSError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    struct.error,
+    zipfile.BadZipFile,
+)
 CONTAINERS = ("state_dict", "model")  # beside them: epoch, optimizer, ...
 
 
@@ -51,14 +61,14 @@ def read_checkpoint(source: Path) -> Checkpoint:
     tensors: dict[str, Tensor] = {}
     for path in files:
         tensors |= _unwrapped(path, _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path))
-    return Checkpoint(source, files, _without_prefix(tensors), _read_config(source) if source.is_dir() else {})
+    return Checkpoint(source, files, _without_prefix(source, tensors), _read_config(source) if source.is_dir() else {})
 
 
 def _files_in(folder: Path) -> tuple[Path, ...]:
     for name in WEIGHTS:
         index = folder / f"{name}.index.json"
         if index.exists():
-            shards = sorted(set(_read_json(index).get("weight_map", {}).values()))
+            shards = sorted(set(read_json(index).get("weight_map", {}).values()))
             outside = [shard for shard in shards if Path(shard).name != shard]
             missing = [shard for shard in shards if not (folder / shard).exists()]
             if not shards or outside or missing:
@@ -72,11 +82,12 @@ def _files_in(folder: Path) -> tuple[Path, ...]:
 def _read_config(folder: Path) -> dict[str, Any]:
     for name in CONFIGS:
         if (folder / name).exists():
-            return _read_json(folder / name)
+            return read_json(folder / name)
     return {}
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; raises ValueError when there is none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -96,14 +107,12 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_pickle(path: Path) -> Any:
     mapped = zipfile.is_zipfile(path)  # files of torch before 1.6 are not, and are read
-    if mapped:
-        with zipfile.ZipFile(path) as archive:
-            if any(re.fullmatch(r"[^/]+/(constants\.pkl|code/.+)", name) for name in archive.namelist()):
-                raise ValueError(
-                    f"{path}: a TorchScript archive, which is a program and is not run here. Where you trust it, make "
-                    f"plain tensors of it: python -c \"import torch; torch.save(torch.jit.load('{path.name}', "
-                    f"map_location='cpu').state_dict(), 'tensors.pt')\", then import tensors.pt"
-                )
+    if mapped and any(re.fullmatch(r"[^/]+/(constants\.pkl|code/.+)", name) for name in _names_in_archive(path)):
+        raise ValueError(
+            f"{path}: a TorchScript archive, which is a program and is not run here. Where you trust it, make "
+            f"plain tensors of it: python -c \"import torch; torch.save(torch.jit.load('{path.name}', "
+            f"map_location='cpu').state_dict(), 'tensors.pt')\", then import tensors.pt"
+        )
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
@@ -113,6 +122,14 @@ def _read_pickle(path: Path) -> Any:
                 "run code. Where you trust it, save its tensors alone: torch.save(model.state_dict(), 'tensors.pt')"
             ) from None
         raise ValueError(f"{path}: not a checkpoint of torch, or not a whole one") from None
+    except BROKEN as error:
+        raise ValueError(f"{path}: not a checkpoint of torch, or not a whole one: {error!r:.200}") from None
+
+
+def _names_in_archive(path: Path) -> list[str]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.namelist()
     except BROKEN as error:
         raise ValueError(f"{path}: not a checkpoint of torch, or not a whole one: {error!r:.200}") from None
 
@@ -129,6 +146,11 @@ def _unwrapped(path: Path, content: Any) -> dict[str, Tensor]:
     return tensors
 
 
-def _without_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _without_prefix(source: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Distributed training's wrapper leaves a prefix before every name, or, after hand work, before some."""
+    if twice := [name for name in tensors if f"module.{name}" in tensors]:
+        raise ValueError(
+            f"{source}: which to take of these is unknown, as each lies there with and without the prefix module.: "
+            f"{', '.join(twice)}; save one of each"
+        )
     return {name.removeprefix("module."): tensor for name, tensor in tensors.items()}

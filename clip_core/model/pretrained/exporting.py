@@ -6,8 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from clip_core.files import atomic_write, replacing_file, replacing_folder
@@ -18,6 +16,7 @@ from clip_core.model.pretrained.model_card import model_card
 from clip_core.model.pretrained.names import OFA, OFA_RESNET, TRANSFORMERS, to_theirs
 from clip_core.model.pretrained.recognise import name_of
 from clip_core.model.pretrained.released_vocabulary import is_released_text, vocabulary_of
+from clip_core.model.pretrained.saving import check_export_place, save_checkpoint, save_tensors
 from clip_core.model.pretrained.transformers_config import (
     config_of,
     processor_config,
@@ -41,9 +40,10 @@ AS_IN_TRANSFORMERS = replace(AS_RELEASED, convert="before", background="white") 
 def export_weights(folder: Path, out: Path, form: Format) -> None:
     """Writes the weights folder to `out` in another format, whole or not at all, and says how to load it there.
 
-    Raises ValueError when the format can not hold this model.
+    Raises ValueError when the format can not hold this model, or when `out` is there already.
     """
     start = time.monotonic()
+    check_export_place(out)
     contract = read_contract(folder)
     vocabulary = _vocabulary(folder, form)
     print(f"{folder}: {name_of(contract.architecture)}, {form}", flush=True)
@@ -102,12 +102,10 @@ def _check_cn_clip(model: CLIP, vocabulary: str) -> None:
 
 
 def _write_ofa(tensors: dict[str, Tensor], contract: Contract, out: Path) -> list[str]:
-    if out.is_dir():
-        raise ValueError(f"{out}: a folder; the format ofa is one file, such as {out / 'clip_cn.pt'}")
     name = name_of(contract.architecture)
     state_dict = {f"module.{name}": tensor.contiguous() for name, tensor in tensors.items()}
     with replacing_file(out) as aside:
-        torch.save({"epoch": 0, "step": 0, "name": name, "state_dict": state_dict}, aside)
+        save_checkpoint({"epoch": 0, "step": 0, "name": name, "state_dict": state_dict}, aside)
     if name not in CN_CLIP_NAMES or CN_CLIP_NAMES[name][2] != contract.image_size:
         return [
             f"cn_clip has no model config of this shape ({name}, {contract.image_size} x {contract.image_size});",
@@ -128,8 +126,7 @@ def _write_transformers(tensors: dict[str, Tensor], model: CLIP, vocabulary: str
         "tokenizer_config.json": tokenizer_config(architecture.context_length),
     }
     with replacing_folder(out) as aside:
-        packed = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        save_file(packed, aside / "model.safetensors", metadata={"format": "pt"})
+        save_tensors(tensors, aside / "model.safetensors")
         for name, content in contents.items():
             atomic_write(aside / name, json.dumps(content, indent=2) + "\n")
         atomic_write(aside / "vocab.txt", vocabulary)

@@ -22,9 +22,16 @@ from clip_core.model.pretrained.names import (
     to_ours,
 )
 from clip_core.model.pretrained.positions import check_image_size, resize_all_positions
-from clip_core.model.pretrained.recognise import Recognised, recognise_resnet, recognise_vit
+from clip_core.model.pretrained.recognise import HEAD_WIDTH, Recognised, recognise_resnet, recognise_vit
 
 TOWER, PROJECTION = "image_tower.", "image_projection."
+OPEN_CLIP = {  # what a vision_cfg may say that tensors do not show, and what the towers here have
+    "pool_type": "tok",
+    "final_ln_after_pool": False,
+    "pos_embed_type": "learnable",
+    "act_kwargs": None,
+    "norm_kwargs": None,
+}
 TIMM_CLASSIFIERS = ("head.fc.", "fc.", "classifier.")
 
 
@@ -53,7 +60,7 @@ def image_side_in(checkpoint: Checkpoint, tower: ImageTower | None = None, image
     """The image side of the CLIP in a checkpoint."""
     try:
         theirs, table = _image_tensors(checkpoint.tensors)
-        found = _recognise(theirs, table, checkpoint.config)
+        found = _recognise(theirs, table, checkpoint.config, heads_matter=tower is None)
         if found is None and tower is not None:
             found = Recognised(tower, image_size or 224, 1)
         if found is None:
@@ -68,6 +75,8 @@ def image_side_in(checkpoint: Checkpoint, tower: ImageTower | None = None, image
             ours = resize_all_positions(ours, _wanted(theirs, table, wanted_tower, image_size))
     except ValueError as error:
         raise ValueError(f"{checkpoint.source}: {error}") from None
+    if tower is None and not checkpoint.config and table not in (OPENAI_RESNET, TIMM_RESNET):
+        print(f"{checkpoint.source}: no config says which activation it has: QuickGELU assumed, as in OpenAI's towers")
     scale = ours["logit_scale"].item() if "logit_scale" in ours else checkpoint.config.get("logit_scale")
     return ImageSide(
         recognised=found.tower,
@@ -110,7 +119,9 @@ def _timm_tensors(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], Table]
     return tower, TIMM
 
 
-def _recognise(theirs: dict[str, Tensor], table: Table, config: dict[str, Any]) -> Recognised | None:
+def _recognise(
+    theirs: dict[str, Tensor], table: Table, config: dict[str, Any], heads_matter: bool
+) -> Recognised | None:
     of_open_clip = config.get("model_cfg", {}).get("vision_cfg", {})
     patch = theirs.get("patch_embed.proj.weight")
     stride = 32 if patch is None else patch.shape[-1]
@@ -126,8 +137,13 @@ def _recognise(theirs: dict[str, Tensor], table: Table, config: dict[str, Any]) 
     if table is TIMM and not {"norm_pre.weight", "cls_token"} <= set(theirs):  # no ViT of CLIP's kind
         return None
     if of_open_clip:
-        config = {"hidden_act": "quick_gelu" if config["model_cfg"].get("quick_gelu") else "gelu"}
-    return recognise_vit(theirs, table, config.get("vision_config") or config)
+        if other := [f"{k} {of_open_clip[k]!r}" for k, here in OPEN_CLIP.items() if of_open_clip.get(k, here) != here]:
+            raise ValueError(f"its vision_cfg has {', '.join(other)}, which no image tower here can have")
+        config = {
+            "hidden_act": "quick_gelu" if config["model_cfg"].get("quick_gelu") else "gelu",
+            "head_width": of_open_clip.get("head_width", HEAD_WIDTH),  # open_clip's own, whatever the width
+        }
+    return recognise_vit(theirs, table, config.get("vision_config") or config, heads_matter)
 
 
 def _wanted(theirs: dict[str, Tensor], table: Table, tower: ImageTower, image_size: int) -> dict[str, Tensor]:

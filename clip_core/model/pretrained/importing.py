@@ -5,32 +5,41 @@ import time
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from clip_core.config import Options
 from clip_core.files import atomic_write, replacing_folder
 from clip_core.image import AS_RELEASED
-from clip_core.model.contract import Made, TextArchitecture, hash_of
+from clip_core.model.contract import Made, hash_of
 from clip_core.model.pretrained.checkpoint import Checkpoint, read_checkpoint
 from clip_core.model.pretrained.image_side import ImageSide, image_side_in
 from clip_core.model.pretrained.released import CONTEXT_LENGTH, is_chinese_clip, released_in
 from clip_core.model.pretrained.released_vocabulary import is_released
-from clip_core.model.text_tower import TextTower, architecture_of_bert, load_bert
+from clip_core.model.pretrained.saving import check_import_place, save_tensors
+from clip_core.model.text_start import UNUSED_OF_BERT, architecture_of_bert, load_bert
+from clip_core.model.text_tower import TextTower
 from clip_core.model.weights import save_weights
 from clip_core.text import parse_tokenizer, tokenizer_of_vocabulary
 
 MIB = 2**20
 
 
-def import_checkpoint(source: Path, folder: Path, vocab: Path | None, image_size: int | None) -> None:
-    """Writes what `source` holds to `folder`, whole or not at all, and says what it was recognised as."""
+def import_checkpoint(
+    source: Path, folder: Path, vocab: Path | None, image_size: int | None, context_length: int | None = None
+) -> None:
+    """Writes what `source` holds to `folder`, whole or not at all, and says what it was recognised as.
+
+    Raises ValueError when `folder` is there already, unless it is an earlier import.
+    """
     start = time.monotonic()
+    check_import_place(folder, source, *([vocab] if vocab else []))
     checkpoint = read_checkpoint(source)
     num_tensors = len(checkpoint.tensors)
     print(f"{source}: {num_tensors:,} tensors, {checkpoint.num_bytes / MIB:,.0f} MiB", flush=True)
     if is_chinese_clip(checkpoint):
-        _import_chinese_clip(checkpoint, folder, vocab, image_size)
+        _import_chinese_clip(checkpoint, folder, vocab, image_size, context_length)
+    elif context_length is not None:
+        raise ValueError(f"--context-length: {source} is half a CLIP; what is trained with it takes that of params")
     elif any(name.endswith("embeddings.word_embeddings.weight") for name in checkpoint.tensors):
         _import_bert(checkpoint, folder)
     else:
@@ -39,8 +48,10 @@ def import_checkpoint(source: Path, folder: Path, vocab: Path | None, image_size
     print(f"wrote {folder}: {size / MIB:,.0f} MiB in {time.monotonic() - start:.1f} s")
 
 
-def _import_chinese_clip(checkpoint: Checkpoint, folder: Path, vocab: Path | None, image_size: int | None) -> None:
-    released = released_in(checkpoint, vocab, image_size, CONTEXT_LENGTH)
+def _import_chinese_clip(
+    checkpoint: Checkpoint, folder: Path, vocab: Path | None, image_size: int | None, context_length: int | None
+) -> None:
+    released = released_in(checkpoint, vocab, image_size, context_length)
     model, architecture = released.model, released.model.architecture
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     image, text = architecture.image_tower, architecture.text_tower
@@ -50,8 +61,12 @@ def _import_chinese_clip(checkpoint: Checkpoint, folder: Path, vocab: Path | Non
     print(f"  text tower {text.name}, {text.options['num_hidden_layers']} layers {text.options['hidden_size']} wide")
     vocabulary = "the released one" if is_released(released.vocabulary) else "its own"
     print(f"  vocabulary {released.vocabulary} ({vocabulary}), {text.vocab_size:,} tokens")
-    prepared = ", ".join(f"{name} {getattr(AS_RELEASED, name)}" for name in ("convert", "orientation", "grey16"))
-    print(f"  preprocessing as released: {AS_RELEASED.resize}, {prepared}, background {AS_RELEASED.background}")
+    here = architecture.preprocessing
+    prepared = ", ".join(f"{name} {getattr(here, name)}" for name in ("convert", "orientation", "grey16", "background"))
+    print(f"  preprocessing {'as released' if here == AS_RELEASED else 'its own'}: {here.resize}, {prepared}")
+    if (here.mean, here.std) != (AS_RELEASED.mean, AS_RELEASED.std):
+        print(f"  mean {here.mean}, std {here.std}")
+    print(f"  texts are cut at {architecture.context_length} tokens")
     _say_unused(released.unused)
     made = Made(
         stage="import",
@@ -74,17 +89,17 @@ def _import_bert(checkpoint: Checkpoint, folder: Path) -> None:
     if not (source / "vocab.txt").exists():
         raise ValueError(f"{source}: no BERT folder: it has no vocab.txt")
     vocab_size = parse_tokenizer(tokenizer_of_vocabulary(source / "vocab.txt"), CONTEXT_LENGTH).vocab_size
-    architecture: TextArchitecture = architecture_of_bert(source, vocab_size)
+    architecture = architecture_of_bert(source, vocab_size)
     tower = TextTower(architecture)
-    load_bert(tower, source)
+    load_bert(tower, checkpoint)
     config = {"model_type": "bert", "hidden_act": "gelu", "vocab_size": vocab_size, **architecture.options}
     with replacing_folder(folder) as aside:
-        _save(tower.encoder.state_dict(), aside / "model.safetensors")
+        save_tensors(tower.encoder.state_dict(), aside / "model.safetensors")
         atomic_write(aside / "config.json", _json({**config, "source": checkpoint.fingerprint()}))
         atomic_write(aside / "vocab.txt", (source / "vocab.txt").read_bytes())
     num_parameters = sum(parameter.numel() for parameter in tower.parameters())
     print(f"recognised as a BERT: {num_parameters:,} parameters, {vocab_size:,} tokens")
-    _say_unused([name for name in checkpoint.tensors if ".pooler." in name or name.startswith("cls.")])
+    _say_unused([name for name in checkpoint.tensors if UNUSED_OF_BERT.fullmatch(name)])
     print(f"half a CLIP, to start training from: in params.yaml init {{from: towers, bert_folder: {folder.name}, ...}}")
 
 
@@ -92,7 +107,7 @@ def _import_image_side(checkpoint: Checkpoint, folder: Path, image_size: int | N
     side = image_side_in(checkpoint, None, image_size)
     tensors, config = timm_folder(side)
     with replacing_folder(folder) as aside:
-        _save(tensors, aside / "model.safetensors")
+        save_tensors(tensors, aside / "model.safetensors")
         atomic_write(aside / "config.json", _json({**config, "source": checkpoint.fingerprint()}))
     num_parameters = sum(tensor.numel() for tensor in side.tower.values())
     tower, size = side.recognised, side.image_size
@@ -127,10 +142,6 @@ def timm_folder(side: ImageSide) -> tuple[dict[str, Tensor], dict]:
         "logit_scale": side.logit_scale,  # ours; timm has no place for it
     }
     return {**side.tower, **projection}, config
-
-
-def _save(tensors: dict[str, Tensor], path: Path) -> None:
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
 
 
 def _json(content: dict) -> str:

@@ -11,8 +11,11 @@ from clip_core.model.contract import Architecture
 from clip_core.model.pretrained.names import TRANSPOSED, Table, their_names
 from clip_core.model.registry import MODELS, Shape
 
-HEAD_WIDTH = 64  # of every released tower but the image tower of H/14
-HEAD_WIDTH_OF_H14 = 80
+HEAD_WIDTH = 64  # of every known CLIP up to WIDE; of the wider ones each has its own
+WIDE = 1024
+HEAD_WIDTHS = {1280: 80}  # H/14
+EPS_OF_VIT, EPS_OF_BERT = 1e-5, 1e-12
+ACTIVATIONS = ("quick_gelu", "gelu")  # of image towers; the first where nothing says
 VITS = {  # width, layers, heads, patch size
     (768, 12, 12, 32): "vit_base_patch32_clip_quickgelu_224",
     (768, 12, 12, 16): "vit_base_patch16_clip_quickgelu_224",
@@ -38,8 +41,13 @@ class Recognised(NamedTuple):
     stride: int  # the pixels of a picture's side that one position stands for
 
 
-def recognise_vit(tensors: dict[str, Tensor], table: Table, config: dict[str, Any]) -> Recognised:
-    """The CLIP ViT of these tensors; `config` (a vision_config of transformers) says what shapes can not."""
+def recognise_vit(
+    tensors: dict[str, Tensor], table: Table, config: dict[str, Any], heads_matter: bool = True
+) -> Recognised:
+    """The CLIP ViT of these tensors; `config` (a vision_config of transformers) says what shapes can not.
+
+    Raises ValueError where the number of heads stays unknown, unless it does not matter.
+    """
     patches, positions, hidden = _keystones(
         tensors,
         table,
@@ -51,8 +59,7 @@ def recognise_vit(tensors: dict[str, Tensor], table: Table, config: dict[str, An
     )
     width, patch_size = patches[0], patches[-1]
     layers = num_numbered(tensors, their_names("image_tower.blocks.12345.norm1.weight", table)[0])
-    head_width = HEAD_WIDTH_OF_H14 if (width, patch_size) == (1280, 14) else HEAD_WIDTH
-    heads = config.get("num_attention_heads", max(width // head_width, 1))
+    heads = _heads("image tower", width, config, heads_matter)
     image_size = math.isqrt(positions[-2] - 1) * patch_size
     name = VITS.get((width, layers, heads, patch_size)) if hidden[0] == 4 * width else None
     options: Options = {}
@@ -61,7 +68,11 @@ def recognise_vit(tensors: dict[str, Tensor], table: Table, config: dict[str, An
         options = {"patch_size": patch_size, "embed_dim": width, "depth": layers, "num_heads": heads}
         if hidden[0] != 4 * width:
             options["mlp_ratio"] = hidden[0] / width
-    if config.get("hidden_act", "quick_gelu") == "gelu":
+    if (activation := config.get("hidden_act", ACTIVATIONS[0])) not in ACTIVATIONS:
+        raise ValueError(f"hidden_act of its image tower is {activation!r}; only {' and '.join(ACTIVATIONS)} are known")
+    if (eps := config.get("layer_norm_eps", EPS_OF_VIT)) != EPS_OF_VIT:
+        raise ValueError(f"layer_norm_eps of its image tower is {eps}; only {EPS_OF_VIT} is known")
+    if activation == "gelu":
         name = name.replace("_quickgelu", "")
     return Recognised(for_size(ImageTower(name=name, options=options), image_size), image_size, patch_size)
 
@@ -99,13 +110,36 @@ def recognise_bert(tensors: dict[str, Tensor], prefix: str, config: dict[str, An
     options: Options = {
         "hidden_size": words[1],
         "num_hidden_layers": num_numbered(tensors, f"{prefix}encoder.layer.12345.output.dense.weight"),
-        "num_attention_heads": config.get("num_attention_heads", max(words[1] // HEAD_WIDTH, 1)),
+        "num_attention_heads": _heads("text tower", words[1], config),
         "intermediate_size": hidden[0],
         "hidden_dropout_prob": 0.1,
         "attention_probs_dropout_prob": 0.1,
         "max_position_embeddings": positions[0],
     }
+    for name, known in (("hidden_act", "gelu"), ("position_embedding_type", "absolute")):
+        if (value := config.get(name, known)) != known:
+            raise ValueError(f"{name} of its text tower is {value!r}; only BERT's own {known!r} is supported")
+    if (eps := config.get("layer_norm_eps", EPS_OF_BERT)) != EPS_OF_BERT:
+        options["layer_norm_eps"] = eps
     return TextTower(name="bert", options=options), words[0]
+
+
+def _heads(tower: str, width: int, config: dict[str, Any], matter: bool = True) -> int:
+    """How many attention heads a tower has, which its tensors do not show."""
+    if (heads := config.get("num_attention_heads")) is None:
+        head_width = config.get("head_width", HEAD_WIDTHS.get(width, HEAD_WIDTH))
+        if not isinstance(head_width, int) or head_width < 1:
+            raise ValueError(f"head_width of its {tower} is {head_width!r}, not a width")
+        heads = max(width // head_width, 1)
+        unknown = "head_width" not in config and width not in HEAD_WIDTHS and (width > WIDE or width % HEAD_WIDTH)
+        if unknown and matter:
+            raise ValueError(
+                f"its {tower} is {width} wide, and how many attention heads that makes can not be seen in tensors; "
+                "give the folder with its config (config.json or open_clip_config.json), not the file alone"
+            )
+    if not isinstance(heads, int) or heads < 1 or (matter and width % heads):
+        raise ValueError(f"its {tower} is {width} wide, which can not be shared by {heads!r} attention heads")
+    return heads
 
 
 def embed_dim_of(tensors: dict[str, Tensor], table: Table) -> int:

@@ -1,17 +1,20 @@
 """Reads Chinese-CLIP weights: files of OFA-Sys, released or saved in training there, and folders of transformers."""
 
+import json
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from clip_core.image import AS_RELEASED
+from clip_core.image import AS_RELEASED, Preprocessing
 from clip_core.model.clip import CLIP
 from clip_core.model.contract import Architecture, TextArchitecture
-from clip_core.model.pretrained.checkpoint import Checkpoint, read_checkpoint
+from clip_core.model.pretrained.checkpoint import Checkpoint, read_checkpoint, read_json
 from clip_core.model.pretrained.names import OFA, OFA_RESNET, TRANSFORMERS, Table, to_ours
 from clip_core.model.pretrained.positions import check_image_size, resize_all_positions
 from clip_core.model.pretrained.recognise import (
@@ -29,7 +32,16 @@ from clip_core.model.weights import without_weights
 from clip_core.text import parse_tokenizer, tokenizer_of_vocabulary
 
 CONTEXT_LENGTH = 52  # of the released weights' training; any other up to the number of positions works
+OWN = "clip_core"  # in the preprocessor_config.json of our own exports: the rest of the preprocessing
+PROCESSOR = {  # what a preprocessor_config.json may say, and what is done here
+    "do_resize": True,
+    "do_rescale": True,
+    "do_normalize": True,
+    "rescale_factor": 1 / 255,
+    "resample": 3,  # bicubic
+}
 UNUSED = re.compile(r"(bert|text_model)\.pooler\..+|.+\.(position_ids|token_type_ids)")
+RARE = ("resize", "convert", "orientation", "grey16", "background")  # which transformers has no words for
 FUSED = re.compile(r"(?P<layer>bert\..+\.attention)\.self\.(?P<part>Wqkv|out_proj)\.(?P<kind>weight|bias)")
 
 
@@ -45,12 +57,13 @@ class Released:
 
 
 def read_released(
-    source: Path, vocab: Path | None = None, image_size: int | None = None, context_length: int = CONTEXT_LENGTH
+    source: Path, vocab: Path | None = None, image_size: int | None = None, context_length: int | None = None
 ) -> tuple[CLIP, str]:
     """The model (fp32, eval mode) in an OFA-Sys file or a transformers folder, and its tokenizer.json.
 
-    With `image_size` the positions are resized to pictures of that size. Raises ValueError that lists all that is
-    missing, unexpected or of another shape.
+    With `image_size` the positions are resized to pictures of that size. Texts are cut at `context_length` tokens;
+    None: at what an export of ours says, else at 52. Raises ValueError that lists all that is missing, unexpected or
+    of another shape.
     """
     released = released_in(read_checkpoint(source), vocab, image_size, context_length)
     return released.model, released.tokenizer_json
@@ -63,14 +76,18 @@ def is_chinese_clip(checkpoint: Checkpoint) -> bool:
     )
 
 
-def released_in(checkpoint: Checkpoint, vocab: Path | None, image_size: int | None, context_length: int) -> Released:
+def released_in(
+    checkpoint: Checkpoint, vocab: Path | None, image_size: int | None, context_length: int | None
+) -> Released:
     """The Chinese-CLIP weights in a checkpoint."""
     unused = [name for name in checkpoint.tensors if UNUSED.fullmatch(name)]
     theirs = without_flash_attention({name: t for name, t in checkpoint.tensors.items() if name not in set(unused)})
     try:
         table = _table(theirs)
         image, shape, vocab_size = _recognise(theirs, table, checkpoint.config)
-        architecture = _architecture(shape, image.image_size, vocab_size, context_length)
+        preprocessing, own_length = _as_prepared(checkpoint.source, image.image_size)
+        context_length = context_length or own_length
+        architecture = _architecture(shape, image.image_size, vocab_size, context_length, preprocessing)
         model = without_weights(architecture)
         ours = to_ours(theirs, model.state_dict(), table)
         vocabulary, tokenizer_json = _tokenizer(checkpoint.source, vocab, vocab_size, context_length)
@@ -115,7 +132,43 @@ def _recognise(tensors: dict[str, Tensor], table: Table, config: dict[str, Any])
     return image, Shape(image.tower, text_tower, embed_dim_of(tensors, table)), vocab_size
 
 
-def _architecture(shape: Shape, image_size: int, vocab_size: int, context_length: int) -> Architecture:
+def _as_prepared(source: Path, image_size: int) -> tuple[Preprocessing, int]:
+    """How pictures and texts were prepared: as in all releases, but for what the folder says itself."""
+    path = source / "preprocessor_config.json"
+    if not path.exists():
+        return AS_RELEASED, CONTEXT_LENGTH
+    config = read_json(path)
+    square = {"height": image_size, "width": image_size}
+    wrong = [f"{k} {config[k]!r}" for k, here in PROCESSOR.items() if k in config and not _same(config[k], here)]
+    if config.get("size", square) != square:
+        wrong.append(f"size {config['size']!r}")
+    if config.get("do_center_crop") and config.get("crop_size", square) not in (image_size, square):
+        wrong.append(f"do_center_crop to {config['crop_size']!r}")
+    if wrong:
+        raise ValueError(
+            f"{path.name}: pictures can not be prepared so here: {', '.join(wrong)}. Here they are squashed to "
+            f"{image_size} x {image_size} pixels, for which the positions are, without cropping, and normalised. Where "
+            "the weights were trained so in truth, correct the file, or remove it"
+        )
+    own = config.get(OWN)
+    given = {key: config[f"image_{key}"] for key in ("mean", "std") if f"image_{key}" in config}
+    rest = own if isinstance(own, dict) else {k: getattr(AS_RELEASED, k) for k in RARE}
+    try:
+        preprocessing = TypeAdapter(Preprocessing).validate_json(json.dumps(rest | given))
+    except ValidationError as error:
+        raise ValueError(f"{path.name}: {error}") from None
+    tokens = source / "tokenizer_config.json"
+    length = read_json(tokens).get("model_max_length") if own and tokens.exists() else None
+    return preprocessing, length if isinstance(length, int) else CONTEXT_LENGTH
+
+
+def _same(found: object, wanted: float) -> bool:
+    return isinstance(found, int | float) and math.isclose(found, wanted, rel_tol=1e-6)
+
+
+def _architecture(
+    shape: Shape, image_size: int, vocab_size: int, context_length: int, preprocessing: Preprocessing
+) -> Architecture:
     limit = shape.text_tower.options["max_position_embeddings"]
     if isinstance(limit, int) and context_length > limit:
         raise ValueError(f"context_length {context_length} is more than the text tower's {limit} positions")
@@ -125,7 +178,7 @@ def _architecture(shape: Shape, image_size: int, vocab_size: int, context_length
         embed_dim=shape.embed_dim,
         image_size=image_size,
         context_length=context_length,
-        preprocessing=AS_RELEASED,
+        preprocessing=preprocessing,
     )
 
 

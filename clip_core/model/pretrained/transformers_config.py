@@ -1,9 +1,11 @@
 """The JSON files by which transformers knows a Chinese-CLIP."""
 
+from dataclasses import asdict
 from typing import Any
 
 from clip_core.image import Preprocessing
 from clip_core.model.clip import CLIP
+from clip_core.model.pretrained.released import OWN
 
 ACTIVATIONS = {"QuickGELU": "quick_gelu", "GELU": "gelu"}  # timm's classes
 
@@ -66,8 +68,13 @@ def vision_config(model: CLIP) -> dict[str, Any]:
 
 
 def processor_config(preprocessing: Preprocessing, image_size: int) -> dict[str, Any]:
-    """preprocessor_config.json: resized to the square directly; what transformers does by default crops the middle."""
+    """preprocessor_config.json: resized to the square directly; what transformers does by default crops the middle.
+
+    Under OWN stands what transformers has no words for.
+    """
+    ours = {name: value for name, value in asdict(preprocessing).items() if name not in ("mean", "std")}
     return {
+        OWN: ours,
         "image_processor_type": "ChineseCLIPImageProcessor",
         "do_convert_rgb": True,
         "do_resize": True,
