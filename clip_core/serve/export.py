@@ -1,5 +1,6 @@
 """Both towers as ONNX files, published only when they compute what torch computes."""
 
+import argparse
 import json
 import math
 import shutil
@@ -10,12 +11,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from clip_core.config import Export
 from clip_core.files import atomic_write, replacing_folder, sha256_file
 from clip_core.model.clip import CLIP
-from clip_core.model.contract import MODEL_FILE, WEIGHTS_FILE, WEIGHTS_SUM, Contract, read_contract, release_of
+from clip_core.model.contract import (
+    MODEL_FILE,
+    TOKENIZER_FILE,
+    WEIGHTS_FILE,
+    WEIGHTS_SUM,
+    Contract,
+    read_contract,
+    release_of,
+)
 from clip_core.model.matryoshka import narrow
 from clip_core.model.torch_towers import TorchTowers
 from clip_core.model.weights import load_weights
@@ -31,6 +41,14 @@ MAX_BATCH = 256
 OPSET = 20  # of an export outside the pipeline, whose own is in params.yaml
 MAX_DIFFERENCE = 1e-4
 MAX_BYTES = 1_500_000_000  # of weights within a file: protobuf ends at 2 GB
+EXPORTED = {  # what an export may hold
+    *(f"{tower}.onnx{data}" for tower in ("text", "image") for data in ("", ".data")),
+    MODEL_FILE,
+    TOKENIZER_FILE,
+    WEIGHTS_SUM,
+    "release.txt",
+    "parity.json",
+}
 
 
 class TextTower(nn.Module):
@@ -80,8 +98,10 @@ def export(model: Path, store: "Store", texts: list[str], params: Export, out: P
 def export_alone(model: Path, out: Path) -> None:
     """Writes the export of the weights folder `model` into `out`, without a pipeline's data.
 
-    Raises ValueError when onnxruntime does not compute what torch does; `out` then stays as it was.
+    Raises ValueError when onnxruntime does not compute what torch does, or when `out` is there and no export; it then
+    stays as it was.
     """
+    _check_place(out)
     contract, clip = read_contract(model), load_weights(model)
     draw = np.random.default_rng(0)
     token_ids = draw.integers(1, contract.architecture.text_tower.vocab_size, (3, contract.context_length))
@@ -102,6 +122,15 @@ def export_alone(model: Path, out: Path) -> None:
                 raise ValueError(
                     f"the exported {tower} tower differs from torch by {difference:.2e}; nothing is written"
                 )
+
+
+def _check_place(out: Path) -> None:
+    """Raises ValueError unless `out` is new, empty, or holds an earlier export and nothing else."""
+    if not (out.exists() or out.is_symlink()):
+        return
+    names = {path.name for path in out.iterdir()} if out.is_dir() and not out.is_symlink() else {out.name}
+    if names and not (names <= EXPORTED and {"text.onnx", "image.onnx"} <= names):
+        raise ValueError(f"{out}: is there already and no export alone; name a new folder, or remove it first")
 
 
 def _write_facts(model: Path, contract: Contract, folder: Path) -> None:
@@ -160,5 +189,18 @@ def _write_expected(clip: CLIP, predictor: Predictor, store: "Store", texts: lis
     np.save(folder / "images.npy", encode_pictures(predictor, store))
 
 
+def main() -> None:
+    """Runs the command; a mistake of the user's becomes a message and exit code 1."""
+    parser = argparse.ArgumentParser(prog="python -m clip_core.serve.export", description=__doc__)
+    parser.add_argument("weights", type=Path, metavar="WEIGHTS_FOLDER")
+    parser.add_argument("out", type=Path, metavar="OUT", help="a new folder, or an earlier export")
+    arguments = parser.parse_args()
+    try:
+        export_alone(arguments.weights, arguments.out)
+    except (ValueError, OSError, SafetensorError) as error:
+        sys.exit(f"error: {error}")
+    print(f"{arguments.out}: computes what torch does", file=sys.stderr)
+
+
 if __name__ == "__main__":
-    export_alone(Path(sys.argv[1]), Path(sys.argv[2]))
+    main()
