@@ -6,7 +6,7 @@ PYTHON ?= $(or $(shell for python in python3.12 python3.11 python3; do $$python 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONUNBUFFERED := 1
 unexport PYTHONPATH VIRTUAL_ENV
-.PHONY: help setup run test serve platform rollout ablation recipe doctor clean browser
+.PHONY: help setup run test serve platform ablation recipe doctor clean browser
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
