@@ -79,7 +79,7 @@ def test_towers_that_differ_from_torch_are_refused(release: Release, tmp_path: P
         measure_parity(tmp_path, release.onnx, release.store.folder, limits)
 
 
-@pytest.mark.parametrize("file", ["shape-0", "texts", "images"])
+@pytest.mark.parametrize("file", ["shape-0", "shape-3"])
 def test_a_feature_that_is_no_number_is_refused(file: str, release: Release, tmp_path: Path) -> None:
     limits = Export(width=None, opset=20, max_feature_difference=1e-4, tie_margin=2e-4)
     write_expected(release, tmp_path)
