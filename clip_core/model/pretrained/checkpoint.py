@@ -1,7 +1,7 @@
 """Reads the tensors of other people's checkpoints; nothing in them is executed."""
 
 import json
-import pickle
+import pickle  # for the name of an error alone: nothing is unpickled but by torch, with weights_only=True
 import re
 import struct
 import zipfile
