@@ -85,7 +85,8 @@ class Predictor:
         features = self._empty(len(images))
         with ThreadPoolExecutor(min(os.cpu_count() or 1, MAX_DECODERS)) as pool:  # Pillow works without Python's lock
             for some in _slices(np.arange(len(images)), DECODED_AT_ONCE):
-                pixels = np.stack(list(pool.map(lambda i: self._pixels(images, i), some)))
+                decode = map if len(some) == 1 else pool.map
+                pixels = np.stack(list(decode(lambda i: self._pixels(images, i), some)))
                 for rows in _slices(np.arange(len(pixels)), self.towers.images_at_once):
                     features[some[rows]] = self._cut(self.towers.encode_images(pixels[rows]))
         return features

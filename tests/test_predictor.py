@@ -14,6 +14,7 @@ from clip_core.model import precision
 from clip_core.model.clip import make_clip
 from clip_core.model.contract import Architecture, TextArchitecture, release_of
 from clip_core.model.fast import PackedLinear
+from clip_core.model.first_token import keep_first_tokens
 from clip_core.model.torch_towers import FastTorchTowers, TorchTowers
 from clip_core.model.weights import save_weights
 from clip_core.predictor import Predictor
@@ -175,6 +176,26 @@ VIT: Options = {"embed_dim": 512, "depth": 2, "num_heads": 8}
 
 
 @pytest.mark.parametrize(
+    ("options", "rewritten"), [({}, True), ({"qk_norm": True}, False), ({"global_pool": "avg"}, False)]
+)
+def test_the_last_layer_computes_the_first_token_alone_where_nothing_else_is_used(
+    options: Options, rewritten: bool
+) -> None:
+    model = make_clip(packable_architecture("vit_base_patch16_clip_224", {**VIT, **options}, 64), seed=1).eval()
+    pixels = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
+    token_ids = torch.tensor([[2, 5, 3], [2, 3, 0]])
+    keep_first_tokens(model)
+    with torch.inference_mode():
+        assert model.image_tower.forward_features(pixels.float()).shape == (2, 1 if rewritten else 17, 512)
+        assert (
+            model.text_tower.encoder(
+                input_ids=token_ids, attention_mask=torch.ones(2, 1, 3, 3)
+            ).last_hidden_state.shape[1]
+            == 1
+        )
+
+
+@pytest.mark.parametrize(
     ("image_tower", "options", "image_size", "packs"),
     [
         ("vit_base_patch16_clip_quickgelu_224", VIT, 64, True),
@@ -182,6 +203,9 @@ VIT: Options = {"embed_dim": 512, "depth": 2, "num_heads": 8}
         ("resnet50_clip", {}, 64, False),
         ("convnext_atto", {"depths": (1, 1, 1, 1)}, 64, False),
         ("beit_base_patch16_224", VIT, 64, True),  # reads the weights of a layer that it does not call
+        ("vit_base_patch16_clip_224", {**VIT, "init_values": 0.1, "reg_tokens": 2}, 64, True),
+        ("vit_base_patch16_clip_224", {**VIT, "qk_norm": True}, 64, True),
+        ("vit_base_patch16_clip_224", {**VIT, "global_pool": "avg"}, 64, True),
     ],
 )
 def test_the_model_rewritten_for_speed_gives_the_same_features(

@@ -26,6 +26,7 @@ from clip_core.model.contract import (
     read_contract,
     release_of,
 )
+from clip_core.model.first_token import keep_first_tokens
 from clip_core.model.matryoshka import narrow
 from clip_core.model.torch_towers import TorchTowers
 from clip_core.model.weights import load_weights
@@ -143,8 +144,9 @@ def _write_facts(model: Path, contract: Contract, folder: Path) -> None:
 def write_onnx(clip: CLIP, contract: Contract, opset: int, folder: Path) -> None:
     """Writes `text.onnx` and `image.onnx` with dynamic batch and length; features are normalised inside.
 
-    Weights that are too many for one file lie beside it in `image.onnx.data`.
+    Weights that are too many for one file lie beside it in `image.onnx.data`. The model is rewritten: it has served.
     """
+    keep_first_tokens(clip)
     batch, length = (
         torch.export.Dim("batch", min=1, max=MAX_BATCH),
         torch.export.Dim("length", min=2, max=contract.context_length),
