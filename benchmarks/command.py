@@ -1,4 +1,4 @@
-"""What the comparing benchmarks have in common: their options, and rows that run or say why not."""
+"""What the benchmarks have in common: their options, and of those that compare, rows that run or say why not."""
 
 import argparse
 from collections.abc import Iterable
@@ -25,16 +25,21 @@ class Row(NamedTuple):
         return f"{self.num} {self.task}: {ours or 'ours'} / {peer}"
 
 
-def run(name: str, rows: Iterable[Row]) -> None:
-    """The command line of a benchmark."""
+def read_options(name: str, repeats: int) -> argparse.Namespace:
+    """The command line of the benchmark `name`."""
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}")
     parser.add_argument("--model", default="vit-b-16", choices=[*NAMES, SMALL])
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=repeats)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", default="", help="rows whose name contains this")
     parser.add_argument("--work", type=Path, default=WORK, help="where the prepared models lie")
     parser.add_argument("--results", type=Path, default=RESULTS)
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def run(name: str, rows: Iterable[Row]) -> None:
+    """A benchmark that compares, with its command line."""
+    options = read_options(name, repeats=7)
     shared = {"model": str(prepare(options.model, options.work)), "threads": options.threads}
     measured: dict[str, dict] = {}
     for row in rows:

@@ -1,6 +1,5 @@
 """How long it takes, and how much memory, until a model answers; and to bring weights in and out."""
 
-import argparse
 import os
 import shutil
 import subprocess
@@ -11,9 +10,10 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from benchmarks.models import NAMES, ROOT, SMALL, WORK, Model, model_at, prepare
+from benchmarks.command import read_options
+from benchmarks.models import ROOT, Model, model_at, prepare
 from benchmarks.noise import now, other_cores
-from benchmarks.report import RESULTS, machine, print_table, spread, write_result
+from benchmarks.report import machine, print_table, spread, write_result
 
 GIB = 2**30
 # Each a program: it says when its imports are done, and leaves a model that is ready.
@@ -38,14 +38,7 @@ class Done(NamedTuple):
 
 def main() -> None:
     """Runs every program in turn, several times, each in a process of its own."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.load")
-    parser.add_argument("--model", default="vit-b-16", choices=[*NAMES, SMALL])
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--only", default="", help="processes whose name contains this")
-    parser.add_argument("--work", type=Path, default=WORK, help="where the prepared models lie")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    options = parser.parse_args()
+    options = read_options("load", repeats=3)
     model = model_at(prepare(options.model, options.work))
     with tempfile.TemporaryDirectory(dir=options.work) as out:
         commands = {name: command for name, command in _commands(model, Path(out)).items() if options.only in name}

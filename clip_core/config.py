@@ -24,6 +24,15 @@ def _inside(name: str) -> str:
 
 Inside = Annotated[Name, AfterValidator(_inside)]
 
+EMBED_DIMS = {  # of the models in clip_core/model/registry.py; tests/test_registry.py compares
+    "tiny": 128,
+    "rn50": 1024,
+    "vit-b-32": 512,
+    "vit-b-16": 512,
+    "vit-l-14": 768,
+    "vit-l-14-336": 768,
+    "vit-h-14": 1024,
+}
 MAX_WARMUP = 0.25  # more than the paper's longest, 15 % of the steps
 RECALLS = tuple(
     f"{way}_{recall}"
@@ -154,10 +163,21 @@ class AnyModel(Section):
     matryoshka: Annotated[tuple[Count, ...], AfterValidator(falling)]  # narrower features that train too; empty: none
 
 
+def narrower(widths: tuple[int, ...], embed_dim: int) -> None:
+    """Raises ValueError unless the widths are less than the features' own."""
+    if widths and widths[0] >= embed_dim:
+        raise ValueError(f"matryoshka: {widths[0]} is not less than embed_dim ({embed_dim})")
+
+
 class NamedModel(AnyModel):
     """A model whose shape stands in `clip_core/model/registry.py`."""
 
     name: Literal["tiny", "rn50", "vit-b-32", "vit-b-16", "vit-l-14", "vit-l-14-336", "vit-h-14"]
+
+    @model_validator(mode="after")
+    def _widths_are_narrower(self) -> "NamedModel":
+        narrower(self.matryoshka, EMBED_DIMS[self.name])
+        return self
 
 
 class CustomModel(AnyModel):
@@ -170,8 +190,7 @@ class CustomModel(AnyModel):
 
     @model_validator(mode="after")
     def _widths_are_narrower(self) -> "CustomModel":
-        if self.matryoshka and self.matryoshka[0] >= self.embed_dim:
-            raise ValueError(f"matryoshka: {self.matryoshka[0]} is not less than embed_dim ({self.embed_dim})")
+        narrower(self.matryoshka, self.embed_dim)
         return self
 
 

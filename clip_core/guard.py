@@ -6,6 +6,7 @@ The owner holds the other end, so closing it and being killed, even by `kill -9`
 import ctypes
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -31,6 +32,13 @@ def stop(process: subprocess.Popen) -> int:
     assert process.stdin
     process.stdin.close()
     return process.wait()
+
+
+def free_port() -> int:
+    """A port of loopback that is free at this moment, for a server that is about to start."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def guard(shared_memory: str, command: list[str]) -> int:

@@ -10,11 +10,12 @@ from typing import ClassVar, Literal
 import numpy as np
 from PIL import Image, ImageOps
 
-FORMATS = ("PNG", "JPEG", "WEBP")
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # where there are several frames, the first
 MAX_PIXELS = 64_000_000  # decoded, a picture of this size takes 192 MB
 WHITE = (255, 255, 255, 255)
+TILE_SIDES = (322, 323)  # TIFF's tags; a tile is decoded whole, however little of it is in the picture
 # What Pillow's decoders raise for broken bytes.
-BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
+BROKEN = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, struct.error, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,10 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
         raise ValueError(f"too many pixels: {error}") from None
     except BROKEN as error:
         raise ValueError(f"broken picture: {error}") from None
-    if image.width * image.height > max_pixels:
-        raise ValueError(f"too many pixels: {image.width} x {image.height} are more than the allowed {max_pixels:,}")
+    tile = [side for tag in TILE_SIDES if isinstance(side := getattr(image, "tag_v2", {}).get(tag), int)]
+    for sides in (image.size, tile):
+        if math.prod(sides) > max_pixels:
+            raise ValueError(f"too many pixels: {' x '.join(map(str, sides))} are more than the allowed {max_pixels:,}")
     return image
 
 
@@ -102,6 +105,8 @@ def _squash(image: Image.Image, image_size: int) -> Image.Image:
 def _to_rgb(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
     if image.mode.startswith("I;16"):
         return _grey16_to_rgb(image, preprocessing.grey16)
+    if image.mode in ("I", "F") and preprocessing.grey16 == "scaled":
+        return _grey32_to_rgb(image)
     if image.has_transparency_data:
         image = _on_white(image) if preprocessing.background == "white" else _without_transparency(image)
     return image if image.mode == "RGB" else image.convert("RGB")
@@ -123,3 +128,14 @@ def _without_transparency(image: Image.Image) -> Image.Image:
 def _grey16_to_rgb(image: Image.Image, grey16: str) -> Image.Image:
     grey = np.asarray(image)
     return Image.fromarray((grey >> 8 if grey16 == "scaled" else grey.clip(max=255)).astype(np.uint8)).convert("RGB")
+
+
+def _grey32_to_rgb(image: Image.Image) -> Image.Image:
+    """Whole numbers of 32 bits hold grey of 8 or of 16 bits, as the largest of them tells."""
+    grey = np.asarray(image)
+    if image.mode == "F" or grey.min() < 0 or grey.max() > 65535:
+        raise ValueError(
+            f"grey from {grey.min():g} to {grey.max():g} in mode {image.mode}: nothing tells which number is white; "
+            "save it with 8 or 16 bits"
+        )
+    return Image.fromarray((grey >> 8 if grey.max() > 255 else grey).astype(np.uint8)).convert("RGB")

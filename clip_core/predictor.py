@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 from PIL import Image
@@ -14,6 +14,10 @@ from clip_core.image import pixels_of
 from clip_core.model.contract import MODEL_FILE, Contract, read_contract, release_of
 from clip_core.text import Tokenizer, load_tokenizer
 
+if TYPE_CHECKING:
+    from clip_core.data.store import Store
+
+READ_AT_ONCE = 512  # encoded pictures in memory; a multiple of the next, so that none of its batches is cut
 DECODED_AT_ONCE = 128  # pictures in memory
 MAX_DECODERS = 8  # threads
 
@@ -105,6 +109,16 @@ class Predictor:
 
     def _empty(self, num_rows: int) -> np.ndarray:
         return np.empty((num_rows, self.width), dtype=np.float32)
+
+
+def encode_pictures(predictor: Predictor, store: "Store") -> np.ndarray:
+    """The features of all pictures of the store, in its order; prints how far it is."""
+    parts = []
+    for start in range(0, len(store), READ_AT_ONCE):
+        stop = min(start + READ_AT_ONCE, len(store))
+        parts.append(predictor.encode_images([store.image_bytes(i) for i in range(start, stop)]))
+        print(f"  {stop} of {len(store)} pictures encoded with {predictor.runtime}", flush=True)
+    return np.concatenate(parts)
 
 
 def load(folder: str | Path, device: str = "auto", precision: str = "fp32", width: int | None = None) -> Predictor:

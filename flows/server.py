@@ -1,7 +1,6 @@
 """The project's own Prefect server: on loopback, its state in `.prefect`."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -11,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from clip_core.env import set_switches
-from clip_core.guard import start, stop
+from clip_core.guard import free_port, start, stop
 
 HOST = "127.0.0.1"
 PATIENCE = 120  # seconds for the server to come up; 6 to 17 on two quiet cores
@@ -84,9 +83,3 @@ def ensure_server(module: str) -> None:
         finally:
             stop(process)
     sys.exit(code)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return probe.getsockname()[1]

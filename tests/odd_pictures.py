@@ -48,8 +48,8 @@ def _turned(orientation: int, kind: str) -> bytes:
     return _saved(_rgb(), kind, exif=exif)
 
 
-def _sixteen_bits() -> Image.Image:
-    return Image.fromarray(_colours(channels=1)[..., 0].astype(np.uint16) << 8)
+def _sixteen_bits(kind: str = "<u2") -> Image.Image:
+    return Image.fromarray((_colours(channels=1)[..., 0].astype(np.uint16) << 8).astype(kind))
 
 
 ODD: dict[str, Callable[[], bytes]] = {
@@ -70,6 +70,17 @@ ODD: dict[str, Callable[[], bytes]] = {
     "1": lambda: _saved(_rgb().convert("1"), "PNG"),
     "CMYK": lambda: _saved(_rgb().convert("CMYK"), "JPEG"),
     "I;16": lambda: _saved(_sixteen_bits(), "PNG"),
+    "I;16, TIFF": lambda: _saved(_sixteen_bits(">u2"), "TIFF"),
+    "I, TIFF": lambda: _saved(_sixteen_bits("<i4"), "TIFF"),
+    "P, GIF": lambda: _saved(_rgb(), "GIF"),
+    "P with a transparent colour, GIF": lambda: _saved(_rgb().quantize(32), "GIF", transparency=3),
+    "P, animated GIF": lambda: _saved(_rgb(), "GIF", save_all=True, append_images=[_rgb(45, 60)]),
+    "RGB, BMP": lambda: _saved(_rgb(), "BMP"),
+    "P, BMP": lambda: _saved(_rgb().quantize(32), "BMP"),
+    "RGB, TIFF": lambda: _saved(_rgb(), "TIFF", compression="tiff_lzw"),
+    "RGBA, TIFF": lambda: _saved(_rgba(), "TIFF"),
+    "RGB, TIFF of two pages": lambda: _saved(_rgb(), "TIFF", save_all=True, append_images=[_rgb(45, 60)]),
+    "turned, TIFF": lambda: _turned(6, "TIFF"),  # upright for everybody: Pillow turns it while it decodes
     "EXIF 3, JPEG": lambda: _turned(3, "JPEG"),
     "EXIF 6, JPEG": lambda: _turned(6, "JPEG"),
     "EXIF 8, PNG": lambda: _turned(8, "PNG"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from clip_core.serve.deploy import compare_recall, prove
-from clip_core.serve.golden import WrongAnswers, make_golden, read_golden, same_ranking
+from clip_core.serve.golden import WrongAnswers, is_ranked_so, make_golden, read_golden
 from clip_core.serve.queries import Found
 from clip_core.serve.triton import shared_memory
 from clip_core.serve.truth import Truth
@@ -95,9 +95,9 @@ def test_golden_answers_are_torchs(release: Release) -> None:
         scores = release.truth.image_features @ features
         best = [release.truth.image_ids[place] for place in np.argsort(-scores)[:10]]
         assert set(best) <= set(ranking)
-        assert same_ranking(Found(best, np.sort(scores)[::-1][:10], "r"), ranking, 1e-6)
-        assert not same_ranking(Found(best[::-1], scores, "r"), ranking, 1e-6)
-        assert not same_ranking(Found([best[0]] * 10, scores, "r"), ranking, 1.0)
+        assert is_ranked_so(Found(best, np.sort(scores)[::-1][:10], "r"), ranking, 1e-6)
+        assert not is_ranked_so(Found(best[::-1], scores, "r"), ranking, 1e-6)
+        assert not is_ranked_so(Found([best[0]] * 10, scores, "r"), ranking, 1.0)
 
 
 def test_more_golden_queries_than_test_data_are_all_of_it(release: Release) -> None:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from clip_core.config import Export
-from clip_core.serve.parity import measure_parity, same_ranking, shapes
+from clip_core.serve.index import same_ranking
+from clip_core.serve.parity import measure_parity, shapes
 from tests.tiny_release import Release
 
 

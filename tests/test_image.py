@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clip_core.image import AS_RELEASED, Preprocessing, pixels_of, read_image, read_size
+from clip_core.image import AS_RELEASED, FORMATS, Preprocessing, pixels_of, read_image, read_size
+from clip_core.serve.page import for_browsers
 from tests.tiny import encoded
 
 HALVES = Image.new("RGB", (8, 4), "red")
@@ -19,7 +20,7 @@ def colour_at(image: Image.Image, x: int, y: int) -> tuple[int, ...]:
     return tuple(int(value) for value in np.asarray(image)[y, x])
 
 
-@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF", "BMP", "TIFF"])
 def test_lossless_pictures_come_back_as_they_were(kind: str) -> None:
     buffer = io.BytesIO()
     HALVES.save(buffer, kind, lossless=True)
@@ -60,6 +61,38 @@ def test_sixteen_bit_grey_keeps_its_shades() -> None:
     assert [colour_at(rgb, x, 0)[0] for x in range(3)] == [0, 128, 255]
 
 
+def test_grey_in_32_bits_is_that_of_8_or_16_bits_as_its_numbers_tell() -> None:
+    for numbers, shades in (([0, 128, 255], [0, 128, 255]), ([0, 128 << 8, 255 << 8], [0, 128, 255])):
+        grey = Image.fromarray(np.array([numbers], dtype=np.int32))
+        for rgb in (read_image(grey), read_image(encoded(grey, "TIFF"))):
+            assert [colour_at(rgb, x, 0)[0] for x in range(3)] == shades
+
+
+@pytest.mark.parametrize(("numbers", "kind"), [([0, 70_000], np.int32), ([-1, 5], np.int32), ([0, 0.5], np.float32)])
+def test_grey_of_which_nothing_tells_what_is_white_is_refused_but_where_the_reference_decides(
+    numbers: list, kind: type
+) -> None:
+    grey = Image.fromarray(np.array([numbers], dtype=kind))
+    with pytest.raises(ValueError, match="nothing tells which number is white; save it with 8 or 16 bits"):
+        read_image(grey)
+    assert pixels_of(grey, 8, AS_RELEASED).shape == (3, 8, 8)
+
+
+def test_of_several_frames_the_first_is_seen() -> None:
+    for kind in ("GIF", "TIFF"):
+        buffer = io.BytesIO()
+        HALVES.save(buffer, kind, save_all=True, append_images=[Image.new("RGB", (8, 4), "green")])
+        assert np.array_equal(np.asarray(read_image(buffer.getvalue())), np.asarray(HALVES)), kind
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_every_format_can_be_shown_by_a_browser(kind: str) -> None:
+    data, media_type = for_browsers(encoded(HALVES, kind))
+    with Image.open(io.BytesIO(data)) as shown:
+        assert (shown.get_format_mimetype(), shown.size) == (media_type, HALVES.size)
+    assert media_type != "image/tiff"
+
+
 def test_a_picture_stands_upright_as_its_exif_orientation_says() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees clockwise
@@ -70,14 +103,14 @@ def test_a_picture_stands_upright_as_its_exif_orientation_says() -> None:
     assert [colour_at(upright, 2, 1), colour_at(upright, 2, 6)] == [(0, 0, 255), (255, 0, 0)]
 
 
-@pytest.mark.parametrize("data", [b"", b"no picture", b"<svg/>", encoded(HALVES, "GIF"), encoded(HALVES, "BMP")])
+@pytest.mark.parametrize("data", [b"", b"no picture", b"<svg/>", encoded(HALVES, "PPM"), encoded(HALVES, "ICO")])
 def test_what_is_no_picture_is_refused(data: bytes) -> None:
     for read in (read_image, read_size):
-        with pytest.raises(ValueError, match="not a picture in one of the formats PNG, JPEG, WEBP"):
+        with pytest.raises(ValueError, match="not a picture in one of the formats PNG, JPEG, WEBP, GIF, BMP, TIFF"):
             read(data)
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("kind", FORMATS)
 def test_a_picture_cut_short_is_refused(kind: str) -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8))
     data = encoded(noise, kind)
@@ -95,6 +128,28 @@ def test_a_bomb_is_refused_before_it_is_decoded() -> None:
         for read in (read_image, read_size):
             with pytest.raises(ValueError, match="too many pixels"):
                 read(bomb)
+
+
+def test_a_tiff_whose_tile_is_a_bomb_is_refused_before_it_is_decoded() -> None:
+    def tag(number: int, value: int) -> bytes:
+        return struct.pack("<HHII", number, 4, 1, value)
+
+    tile = zlib.compress(bytes(9_000) * 9_000)
+    tags = {256: 8, 257: 8, 258: 8, 259: 8, 262: 1, 277: 1, 322: 9_000, 323: 9_000, 324: 134, 325: len(tile)}
+    header = struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + b"".join(map(tag, tags, tags.values()))
+    bomb = header + bytes(4) + tile
+    for read in (read_image, read_size):
+        with pytest.raises(ValueError, match="too many pixels: 9000 x 9000"):
+            read(bomb)
+    assert read_image(bomb, max_pixels=9_000**2).size == (8, 8)  # so it is a picture but for that
+
+
+def test_a_tiff_whose_tags_are_of_wrong_types_is_refused() -> None:
+    data = encoded(HALVES, "TIFF")
+    offsets = struct.pack("<HH", 273, 4)  # of the strips: whole numbers
+    assert offsets in data
+    with pytest.raises(ValueError, match="broken picture"):
+        read_image(data.replace(offsets, struct.pack("<HH", 273, 11)))  # floats
 
 
 def test_a_lower_limit_of_pixels_is_kept() -> None:
@@ -159,7 +214,7 @@ def test_colours_are_mixed_before_the_palette_is_lost_and_not_mixed_after() -> N
 
 
 @pytest.mark.parametrize("preprocessing", [Preprocessing(), AS_RELEASED])
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("kind", FORMATS)
 def test_a_broken_picture_is_refused_by_every_preprocessing(preprocessing: Preprocessing, kind: str) -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8))
     data = encoded(noise, kind)

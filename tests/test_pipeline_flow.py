@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.server import free_port, server
+from clip_core.guard import free_port
+from flows.server import server
 from tests.conftest import ENVIRONMENT, ROOT
 from tests.prefect_api import ask, flow_runs, log, processes_in, stage_states
 from tests.toy_pipeline import new_toy, new_toy_of_one_stage, runs

@@ -127,15 +127,17 @@ def test_a_width_that_there_is_not_is_refused(folder: Path) -> None:
             clip_core.load(folder, width=width)
 
 
-def test_precision_is_fp32_unless_asked_and_auto_takes_what_the_device_is_good_at(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+def test_precision_is_fp32_unless_asked_and_auto_takes_what_the_device_is_good_at_and_says_so(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert clip_core.load(folder).precision == "fp32"
+    assert capsys.readouterr().err == ""
     for is_good_at_bf16, taken in ((True, "bf16"), (False, "fp32")):
         monkeypatch.setattr(precision, "_multiplies_bf16", lambda device, good=is_good_at_bf16: good)
         predictor = clip_core.load(folder, device="cpu", precision="auto")
         assert predictor.precision == taken
         assert f"precision={taken}" in repr(predictor)
+        assert f"precision auto: {taken}, " in capsys.readouterr().err
     with pytest.raises(ValueError, match="precision 'fp16' is none of auto, fp32, bf16"):
         clip_core.load(folder, precision="fp16")
 

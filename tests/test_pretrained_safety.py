@@ -279,7 +279,7 @@ def test_a_bert_with_more_than_its_config_says_is_refused_by_name(bert: Path, tm
     assert not (tmp_path / "half").exists()
 
 
-def test_a_bert_in_shards_comes_in_and_a_half_takes_no_length(bert: Path, tmp_path: Path) -> None:
+def test_a_bert_in_shards_comes_in_unless_two_of_them_hold_the_same_tensor(bert: Path, tmp_path: Path) -> None:
     tensors = load_file(bert / "model.safetensors")
     (bert / "model.safetensors").unlink()
     names = sorted(tensors)
@@ -289,8 +289,23 @@ def test_a_bert_in_shards_comes_in_and_a_half_takes_no_length(bert: Path, tmp_pa
     (bert / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     import_checkpoint(bert, tmp_path / "half", None, None)
     import_checkpoint(bert, tmp_path / "half", None, None)  # replaces the earlier one
-    with pytest.raises(ValueError, match=r"--context-length: .* is half a CLIP"):
-        import_checkpoint(bert, tmp_path / "half", None, None, 20)
+    save_file({name: tensors[name] for name in names[8:]}, bert / "2.safetensors")
+    with pytest.raises(ValueError, match=rf"2\.safetensors: .*in another file: {names[8]} in 1\.safetensors; download"):
+        import_checkpoint(bert, tmp_path / "other", None, None)
+
+
+def test_an_option_that_means_nothing_for_half_a_clip_is_refused(bert: Path, tmp_path: Path) -> None:
+    tower = tmp_path / "tower.safetensors"
+    save_file(small_timm().state_dict(), tower)
+    vocab = bert / "vocab.txt"
+    for source, options, named in (
+        (bert, (None, 224), "--image-size 224"),
+        (bert, (vocab, None, 20), f"--vocab {vocab}, --context-length 20"),
+        (tower, (vocab, None), f"--vocab {vocab}"),
+    ):
+        with pytest.raises(ValueError, match=rf"{named}: .* is half a CLIP, .* means nothing; leave it out"):
+            import_checkpoint(source, tmp_path / "half", *options)
+    assert not (tmp_path / "half").exists()
 
 
 def test_a_bert_that_would_run_code_is_refused_with_the_reason(bert: Path) -> None:

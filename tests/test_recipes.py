@@ -29,12 +29,8 @@ FINETUNING = {
     "vit-h-14": [(20_480, 2e-5, 20, 20), (4_096, 6e-6, 18, 6), (5_120, 2e-5, 18, 10)],
 }
 OURS = {("rn50", "coco-cn"): (16_384, 5e-5, 40, 6)}  # steps, not epochs; recipes/README.md says why
-NUM_PAIRS = {  # of the training splits
-    "muge": 250_314,
-    "flickr30k-cn": 148_915,  # ours, from the data sets' own counts, not in the paper
-    "coco-cn": 20_065,  # likewise
-}
-STEPS = {  # of the paper: epochs times batches, the last one filled up
+NUM_PAIRS = {"muge": 250_314, "flickr30k-cn": 148_915, "coco-cn": 20_065}  # recipes/README.md says where from
+STEPS = {  # the paper's epochs times batches, the last one filled up
     ("rn50", "muge"): 660,
     ("vit-b-16", "muge"): 400,
     ("vit-l-14", "muge"): 1_240,
@@ -177,3 +173,8 @@ def test_the_readme_of_the_recipes_names_every_recipe() -> None:
             stem = stem.replace(f"-{model}", "-MODEL") if stem.endswith(f"-{model}") else stem
         assert f"`{stem}`" in text, stem
     assert all(f"`{model}`" in text for model in MODELS)
+
+
+def test_the_readme_of_the_recipes_says_from_how_many_pairs_the_steps_are_counted() -> None:
+    text = (RECIPES / "README.md").read_text()
+    assert all(f"{num:,}" in text for num in NUM_PAIRS.values())

@@ -34,7 +34,8 @@ def live(release: Release, tmp_path_factory: pytest.TempPathFactory) -> Generato
 
 @pytest.fixture(scope="module")
 def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
-    from flows.server import free_port, server
+    from clip_core.guard import free_port
+    from flows.server import server
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PREFECT_HOME", str(tmp_path_factory.mktemp("prefect")))

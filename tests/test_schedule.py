@@ -15,8 +15,8 @@ from typing import TypeVar
 
 import pytest
 
+from clip_core.guard import free_port
 from clip_core.params_file import read_yaml
-from flows.server import free_port
 from tests.conftest import ENVIRONMENT, ROOT, copy_of, run_in
 from tests.prefect_api import ask, flow_runs, log, processes_in, stage_states
 from tests.toy_pipeline import new_toy

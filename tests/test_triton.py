@@ -98,9 +98,9 @@ BAD_TEXTS = {
     "half a character": ("猫".encode()[:2], "not valid UTF-8"),
 }
 BAD_IMAGES = {
-    "not an image": (b"hello", "not a picture in one of the formats PNG, JPEG, WEBP"),
+    "not an image": (b"hello", "not a picture in one of the formats PNG, JPEG, WEBP, GIF, BMP, TIFF"),
     "empty": (b"", "not a picture"),
-    "a GIF": (encoded(Image.new("RGB", (8, 8)), "GIF"), "not a picture in one of the formats"),
+    "a PPM": (encoded(Image.new("RGB", (8, 8)), "PPM"), "not a picture in one of the formats"),
     "truncated": (encoded(Image.effect_noise((64, 64), 50), "PNG")[:500], "broken picture"),
     "a bomb": (png_header(30_000, 30_000), "too many pixels"),
     "too big": (b"\xff\xd8\xff" + bytes(16 * 2**20), "16777219 bytes; 16777216 are allowed"),

@@ -31,12 +31,12 @@ def make_release(folder: Path, store: "Store", seed: int) -> Release:
     from clip_core.evaluate.benchmark import questions, read_benchmark
     from clip_core.evaluate.retrieval import ranks, recall_at
     from clip_core.model.weights import save_weights
-    from clip_core.predictor import load
+    from clip_core.predictor import encode_pictures, load
     from clip_core.serve.export import export
     from clip_core.serve.golden import make_golden
     from clip_core.serve.index import build_index
     from clip_core.serve.model_repository import assemble
-    from clip_core.serve.truth import encode_pictures, make_truth
+    from clip_core.serve.truth import make_truth
     from tests.tiny import MADE, tiny_clip, tiny_tokenizer_json
 
     model, onnx, index, repository = (folder / name for name in ("model", "onnx", "index", "repository"))

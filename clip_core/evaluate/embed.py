@@ -7,9 +7,7 @@ import numpy as np
 from clip_core.data.store import Store
 from clip_core.evaluate.benchmark import Benchmark
 from clip_core.evaluate.zeroshot import classifier
-from clip_core.predictor import Predictor
-
-IMAGES_AT_ONCE = 512  # encoded bytes in memory
+from clip_core.predictor import Predictor, encode_pictures
 
 
 @dataclass(frozen=True)
@@ -24,7 +22,7 @@ class Features:
 
 def embed(predictor: Predictor, store: Store, benchmark: Benchmark, templates: tuple[str, ...]) -> Features:
     """The features of all texts, pictures and class names of `benchmark`; prints how far it is."""
-    images = embed_images(predictor, store)
+    images = encode_pictures(predictor, store)
     texts = predictor.encode_texts(benchmark.texts)
     if predictor.num_truncated:
         length = predictor.contract.context_length
@@ -36,13 +34,3 @@ def embed(predictor: Predictor, store: Store, benchmark: Benchmark, templates: t
         class_names=names,
         classes=classifier(predictor.encode_texts, names, templates) if names else np.empty((0, 0)),
     )
-
-
-def embed_images(predictor: Predictor, store: Store) -> np.ndarray:
-    """The features of all pictures of a split; prints how far it is."""
-    images = []
-    for start in range(0, len(store), IMAGES_AT_ONCE):
-        stop = min(start + IMAGES_AT_ONCE, len(store))
-        images.append(predictor.encode_images([store.image_bytes(i) for i in range(start, stop)]))
-        print(f"  {stop} of {len(store)} pictures encoded", flush=True)
-    return np.concatenate(images)

@@ -21,7 +21,7 @@ from clip_core.data.store import Store, open_store
 from clip_core.env import set_switches
 from clip_core.evaluate.answers import answers_of
 from clip_core.evaluate.benchmark import read_benchmark
-from clip_core.evaluate.embed import Features, embed_images
+from clip_core.evaluate.embed import Features
 from clip_core.evaluate.interpolation_page import interpolation_page
 from clip_core.files import atomic_write, replacing_folder
 from clip_core.model.clip import CLIP
@@ -29,7 +29,7 @@ from clip_core.model.contract import TOKENIZER_FILE, WEIGHTS_FILE, Contract, has
 from clip_core.model.precision import pick_device
 from clip_core.model.torch_towers import TorchTowers
 from clip_core.model.weights import load_weights, save_weights
-from clip_core.predictor import Predictor
+from clip_core.predictor import Predictor, encode_pictures
 from clip_core.text import load_tokenizer
 
 METRIC = "all.mean_recall"  # by which the best alpha is chosen
@@ -113,7 +113,7 @@ def measure_points(between: Between, store: Store, alphas: Sequence[float]) -> l
         towers = TorchTowers(between.move_to(alpha))
         predictor = Predictor(towers, between.tokenizer, between.contract, release=f"alpha {alpha:g}")
         if images is None or not between.share("image_"):
-            images = embed_images(predictor, store)
+            images = encode_pictures(predictor, store)
         if texts is None or not between.share("text_"):
             texts = predictor.encode_texts(benchmark.texts)
         features = Features(texts=texts, images=images, class_names=[], classes=np.empty((0, 0)))

@@ -4,6 +4,7 @@ fp32 is what figures are compared in and what `clip_core.load` uses unless it is
 with the reference to 1e-5 on every machine. bf16 is for speed, on processors that multiply it in hardware.
 """
 
+import sys
 from typing import Literal, get_args
 
 import torch
@@ -30,11 +31,16 @@ def pick_device(device: str) -> torch.device:
 
 
 def pick_precision(precision: str, device: torch.device) -> Literal["fp32", "bf16"]:
-    """The precision by its name; `auto` is bf16 where the device multiplies it in hardware, else fp32."""
+    """The precision by its name; `auto` is bf16 where the device multiplies it in hardware, else fp32, and is told."""
     if precision not in get_args(Precision):
         raise ValueError(f"precision {precision!r} is none of {', '.join(get_args(Precision))}")
     if precision == "auto":
-        return "bf16" if _multiplies_bf16(device) else "fp32"
+        place = "GPU" if device.type == "cuda" else "CPU"
+        if _multiplies_bf16(device):
+            print(f"precision auto: bf16, which this {place} multiplies in hardware", file=sys.stderr)
+            return "bf16"
+        print(f"precision auto: fp32, as this {place} does not multiply bf16 in hardware", file=sys.stderr)
+        return "fp32"
     return "bf16" if precision == "bf16" else "fp32"
 
 

@@ -68,11 +68,9 @@ MODELS = {
 
 def shape_of(model: NamedModel | CustomModel) -> Shape:
     """The shape that the params name, or spell out."""
-    own = isinstance(model, CustomModel)
-    shape = Shape(model.image_tower, model.text_tower, model.embed_dim) if own else MODELS[model.name]
-    if model.matryoshka and model.matryoshka[0] >= shape.embed_dim:
-        raise ValueError(f"model.matryoshka: {model.matryoshka[0]} is not less than embed_dim ({shape.embed_dim})")
-    return shape
+    if isinstance(model, CustomModel):
+        return Shape(model.image_tower, model.text_tower, model.embed_dim)
+    return MODELS[model.name]
 
 
 if __name__ == "__main__":

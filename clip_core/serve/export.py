@@ -30,9 +30,8 @@ from clip_core.model.first_token import keep_first_tokens
 from clip_core.model.matryoshka import narrow
 from clip_core.model.torch_towers import TorchTowers
 from clip_core.model.weights import load_weights
-from clip_core.predictor import Predictor
+from clip_core.predictor import Predictor, encode_pictures
 from clip_core.serve.parity import measure_parity, shapes
-from clip_core.serve.truth import encode_pictures
 from clip_core.text import load_tokenizer
 
 if TYPE_CHECKING:

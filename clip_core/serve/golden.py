@@ -9,6 +9,7 @@ import numpy as np
 
 from clip_core.config import Deploy
 from clip_core.image import read_image
+from clip_core.serve.index import same_ranking
 from clip_core.serve.queries import Found, encode_images, encode_texts, release_behind, search
 from clip_core.serve.truth import Truth
 
@@ -104,19 +105,19 @@ def probe(client: "InferenceServerClient", golden: Golden, suffix: str = "") -> 
     for text, one, ranking in zip(golden.texts, found, golden.rankings, strict=True):
         if one.release != golden.release:
             wrong.append(f"{text}: answered by release {one.release}, not {golden.release}")
-        elif not same_ranking(one, ranking, 2 * golden.max_difference):
+        elif not is_ranked_so(one, ranking, 2 * golden.max_difference):
             wrong.append(f"{text}: found {', '.join(one.ids[:3])} ...; torch finds {', '.join(_best(ranking)[:3])} ...")
     if wrong:
         raise WrongAnswers(f"release {golden.release} answers golden queries wrongly:\n  " + "\n  ".join(wrong))
     return differences
 
 
-def same_ranking(found: Found, ranking: dict[str, float], margin: float) -> bool:
+def is_ranked_so(found: Found, ranking: dict[str, float], margin: float) -> bool:
     """Whether the ids stand in the order of their true scores; scores within `margin` may change places."""
     if len(set(found.ids)) < len(found.ids) or not set(found.ids) <= set(ranking):
         return False
-    best = sorted(ranking.values(), reverse=True)
-    return all(abs(ranking[name] - score) <= margin for name, score in zip(found.ids, best, strict=False))
+    places = [list(ranking).index(name) for name in found.ids]
+    return bool(same_ranking(np.array([[*ranking.values()]]), np.array([places], dtype=np.int64), margin)[0])
 
 
 def _best(ranking: dict[str, float]) -> list[str]:

@@ -32,6 +32,12 @@ def top_k(features: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray
     return places, np.take_along_axis(scores, places, axis=1)
 
 
+def same_ranking(true_scores: np.ndarray, places: np.ndarray, margin: float) -> np.ndarray:
+    """For each query, whether `places` is its true ranking but for scores within `margin`; (queries,) bool."""
+    best = -np.sort(-true_scores, axis=1)[:, : places.shape[1]]
+    return (np.abs(np.take_along_axis(true_scores, places, axis=1) - best) <= margin).all(axis=1)
+
+
 def recall_of(features: np.ndarray, queries: np.ndarray, k: int) -> float:
     """The share of the index's top `k` that an exact search in float64 puts there; equal scores are both right."""
     exact = features.astype(np.float64)

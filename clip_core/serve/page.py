@@ -1,5 +1,6 @@
 """The page where one types Chinese: a web application that asks Triton and shows the gallery's pictures."""
 
+import io
 import threading
 import time
 from pathlib import Path
@@ -18,7 +19,13 @@ POLICY = (
     "img-src 'self' data:"
 )
 MAX_TOP = 100  # the largest index.top_k of params.yaml; a release gives its own top_k at most
-MEDIA_TYPES = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"RIFF": "image/webp"}
+MEDIA_TYPES = {
+    b"\x89PNG": "image/png",
+    b"\xff\xd8\xff": "image/jpeg",
+    b"RIFF": "image/webp",
+    b"GIF8": "image/gif",
+    b"BM": "image/bmp",
+}
 
 
 class Pictures(NamedTuple):
@@ -99,11 +106,22 @@ def make_app(client: "InferenceServerClient", store: "Store") -> "FastAPI":
         pictures = gallery.pictures
         if image_id not in pictures.places:
             return JSONResponse({"error": f"no picture {image_id} in the gallery"}, status_code=404)
-        data = pictures.store.image_bytes(pictures.places[image_id])
-        kind = next((kind for start, kind in MEDIA_TYPES.items() if data.startswith(start)), "application/octet-stream")
+        data, kind = for_browsers(pictures.store.image_bytes(pictures.places[image_id]))
         return Response(data, media_type=kind, headers={"X-Content-Type-Options": "nosniff"})
 
     return app
+
+
+def for_browsers(data: bytes) -> tuple[bytes, str]:
+    """The encoded picture with its media type; as PNG where few browsers show it, as TIFF."""
+    for start, kind in MEDIA_TYPES.items():
+        if data.startswith(start):
+            return data, kind
+    from clip_core.image import read_image
+
+    png = io.BytesIO()
+    read_image(data).save(png, "PNG")
+    return png.getvalue(), "image/png"
 
 
 def _open_pictures(store: "Store") -> Pictures:

@@ -14,7 +14,7 @@ import numpy as np
 
 from clip_core.config import Export
 from clip_core.model.contract import Contract, read_contract
-from clip_core.serve.index import top_k
+from clip_core.serve.index import same_ranking, top_k
 
 TOP = 10
 BATCHES = (1, 2, 3, 8, 32, 64)
@@ -53,12 +53,6 @@ def measure_parity(expected: Path, onnx: Path, store: Path, limits: Export) -> d
             f"with torch, by more than export.tie_margin ({limits.tie_margin:.0e}). Nothing is published."
         )
     return parity
-
-
-def same_ranking(true_scores: np.ndarray, places: np.ndarray, margin: float) -> np.ndarray:
-    """For each query, whether `places` is its true ranking but for scores within `margin`; (queries,) bool."""
-    best = -np.sort(-true_scores, axis=1)[:, : places.shape[1]]
-    return (np.abs(np.take_along_axis(true_scores, places, axis=1) - best) <= margin).all(axis=1)
 
 
 def compare(expected: Path, onnx: Path, store_folder: Path, tie_margin: float) -> dict:

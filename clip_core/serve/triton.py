@@ -4,7 +4,6 @@ import os
 import re
 import secrets
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Generator
@@ -12,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from clip_core.guard import start, stop
+from clip_core.guard import free_port, start, stop
 from clip_core.serve.install import PACKAGES, PROJECT, is_installed, libpython_folder, triton_home
 
 if TYPE_CHECKING:
@@ -70,7 +69,7 @@ def _start(repository: Path, models: list[str], log: Path) -> tuple[Server, subp
         raise ValueError(f"{home}: no Triton server for this Python there; run `make setup`")
     for _ in range(3):  # between finding a free port and taking it, another process may take it
         prefix = f"clip-{os.getpid()}-{secrets.token_hex(4)}-"
-        port = _free_port()
+        port = free_port()
         with log.open("w") as output:
             process = start(
                 _command(home, repository.absolute(), models, port, prefix),
@@ -124,12 +123,6 @@ def _environment(home: Path) -> dict[str, str]:
         "PYTHONDONTWRITEBYTECODE": "1",
         "OMP_NUM_THREADS": "1",
     }
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def _wait_until_ready(address: str, process: subprocess.Popen, log: Path) -> None:

@@ -5,11 +5,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from clip_core.predictor import Predictor, encode_pictures
+
 if TYPE_CHECKING:
     from clip_core.data.store import Store
-    from clip_core.predictor import Predictor
-
-IMAGES_AT_ONCE = 256  # encoded bytes in memory
 
 
 class Truth(NamedTuple):
@@ -25,19 +24,9 @@ class Truth(NamedTuple):
 
 
 def make_truth(
-    predictor: "Predictor", store: "Store", texts: Sequence[str], right: Sequence[np.ndarray], metrics: dict
+    predictor: Predictor, store: "Store", texts: Sequence[str], right: Sequence[np.ndarray], metrics: dict
 ) -> Truth:
     """The truth about the store's pictures and the `texts`; `metrics` are those of the group that asks all."""
     recall = {k: metrics[f"text_to_image_recall@{k}"]["value"] for k in (1, 5, 10)}
     text_features, image_features = predictor.encode_texts(texts), encode_pictures(predictor, store)
     return Truth(predictor.release, texts, text_features, right, store.image_ids, image_features, recall)
-
-
-def encode_pictures(predictor: "Predictor", store: "Store") -> np.ndarray:
-    """Torch's features of all pictures of the store, in its order; prints how far it is."""
-    parts = []
-    for start in range(0, len(store), IMAGES_AT_ONCE):
-        stop = min(start + IMAGES_AT_ONCE, len(store))
-        parts.append(predictor.encode_images([store.image_bytes(i) for i in range(start, stop)]))
-        print(f"  {stop} of {len(store)} pictures encoded with torch", flush=True)
-    return np.concatenate(parts)

@@ -59,8 +59,16 @@ def read_checkpoint(source: Path) -> Checkpoint:
         raise ValueError(f"{source}: no such file or folder")
     files = _files_in(source) if source.is_dir() else (source,)
     tensors: dict[str, Tensor] = {}
+    held_in: dict[str, Path] = {}
     for path in files:
-        tensors |= _unwrapped(path, _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path))
+        found = _unwrapped(path, _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path))
+        if twice := [f"{name} in {held_in[name].name}" for name in found if name in held_in]:
+            raise ValueError(
+                f"{path}: which to take of these is unknown, as each lies here and in another file: "
+                f"{', '.join(twice)}; download the whole folder again"
+            )
+        held_in |= dict.fromkeys(found, path)
+        tensors |= found
     return Checkpoint(source, files, _without_prefix(source, tensors), _read_config(source) if source.is_dir() else {})
 
 

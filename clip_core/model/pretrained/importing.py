@@ -38,14 +38,22 @@ def import_checkpoint(
     print(f"{source}: {num_tensors:,} tensors, {checkpoint.num_bytes / MIB:,.0f} MiB", flush=True)
     if is_chinese_clip(checkpoint):
         _import_chinese_clip(checkpoint, folder, vocab, image_size, context_length)
-    elif context_length is not None:
-        raise ValueError(f"--context-length: {source} is half a CLIP; what is trained with it takes that of params")
     elif any(name.endswith("embeddings.word_embeddings.weight") for name in checkpoint.tensors):
+        _refuse(source, "a BERT", {"vocab": vocab, "image-size": image_size, "context-length": context_length})
         _import_bert(checkpoint, folder)
     else:
+        _refuse(source, "an image tower", {"vocab": vocab, "context-length": context_length})
         _import_image_side(checkpoint, folder, image_size)
     size = sum(path.stat().st_size for path in folder.iterdir())
     print(f"wrote {folder}: {size / MIB:,.0f} MiB in {time.monotonic() - start:.1f} s")
+
+
+def _refuse(source: Path, kind: str, options: dict[str, object]) -> None:
+    """Raises ValueError when one of the options is given, none of which means anything for half a CLIP."""
+    if given := [f"--{name} {value}" for name, value in options.items() if value is not None]:
+        raise ValueError(
+            f"{', '.join(given)}: {source} is half a CLIP, {kind}, for which this means nothing; leave it out"
+        )
 
 
 def _import_chinese_clip(
