@@ -91,6 +91,7 @@ def test_what_is_in_the_way_is_said_before_anything_long_and_nothing_is_written(
         (road.weights, tmp_path / "none", new, 3, r"none: no such folder of pictures"),
         (road.weights, empty, new, 3, r"empty: none of its 0 PNG, JPEG and WebP files"),
         (road.weights, road.pictures, road.out, 3, r"served: is there already; name a new folder"),
+        (road.weights, road.pictures, tmp_path / "项目", 3, r"项目: Triton .* ASCII paths alone"),
         (road.weights, road.pictures, new, 0, r"--top-k 0: 1 to 100"),
     ):
         with pytest.raises(ValueError, match=message):

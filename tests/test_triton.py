@@ -305,6 +305,14 @@ def test_a_stub_that_gets_numbers_wrong_is_refused(
         pass
 
 
+def test_a_folder_that_triton_can_not_read_is_named(tmp_path: Path) -> None:
+    with (
+        pytest.raises(ValueError, match=r"项目/live: Triton .* ASCII paths alone"),
+        triton_server(tmp_path / "项目" / "live", [], tmp_path / "log"),
+    ):
+        pass
+
+
 def test_no_server_is_a_message() -> None:
     with pytest.raises(ValueError, match=r"no Triton server answers at 127\.0\.0\.1:9 .*make serve"):
         connect("127.0.0.1:9")

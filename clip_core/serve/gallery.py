@@ -16,7 +16,7 @@ from clip_core.files import replacing_folder
 from clip_core.image import pixels_of, read_size
 from clip_core.model.contract import Contract, read_contract
 from clip_core.serve.golden import Golden, make_golden
-from clip_core.serve.install import is_installed, triton_home
+from clip_core.serve.triton import check_server, connect, triton_server
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 MAX_BYTES, MAX_PIXELS = 16 * 2**20, 40_000_000  # of a picture, as in triton_models.py, which Triton alone can import
@@ -37,8 +37,7 @@ def make_gallery(weights: Path, pictures: Path, out: Path, k: int = TOP_K) -> di
     contract = read_contract(weights)
     if out.exists() or out.is_symlink():
         raise ValueError(f"{out}: is there already; name a new folder, or remove it first")
-    if not is_installed(home := triton_home()):
-        raise ValueError(f"{home}: no Triton server for this Python there; run `make setup`")
+    check_server(out)
     with replacing_folder(out) as aside:
         store = store_pictures(pictures, contract, aside / "images")
         golden = _golden(weights, store, k)  # torch answers before onnxruntime is loaded
@@ -128,7 +127,6 @@ def _prove(folder: Path) -> dict[str, float]:
     from tempfile import TemporaryDirectory
 
     from clip_core.serve.release import new_live_repository, probe_public
-    from clip_core.serve.triton import connect, triton_server
 
     print("Triton loads the models ...", flush=True)
     with TemporaryDirectory(dir=folder) as scratch:
