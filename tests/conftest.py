@@ -10,7 +10,7 @@ import pytest
 
 from clip_core.env import SWITCHES, set_switches
 from clip_core.recipe import apply_recipe
-from tests.tiny_release import release, tiny_releases, triton  # noqa: F401 (fixtures)
+from tests.tiny_release import narrow_release, release, tiny_releases, triton  # noqa: F401 (fixtures)
 
 set_switches()  # before a test imports torch, which reads them once
 ROOT = Path(__file__).resolve().parents[1]

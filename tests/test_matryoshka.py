@@ -1,5 +1,6 @@
 """Matryoshka: one training, features of several widths; a narrower one can be exported, searched and served."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +8,6 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from clip_core.config import Export
-from clip_core.evaluate.benchmark import read_benchmark
 from clip_core.evaluate.retrieval import quick_recall
 from clip_core.model.clip import make_clip
 from clip_core.model.contract import read_contract, release_of
@@ -20,6 +19,7 @@ from clip_core.recipe import merged
 from tests.conftest import ROOT
 from tests.test_grad_cache import batch_of
 from tests.tiny import MADE, tiny_architecture, tiny_store, tiny_tokenizer_json
+from tests.tiny_release import Release
 
 
 @pytest.fixture(scope="module")
@@ -59,25 +59,17 @@ def test_narrow_weights_are_a_plain_model_and_a_release_of_their_own(folder: Pat
         narrow_weights(folder / "model", 3, tmp_path / "other")
 
 
-def test_the_export_of_a_width_is_that_of_a_smaller_model(folder: Path, tmp_path: Path) -> None:
-    from clip_core.data.store import open_store
-    from clip_core.serve.export import export
-    from clip_core.serve.index import build_index, read_index
+def test_the_export_of_a_width_is_that_of_a_smaller_model(narrow_release: Release) -> None:
+    from clip_core.serve.index import read_index
     from clip_core.serve.onnx_towers import encode_texts
 
-    store = open_store(folder / "store")
-    texts = list(read_benchmark(store).texts)
-    limits = Export(width=4, opset=20, max_feature_difference=1e-4, tie_margin=2e-4)
-    parity = export(folder / "model", store, texts, limits, tmp_path / "onnx")
-    build_index(tmp_path / "onnx", store, texts, 5, 1.0, tmp_path / "index")
-
-    assert parity["num_texts"] == len(texts)
-    assert read_contract(tmp_path / "onnx").embed_dim == 4
-    assert read_index(tmp_path / "index").features.shape == (len(store), 4)
-    predictor = load(folder / "model", width=4)
-    np.testing.assert_allclose(encode_texts(tmp_path / "onnx", texts), predictor.encode_texts(texts), atol=1e-5)
-    release = (tmp_path / "onnx" / "release.txt").read_text().strip()
-    assert release == predictor.release != load(folder / "model").release
+    model, onnx, texts = narrow_release.model, narrow_release.onnx, narrow_release.truth.texts
+    assert json.loads((onnx / "parity.json").read_text())["num_texts"] == len(texts)
+    assert read_contract(onnx).embed_dim == 4
+    assert read_index(narrow_release.index).features.shape == (len(narrow_release.store), 4)
+    predictor = load(model, width=4)
+    np.testing.assert_allclose(encode_texts(onnx, texts), predictor.encode_texts(texts), atol=1e-5)
+    assert (onnx / "release.txt").read_text().strip() == predictor.release != load(model).release
 
 
 def test_validation_tells_the_recall_of_each_width(folder: Path) -> None:

@@ -74,6 +74,25 @@ def test_search_finds_what_torch_finds(triton: Server, release: Release) -> None
         assert answer.release == release.truth.release
 
 
+def test_a_width_is_served_with_features_and_index_of_that_width(triton: Server, narrow_release: Release) -> None:
+    from clip_core.predictor import load
+
+    texts, store = narrow_release.truth.texts, narrow_release.store
+    pictures = [store.image_bytes(i) for i in range(len(store))]
+    with closing(connect(triton.address)) as client:
+        text_features = encode_texts(client, texts, "clip_text_r2")
+        image_features = encode_images(client, pictures, "clip_image_r2")
+        found = search(client, texts, "clip_search_r2")
+    predictor = load(narrow_release.model, width=4)
+    assert text_features.shape == (len(texts), 4)
+    assert np.load(narrow_release.index / "features.npy").shape == (len(pictures), 4)
+    np.testing.assert_allclose(text_features, predictor.encode_texts(texts), atol=1e-5)
+    np.testing.assert_allclose(image_features, predictor.encode_images(pictures), atol=1e-5)
+    best = -np.sort(-(text_features @ image_features.T))[:, :TOP_K]
+    np.testing.assert_allclose([answer.scores for answer in found], best, atol=1e-5)
+    assert {answer.release for answer in found} == {predictor.release} != {load(narrow_release.model).release}
+
+
 def encoded(image: Image.Image, encoding: str) -> bytes:
     buffer = io.BytesIO()
     image.convert("RGB").save(buffer, encoding)
@@ -282,6 +301,14 @@ def test_a_stub_that_gets_numbers_wrong_is_refused(
     with (
         pytest.raises(ValueError, match=f"stub computes wrong numbers under numpy {np.__version__}"),
         triton_server(tmp_path / "live", models, tmp_path / "log"),
+    ):
+        pass
+
+
+def test_a_folder_that_triton_can_not_read_is_named(tmp_path: Path) -> None:
+    with (
+        pytest.raises(ValueError, match=r"项目/live: Triton .* ASCII paths alone"),
+        triton_server(tmp_path / "项目" / "live", [], tmp_path / "log"),
     ):
         pass
 

@@ -25,8 +25,11 @@ class Release(NamedTuple):
     repository: Path
 
 
-def make_release(folder: Path, store: "Store", seed: int) -> Release:
-    """All that export, index and deploy make of a model with random weights, which are a function of `seed`."""
+def make_release(folder: Path, store: "Store", seed: int, width: int | None = None) -> Release:
+    """All that export, index and deploy make of a model with random weights, which are a function of `seed`.
+
+    `width` is `export.width`: features of so many numbers of a model that counts as trained for that.
+    """
     from clip_core.config import Deploy, Export
     from clip_core.evaluate.benchmark import questions, read_benchmark
     from clip_core.evaluate.retrieval import ranks, recall_at
@@ -41,14 +44,16 @@ def make_release(folder: Path, store: "Store", seed: int) -> Release:
 
     model, onnx, index, repository = (folder / name for name in ("model", "onnx", "index", "repository"))
     tokenizer_json = tiny_tokenizer_json(store)
-    save_weights(tiny_clip(tokenizer_json, seed), tokenizer_json, model, MADE)
+    clip = tiny_clip(tokenizer_json, seed)
+    clip.architecture = clip.architecture.model_copy(update={"matryoshka": (width,) if width else ()})
+    save_weights(clip, tokenizer_json, model, MADE)
     benchmark = read_benchmark(store)
     asked = questions(benchmark, "all")
     texts = [benchmark.texts[i] for i in asked.texts]
-    limits = Export(width=None, opset=20, max_feature_difference=1e-4, tie_margin=2e-4)
+    limits = Export(width=width, opset=20, max_feature_difference=1e-4, tie_margin=2e-4)
     export(model, store, texts, limits, onnx)
     build_index(onnx, store, texts, TOP_K, 1.0, index)
-    predictor = load(model)
+    predictor = load(model, width=width)
     found = ranks(predictor.encode_texts(texts), encode_pictures(predictor, store), asked.right_images)
     metrics = {f"text_to_image_recall@{k}": {"value": recall_at(found, k)} for k in (1, 5, 10)}
     truth = make_truth(predictor, store, texts, asked.right_images, metrics)
@@ -91,12 +96,24 @@ def release(tiny_releases: tuple[Release, Release]) -> Release:
 
 
 @pytest.fixture(scope="session")
-def triton(release: Release, tmp_path_factory: pytest.TempPathFactory) -> Generator["Server"]:
-    """A Triton server of the first release; a test that changes what it serves has a server of its own."""
-    from clip_core.serve.release import new_live_repository
+def narrow_release(tiny_releases: tuple[Release, Release], tmp_path_factory: pytest.TempPathFactory) -> Release:
+    """A release of the same gallery with `export.width: 4`, half of what the model has. Read only."""
+    return make_release(tmp_path_factory.mktemp("narrow"), tiny_releases[0].store, seed=3, width=4)
+
+
+@pytest.fixture(scope="session")
+def triton(release: Release, narrow_release: Release, tmp_path_factory: pytest.TempPathFactory) -> Generator["Server"]:
+    """A Triton server of the first release; beside it, with names that end in `_r2`, the narrow one.
+
+    A test that changes what it serves has a server of its own.
+    """
+    from clip_core.serve.model_repository import MODELS
+    from clip_core.serve.release import add_release, new_live_repository
     from clip_core.serve.triton import triton_server
 
     folder = tmp_path_factory.mktemp("triton")
     models = new_live_repository(release.repository, folder / "live")
+    number = add_release(narrow_release.repository, folder / "live")
+    models += [f"{model}_r{number}" for model in MODELS]
     with triton_server(folder / "live", models, folder / "triton.log") as server:
         yield server

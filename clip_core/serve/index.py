@@ -64,7 +64,8 @@ def build_index(onnx: Path, store: "Store", texts: Sequence[str], k: int, min_re
     facts = {"release": release, "kind": "flat", "num_images": len(store), "recall": recall, "num_queries": len(texts)}
     with replacing_folder(folder) as aside:
         np.save(aside / "features.npy", features)
-        (aside / "image_ids.json").write_text(json.dumps(list(store.image_ids), ensure_ascii=False, indent=0) + "\n")
+        image_ids = json.dumps(list(store.image_ids), ensure_ascii=False, indent=0)
+        (aside / "image_ids.json").write_text(image_ids + "\n", encoding="utf-8")
         (aside / "index.json").write_text(json.dumps(facts, indent=2) + "\n")
     return recall
 
@@ -73,7 +74,8 @@ def read_index(folder: Path) -> Index:
     """The index in `folder`; ValueError when its parts do not belong together."""
     try:
         facts = json.loads((folder / "index.json").read_text())
-        image_ids = json.loads((folder / "image_ids.json").read_text())
+        # without the encoding, Triton's Python reads ASCII, whatever the locale is
+        image_ids = json.loads((folder / "image_ids.json").read_text(encoding="utf-8"))
         features = np.load(folder / "features.npy", mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as error:
         raise ValueError(f"{folder}: not an index: {Path(error.filename).name} is missing") from None

@@ -63,10 +63,19 @@ def connect(address: str) -> "InferenceServerClient":
     return client
 
 
-def _start(repository: Path, models: list[str], log: Path) -> tuple[Server, subprocess.Popen, str]:
+def check_server(repository: Path) -> Path:
+    """Where the Triton server is installed; ValueError when it is not, or when it could not read `repository`."""
     home = triton_home()
     if not is_installed(home):
         raise ValueError(f"{home}: no Triton server for this Python there; run `make setup`")
+    for folder in (repository.absolute(), PROJECT, home):
+        if not str(folder).isascii():  # its Python takes no locale from the environment
+            raise ValueError(f"{folder}: Triton 2.51 reads ASCII paths alone; use folders with such names")
+    return home
+
+
+def _start(repository: Path, models: list[str], log: Path) -> tuple[Server, subprocess.Popen, str]:
+    home = check_server(repository)
     for _ in range(3):  # between finding a free port and taking it, another process may take it
         prefix = f"clip-{os.getpid()}-{secrets.token_hex(4)}-"
         port = free_port()

@@ -85,7 +85,8 @@ def _import_chinese_clip(
     )
     save_weights(model, released.tokenizer_json, folder, made)
     print(f"next: python -c \"import clip_core; print(clip_core.load('{folder}').encode_texts(['hello']).shape)\"")
-    print(f"or, to train on: in params.yaml init {{from: weights, weights: {folder.name}, ...}}")
+    print(f"to serve it with a folder of pictures: python -m clip_core.serve.gallery {folder} PICTURES OUT")
+    print(f"to train on: move it into pretrained/; in params.yaml init {{from: weights, weights: {folder.name}, ...}}")
 
 
 def _import_bert(checkpoint: Checkpoint, folder: Path) -> None:

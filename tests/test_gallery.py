@@ -1,0 +1,107 @@
+"""From a released checkpoint to Triton: imported, served with a folder of pictures, and asked; no pipeline."""
+
+import io
+import sys
+from contextlib import closing, redirect_stdout
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+import clip_core
+from clip_core.image import AS_RELEASED
+from clip_core.model.contract import read_contract
+from clip_core.serve import gallery
+from clip_core.serve.client import read_state
+from clip_core.serve.queries import encode_images, encode_texts, search
+from clip_core.serve.triton import connect
+from tests.conftest import ROOT, run_in
+from tests.odd_pictures import ODD
+from tests.served import serving
+from tests.test_parity_serving import TEXTS
+
+PICTURES = {f"图片/{number:02}.png": make() for number, make in enumerate(ODD.values())}  # what they are, bytes say
+
+
+class Road(NamedTuple):
+    weights: Path
+    pictures: Path
+    out: Path
+    said: str
+
+
+@pytest.fixture(scope="module")
+def road(tmp_path_factory: pytest.TempPathFactory) -> Road:
+    """A file in the released layout, imported and made ready for Triton with a folder of odd pictures."""
+    from clip_core.model.pretrained.importing import import_checkpoint
+    from tests.released import save_as_released
+    from tests.test_parity_reference import random_reference
+
+    folder = tmp_path_factory.mktemp("road")
+    weights, pictures, out = (folder / name for name in ("weights", "pictures", "served"))
+    import_checkpoint(save_as_released(random_reference("ViT"), folder / "clip_cn.pt"), weights, None, None)
+    (pictures / "图片").mkdir(parents=True)
+    for name, picture in PICTURES.items():
+        (pictures / name).write_bytes(picture)
+    (pictures / "broken.jpg").write_bytes(b"\xff\xd8\xff, and nothing more")
+    (pictures / "notes.txt").write_text("no picture")
+    said = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(said):
+        patch.setattr(sys, "argv", ["gallery", str(weights), str(pictures), str(out), "--top-k", "3"])
+        gallery.main()
+    return Road(weights, pictures, out, said.getvalue())
+
+
+@pytest.mark.filterwarnings("ignore:texts longer than")
+def test_a_released_checkpoint_answers_from_triton_as_in_torch(
+    road: Road, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor = clip_core.load(road.weights)
+    texts, images = predictor.encode_texts(TEXTS), predictor.encode_images(list(PICTURES.values()))
+    monkeypatch.chdir(tmp_path)
+    places = ("--repository", str(road.out / "repository"), "--images", str(road.out / "images"))
+    with serving(tmp_path, *places, "--no-browser") as (url, _):
+        with closing(connect(read_state()["triton"])) as client:
+            np.testing.assert_allclose(encode_texts(client, TEXTS), texts, atol=1e-5)
+            np.testing.assert_allclose(encode_images(client, list(PICTURES.values())), images, atol=1e-5)
+            found = search(client, TEXTS)
+        printed = run_in(ROOT, sys.executable, "-m", "clip_core.serve.client", TEXTS[0], "--url", url).stdout
+
+    best = -np.sort(-(texts @ images.T))[:, :3]
+    np.testing.assert_allclose([answer.scores for answer in found], best, atol=1e-5)
+    assert {answer.release for answer in found} == {predictor.release}
+    assert [line.split()[1] for line in printed.splitlines()[:3]] == found[0].ids
+    assert set(found[0].ids) < set(PICTURES)
+    assert read_contract(road.out / "onnx").preprocessing == AS_RELEASED
+
+
+def test_a_picture_that_can_not_be_read_is_named_and_left_out(road: Road) -> None:
+    assert f"left out: {road.pictures}/broken.jpg: " in road.said
+    assert f"{len(PICTURES)} of {len(PICTURES) + 1} pictures" in road.said
+    assert f"next: python -m clip_core.serve.gateway --repository {road.out}/repository" in road.said
+
+
+def test_what_is_in_the_way_is_said_before_anything_long_and_nothing_is_written(road: Road, tmp_path: Path) -> None:
+    empty, new = tmp_path / "empty", tmp_path / "new"
+    empty.mkdir()
+    for weights, pictures, out, k, message in (
+        (empty, road.pictures, new, 3, r"empty: not a weights folder"),
+        (road.weights, tmp_path / "none", new, 3, r"none: no such folder of pictures"),
+        (road.weights, empty, new, 3, r"empty: none of its 0 PNG, JPEG and WebP files"),
+        (road.weights, road.pictures, road.out, 3, r"served: is there already; name a new folder"),
+        (road.weights, road.pictures, tmp_path / "项目", 3, r"项目: Triton .* ASCII paths alone"),
+        (road.weights, road.pictures, new, 0, r"--top-k 0: 1 to 100"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            gallery.make_gallery(weights, pictures, out, k)
+    assert list(tmp_path.iterdir()) == [empty]
+
+
+def test_only_pictures_that_the_served_model_takes_can_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", ModuleType("triton_python_backend_utils"))
+    from clip_core.serve import triton_models
+
+    assert gallery.MAX_BYTES == triton_models.MAX_IMAGE_BYTES
+    assert gallery.MAX_PIXELS == triton_models.MAX_IMAGE_PIXELS
