@@ -6,6 +6,7 @@ PYTHON ?= $(or $(shell for python in python3.12 python3.11 python3; do $$python 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONUNBUFFERED := 1
 unexport PYTHONPATH VIRTUAL_ENV
+unexport PYTHONDONTWRITEBYTECODE # images set it: each process would compile torch anew, which takes 6 s
 .PHONY: help setup run test serve platform ablation recipe doctor clean browser
 
 help: ## this list

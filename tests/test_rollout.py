@@ -115,6 +115,34 @@ def shuffled(release: Release, folder: Path) -> Path:
     return folder
 
 
+def fickle(release: Release, folder: Path) -> Path:
+    """The release with a fault: the golden queries, which come together, are answered rightly once and then wrongly."""
+    shutil.copytree(release.repository, folder)
+    with (folder / "clip_search" / "1" / "model.py").open("a") as code:
+        code.write(f"PROBED = {str(folder / 'probed')!r}\n{FICKLE}")
+    return folder
+
+
+FICKLE = """
+from pathlib import Path
+import numpy as np
+import triton_python_backend_utils as pb
+
+
+class TritonPythonModel(TritonPythonModel):
+    def _one(self, request):
+        right = self.image_ids
+        if pb.get_input_tensor_by_name(request, "TEXT").as_numpy().size > 1:
+            if Path(PROBED).exists():
+                self.image_ids = np.roll(right, 1)
+            Path(PROBED).touch()
+        try:
+            return super()._one(request)
+        finally:
+            self.image_ids = right
+"""
+
+
 def test_a_good_release_takes_over_unnoticed(
     live: Server, tiny_releases: tuple[Release, Release], prefect_api: str
 ) -> None:
@@ -154,6 +182,27 @@ def test_a_release_with_a_shuffled_index_is_refused_and_the_old_one_stays(
     assert set(clients.answers) == {serving}
     assert releases.published(live.repository) == before
     assert releases.releases_in(live.repository) == [before]
+
+
+def test_a_release_that_answers_wrongly_once_it_is_public_is_rolled_back(
+    live: Server, tiny_releases: tuple[Release, Release], prefect_api: str, tmp_path: Path
+) -> None:
+    before = releases.published(live.repository)
+    with closing(connect(live.address)) as client:
+        serving = search(client, ["红色"])[0].release
+    (other,) = (one for one in tiny_releases if one.truth.release != serving)
+    with Clients(live, tiny_releases) as clients:
+        code, said = roll_out(fickle(other, tmp_path / "fickle"), live, prefect_api)
+    assert code == 1, said
+    assert "answers golden queries wrongly" in said
+    assert "roll_back" in said
+    assert clients.failed == []
+    assert clients.mixed == []
+    assert clients.answers[-1] == serving
+    assert releases.published(live.repository) == before
+    assert releases.releases_in(live.repository) == [before]
+    with closing(connect(live.address)) as client:
+        releases.probe_public(client, live.repository)
 
 
 def test_a_release_that_does_not_load_is_refused_and_removed(live: Server, release: Release, tmp_path: Path) -> None:
