@@ -17,7 +17,7 @@ from benchmarks.models import ROOT
 from benchmarks.noise import now, other_cores
 
 MAX_OTHER_CORES = 0.15  # above it a repeat is taken again
-LEAST_SECONDS = 0.5  # of a measurement: the clock of /proc ticks every 10 ms
+LEAST_SECONDS = 2.0  # of a measurement: long enough to be warm again after the other side's
 
 
 class Worker:

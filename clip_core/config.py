@@ -289,7 +289,7 @@ class Training(Section):
     optimizer: Optimizer
     global_batch: Annotated[int, Field(ge=2)]
     micro_batch: Count | None  # rows of a forward pass, with the global batch's gradient; null: all rows at once
-    precision: Literal["fp32", "bf16"]  # of the towers' arithmetic; weights, optimizer and loss are fp32
+    precision: Literal["auto", "fp32", "bf16"]  # of the towers' arithmetic; weights, optimizer and loss are fp32
     checkpoint_activations: bool  # less memory, a third more time
     augmentation: Augmentation
     captions: Captions

@@ -12,6 +12,7 @@ from tokenizers import models, normalizers, pre_tokenizers, processors
 
 PAD, UNKNOWN, CLS, SEP = "[PAD]", "[UNK]", "[CLS]", "[SEP]"
 MAX_WORDS = 30_000  # the rarest words of larger captions are spelt in characters
+AT_ONCE = 512  # texts: of more objects at a time, Python's garbage collector would search all memory for cycles
 MAX_WORD_LETTERS = 200  # longer words become [UNK], as in Chinese-CLIP
 
 # Code points that the reference (with the Unicode 14 of its Python) sees otherwise than the tables of `tokenizers`, and
@@ -50,17 +51,24 @@ class Tokenizer:
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """The texts as int64 (n, longest): [CLS] .. [SEP], padded with 0, at most `context_length` wide."""
-        encodings = self._encodings(_checked(texts))
+        texts = _checked(texts)
+        parts = [self._encode(texts[start : start + AT_ONCE]) for start in range(0, len(texts), AT_ONCE)]
+        token_ids = np.zeros((len(texts), max((part.shape[1] for part in parts), default=2)), np.int64)
+        for number, part in enumerate(parts):
+            token_ids[number * AT_ONCE : number * AT_ONCE + len(part), : part.shape[1]] = part
+        return token_ids
+
+    def _encode(self, texts: list[str]) -> np.ndarray:
+        encodings = self._encodings(texts)
         num_truncated = sum(bool(encoding.overflowing) for encoding in encodings)
         if num_truncated and not self.num_truncated:
             first = next(text for text, encoding in zip(texts, encodings, strict=True) if encoding.overflowing)
             warnings.warn(
                 f"texts longer than {self.context_length} tokens are cut off, the first: {first[:40]!r}...",
-                stacklevel=2,
+                stacklevel=3,
             )
         self.num_truncated += num_truncated
-        longest = len(encodings[0].ids) if encodings else 2
-        return np.array([encoding.ids for encoding in encodings], dtype=np.int64).reshape(len(encodings), longest)
+        return np.array([encoding.ids for encoding in encodings], np.int64)
 
     def _encodings(self, texts: list[str]) -> list[tokenizers.Encoding]:
         try:

@@ -34,10 +34,12 @@ def warm_start(params: "Params", init: "WarmStart", store: "Store", out: Path, c
     from clip_core.model.registry import shape_of
     from clip_core.model.text_start import text_start
     from clip_core.model.weights import save_weights
+    from clip_core.train.backward import settled
     from clip_core.train.checkpoint import fingerprint, work_folder
     from clip_core.train.log import publish_curves
     from clip_core.train.warm_start import english_clip, take_image_side
 
+    init = init.model_copy(update={"warm_start": settled(init.warm_start)})
     shape = shape_of(params.model)
     captions = [text for section in (params.stage1, params.stage2) for text in texts_of(store.pairs, section.captions)]
     bert_folder = None if init.bert_folder is None else str(Path(init.path) / init.bert_folder)

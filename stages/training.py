@@ -16,7 +16,7 @@ from clip_core.model.torch_towers import TorchTowers
 from clip_core.model.weights import load_weights, save_weights
 from clip_core.predictor import Predictor
 from clip_core.text import load_tokenizer
-from clip_core.train.backward import Encode
+from clip_core.train.backward import Encode, settled
 from clip_core.train.checkpoint import fingerprint, work_folder
 from clip_core.train.log import publish_curves
 from clip_core.train.loop import Validation, check_batches, train
@@ -30,6 +30,7 @@ def train_stage(
     name: str, params: TrainingStage, seed: int, seen: Seen, packed: Path, start: Path, out: Path, curves: Path
 ) -> None:
     """Trains the weights in `start` on the pairs in `packed`; the new ones go to `out`, the curves to `curves`."""
+    params = settled(params)
     store, benchmark = open_store(packed / "train"), open_store(packed / "valid")
     check_batches({name: params}, store.pairs)
     contract, parent = read_contract(start), release_of(start)

@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from clip_core.model import precision
 from clip_core.model.clip import CLIP, make_clip
 from clip_core.model.precision import pick_device
 from clip_core.train.activations import checkpoint_activations
+from clip_core.train.backward import settled
 from clip_core.train.feature_cache import freeze_image_tower
 from tests.test_grad_cache import assert_close, batch_of, step, with_micro_batch
 from tests.tiny import tiny_clip
@@ -72,13 +74,22 @@ def test_a_tower_that_cannot_compute_activations_again_is_named(monkeypatch: pyt
 @pytest.mark.parametrize("micro_batch", [None, 5])
 def test_bf16_gradients_point_where_those_of_fp32_do(micro_batch: int | None) -> None:
     (loss, wanted), (bf16_loss, found) = (
-        step(vit_clip(dropout=0.0), with_micro_batch(micro_batch, precision=precision))
-        for precision in ("fp32", "bf16")
+        step(vit_clip(dropout=0.0), with_micro_batch(micro_batch, precision=name)) for name in ("fp32", "bf16")
     )
     assert abs(loss - bf16_loss) < 0.02
     assert all(gradient.dtype == torch.float32 for gradient in found.values())
     for name in ("image_projection.weight", "text_projection.weight"):
         assert torch.cosine_similarity(wanted[name].flatten(), found[name].flatten(), dim=0) > 0.98, name
+
+
+def test_auto_trains_in_what_the_machine_is_good_at_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for has_bf16, taken in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr(precision, "_multiplies_bf16", lambda device, has_bf16=has_bf16: has_bf16)
+        assert settled(with_micro_batch(None, precision="auto")).precision == taken
+        assert f"precision auto: {taken}, " in capsys.readouterr().err
+    assert settled(with_micro_batch(None, precision="bf16")).precision == "bf16"
 
 
 def test_in_bf16_the_towers_multiply_in_bf16_and_weights_and_features_are_fp32() -> None:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from clip_core.memory import keep_freed_memory
 from clip_core.model.clip import CLIP
-from clip_core.model.first_token import FirstOfBertLayer, FirstOfBlock, is_plain, keep_first_tokens
+from clip_core.model.first_token import FirstOfBertLayer, FirstOfBlock, keep_first_tokens
 
 LEAST_WEIGHTS = 2**18  # of a layer worth packing
 
@@ -28,42 +28,6 @@ class PackedLinear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise(inputs, self.packed, self.bias, self.activation, [], "")
 
 
-class TwoProducts(nn.Module):
-    """timm's attention as two products and a softmax, in bf16; torch's fused kernel takes twice the time."""
-
-    def __init__(self, attention: Attention) -> None:
-        super().__init__()
-        self.num_heads = attention.num_heads
-        self.qkv, self.proj = attention.qkv, attention.proj
-        for tensor in self.qkv.parameters():
-            tensor[: attention.attn_dim].mul_(attention.scale)
-
-    def forward(self, tokens: Tensor, attn_mask: None = None, is_causal: bool = False) -> Tensor:
-        """(batch, tokens, width) -> (batch, tokens, width); the other arguments are timm's and never used."""
-        heads = self.qkv(tokens).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).contiguous()
-        query, key, value = heads.flatten(1, 2)
-        shares = torch.bmm(query, key.transpose(1, 2)).softmax(-1)
-        attended = torch.bmm(shares, value)
-        return self.proj(attended.unflatten(0, (len(tokens), -1)).transpose(1, 2).flatten(2))
-
-
-class Patches(nn.Module):
-    """The convolution that cuts a picture into patches, as a linear layer."""
-
-    def __init__(self, convolution: nn.Conv2d) -> None:
-        super().__init__()
-        self.side = convolution.kernel_size[0]
-        self.linear = nn.Linear(1, 1, bias=False)
-        self.linear.weight = nn.Parameter(convolution.weight.flatten(1), requires_grad=False)
-        self.linear.bias = convolution.bias
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """(batch, channels, height, width) -> (batch, width of the tower, rows, columns)."""
-        rows, columns = pixels.shape[2] // self.side, pixels.shape[3] // self.side
-        patches = pixels.unflatten(3, (columns, self.side)).unflatten(2, (rows, self.side)).permute(0, 2, 4, 1, 3, 5)
-        return self.linear(patches.flatten(3)).permute(0, 3, 1, 2)
-
-
 def make_fast(model: CLIP, device: torch.device, dtype: torch.dtype) -> bool:
     """Rewrites the model in place and says whether layers were packed; it can neither be trained nor saved afterwards.
 
@@ -72,11 +36,6 @@ def make_fast(model: CLIP, device: torch.device, dtype: torch.dtype) -> bool:
     """
     model.requires_grad_(False)
     keep_first_tokens(model)
-    for block in list(model.image_tower.modules()):
-        if dtype == torch.bfloat16 and type(getattr(block, "attn", None)) is Attention and is_plain(block.attn):
-            block.attn = TwoProducts(block.attn)
-        if type(getattr(block, "proj", None)) is nn.Conv2d:
-            block.proj = Patches(block.proj)
     packed = _layers_to_pack(model) if device.type == "cpu" and torch.backends.mkldnn.is_available() else []
     swish = {(parent, name) for parent, name in packed if name == "fc1" and _turn_to_swish(parent)}
     if dtype != torch.float32:
@@ -85,6 +44,11 @@ def make_fast(model: CLIP, device: torch.device, dtype: torch.dtype) -> bool:
                 layer.to(dtype)
     for parent, name in packed:  # one after another: memory never holds all weights twice
         setattr(parent, name, PackedLinear(getattr(parent, name), "swish" if (parent, name) in swish else "none"))
+    if packed and dtype == torch.bfloat16:
+        for attention in model.modules():
+            if isinstance(attention, Attention):
+                # torch's fused kernel takes twice the time of two products and a softmax
+                attention.fused_attn = False  # ty: ignore[invalid-assignment]  (final for TorchScript)
     model.to(device)
     if packed:
         keep_freed_memory()
@@ -97,7 +61,7 @@ def _layers_to_pack(model: nn.Module) -> list[tuple[nn.Module, str]]:
 
     bert = (BertSelfAttention, BertSelfOutput, BertIntermediate, BertOutput)
     # Their forward calls the layers and does nothing else with them; others read `layer.weight`.
-    known = (Attention, TwoProducts, Patches, Mlp, FirstOfBlock, *bert, FirstOfBertLayer)
+    known = (Attention, Mlp, FirstOfBlock, *bert, FirstOfBertLayer)
     return [
         (parent, name)
         for parent in model.modules()

@@ -42,6 +42,8 @@ def load(folder: str | Path, device: str = "auto", precision: str = "fp32", widt
         raise ValueError(f"device {device!r}: runtime 'onnx' runs on the CPU; runtime 'torch' knows GPUs")
     if precision not in ("auto", "fp32"):
         raise ValueError(f"precision {precision!r}: runtime 'onnx' computes in fp32; runtime 'torch' knows bf16")
+    if precision == "auto":
+        print("precision auto: fp32, which is what runtime 'onnx' computes in", file=sys.stderr)
     folder = Path(folder)
     contract = read_contract(folder)
     tokenizer = tokenizer_in(folder, contract)

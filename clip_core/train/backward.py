@@ -1,6 +1,7 @@
 """One step's loss and gradient: the towers' features, in the precision and in the portions that the params name."""
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -8,11 +9,18 @@ from torch import Tensor
 from clip_core.config import Training
 from clip_core.data.batches import Batch
 from clip_core.model.clip import CLIP
+from clip_core.model.precision import pick_device, pick_precision
 from clip_core.train.activations import keeping_statistics
 from clip_core.train.grad_cache import Side, cached_backward
 from clip_core.train.loss import nested_loss
 
+AnyTraining = TypeVar("AnyTraining", bound=Training)
 Encode = Callable[[Tensor], Tensor]  # what a batch holds of pictures (or texts) -> features
+
+
+def settled(params: AnyTraining) -> AnyTraining:
+    """`params` with what this machine is good at in place of `precision: auto`, so that a resumed run stays with it."""
+    return params.model_copy(update={"precision": pick_precision(params.precision, pick_device("auto"))})
 
 
 def backward(params: Training, model: CLIP, encode_images: Encode, batch: Batch, seed: int) -> float:
