@@ -1,4 +1,4 @@
 """Us and our peers side by side: the same machine, data, weights and threads, alternating in one run.
 
-Each module is a row of the table in the README: `python -m benchmarks.encode_images`.
+`python -m benchmarks.encode_images` measures; `python -m benchmarks.report` prints the figures that were kept.
 """

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from benchmarks.compare import MAX_OTHER_CORES, compare
 from benchmarks.models import NAMES, SMALL, WORK, prepare
-from benchmarks.report import RESULTS, machine, print_table, spread, write_result
+from benchmarks.report import RESULTS, machine, print_result, spread, write_result
 
 
 class Row(NamedTuple):
@@ -50,10 +50,13 @@ def run(name: str, rows: Iterable[Row]) -> None:
             print(f"{row.name}: skipped, {reason}", flush=True)
             continue
         spec = {**shared, "task": row.task, "num": row.num}
-        measured[row.name] = compare({**spec, "side": "ours", **row.ours}, {**spec, **row.peer}, options.repeats)
+        found = compare({**spec, "side": "ours", **row.ours}, {**spec, **row.peer}, options.repeats)
+        measured[row.name] = {"num": row.num, **found}
         print(f"{row.name}: {spread(measured[row.name]['ratio'])} times as fast", flush=True)
-    write_result(name, {"model": options.model, **machine(options.threads), "rows": measured}, options.results)
-    _show(rows, measured)
+    result = {"model": options.model, **machine(options.threads), "rows": measured}
+    write_result(name, result, options.results)
+    print_result(result)
+    print(f"other cores: kept busy by other processes; above {MAX_OTHER_CORES} a repeat counts as disturbed")
 
 
 def _skipped(row: Row) -> str:
@@ -62,23 +65,3 @@ def _skipped(row: Row) -> str:
     if "cuda" in (*row.ours.values(), *row.peer.values()) and not torch.cuda.is_available():
         return "torch finds no CUDA device here"
     return ""
-
-
-def _show(rows: Iterable[Row], measured: dict[str, dict]) -> None:
-    num = {row.name: row.num for row in rows}
-    print_table(
-        ("row", "ratio min - median - max", "ours per s", "peer per s", "other cores", "agreement"),
-        [
-            (
-                name,
-                spread(found["ratio"]) + (f" ({found['disturbed']} disturbed)" if found["disturbed"] else ""),
-                f"{num[name] / found['our_seconds'][1]:,.1f}",
-                f"{num[name] / found['peer_seconds'][1]:,.1f}",
-                f"at most {found['other_cores'][2]:.2f}",
-                ", ".join(f"{key} {value:.7g}" for key, value in found["agreement"].items()),
-            )
-            for name, found in measured.items()
-            if "skipped" not in found
-        ],
-    )
-    print(f"other cores: kept busy by other processes; above {MAX_OTHER_CORES} a repeat counts as disturbed")

@@ -7,15 +7,13 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from statistics import median
 from typing import NamedTuple
 
 from benchmarks.command import read_options
 from benchmarks.models import ROOT, Model, model_at, prepare
 from benchmarks.noise import now, other_cores
-from benchmarks.report import machine, print_table, spread, write_result
+from benchmarks.report import GIB, machine, print_result, write_result
 
-GIB = 2**30
 # Each a program: it says when its imports are done, and leaves a model that is ready.
 OURS = "import clip_core.predictor, clip_core.model.torch_towers; imported(); clip_core.load({weights!r}, 'cpu', '%s')"
 PROGRAMS = {
@@ -43,28 +41,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.work) as out:
         commands = {name: command for name, command in _commands(model, Path(out)).items() if options.only in name}
         found = _measure(commands, Path(out), options.repeats, options.threads)
-    num_bytes = (model.weights / "model.safetensors").stat().st_size
     result = {
         "model": options.model,
-        "weights_gib": num_bytes / GIB,
+        "weights_gib": (model.weights / "model.safetensors").stat().st_size / GIB,
         **machine(options.threads),
         "rows": {name: [one._asdict() for one in done] for name, done in found.items()},
     }
     write_result(f"load-{options.model}", result, options.results)
-    print_table(
-        ("process", "seconds, start to end", "of these imports", "peak GiB", "peak / weights", "other cores"),
-        [
-            (
-                name,
-                _spread([one.seconds for one in done]),
-                _spread([one.importing for one in done]),
-                _spread([one.peak / GIB for one in done]),
-                f"{max(one.peak for one in done) / num_bytes:.2f}",
-                f"at most {max(one.other_cores for one in done):.2f}",
-            )
-            for name, done in found.items()
-        ],
-    )
+    print_result(result)
 
 
 def _commands(model: Model, out: Path) -> dict[str, tuple[str, ...]]:
@@ -120,10 +104,6 @@ def _run(command: tuple[str, ...], threads: int) -> Done:
     others = other_cores(start, end._replace(own=end.own + spent))
     importing = [float(line.split()[1]) for line in said.splitlines() if line.startswith("IMPORTED")]
     return Done(seconds, importing[0] if importing else 0.0, usage.ru_maxrss * 1024, others)
-
-
-def _spread(values: list[float]) -> str:
-    return spread([min(values), median(values), max(values)])
 
 
 if __name__ == "__main__":

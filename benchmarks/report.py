@@ -1,15 +1,21 @@
-"""The result of a benchmark: a table for people, a JSON file with all that one needs to judge it."""
+"""The result of a benchmark: a table for people, a JSON file with all that one needs to judge it.
+
+`python -m benchmarks.report` prints the tables of the results that were kept.
+"""
 
 import json
 import platform
 import sys
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 
 from benchmarks.models import ROOT
 
 RESULTS = ROOT / "benchmarks/results"
+GIB = 2**30
 PACKAGES = ("torch", "timm", "transformers", "tokenizers", "onnxruntime", "cn-clip", "numpy", "pillow")
 
 
@@ -38,8 +44,56 @@ def spread(values: list[float], digits: int = 2) -> str:
     return " - ".join(f"{value:.{digits}f}" for value in values)
 
 
-def print_table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    """A Markdown table."""
+def print_result(result: dict) -> None:
+    """The result as a Markdown table: of a comparison, or of the processes that were timed."""
+    rows = {name: found for name, found in result["rows"].items() if "skipped" not in found}
+    if "weights_gib" in result:
+        _print_table(PROCESSES, [(name, *_processes(found, result["weights_gib"])) for name, found in rows.items()])
+    else:
+        _print_table(COMPARISON, [(name, *_comparison(found)) for name, found in rows.items()])
+
+
+COMPARISON = ("row", "ratio min - median - max", "ours per s", "peer per s", "other cores", "agreement")
+
+
+def _comparison(found: dict) -> tuple[str, ...]:
+    return (
+        spread(found["ratio"]) + (f" ({found['disturbed']} disturbed)" if found["disturbed"] else ""),
+        f"{found['num'] / found['our_seconds'][1]:,.1f}",
+        f"{found['num'] / found['peer_seconds'][1]:,.1f}",
+        f"at most {found['other_cores'][2]:.2f}",
+        ", ".join(f"{key.replace('_', ' ')} {value:.7g}" for key, value in found["agreement"].items()),
+    )
+
+
+PROCESSES = ("process", "seconds, start to end", "of these imports", "peak GiB", "peak / weights", "other cores")
+
+
+def _processes(runs: list[dict], weights_gib: float) -> tuple[str, ...]:
+    return (
+        _spread_of(run["seconds"] for run in runs),
+        _spread_of(run["importing"] for run in runs),
+        _spread_of(run["peak"] / GIB for run in runs),
+        f"{max(run['peak'] for run in runs) / GIB / weights_gib:.2f}",
+        f"at most {max(run['other_cores'] for run in runs):.2f}",
+    )
+
+
+def _spread_of(values: Iterable[float]) -> str:
+    sorted_values = sorted(values)
+    return spread([sorted_values[0], median(sorted_values), sorted_values[-1]])
+
+
+def _print_table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     for row in [head, tuple("-" * width for width in widths), *rows]:
         print("| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    for file in sorted(RESULTS.glob("*.json")):
+        kept = json.loads(file.read_text())
+        versions = ", ".join(f"{name} {number}" for name, number in kept["versions"].items())
+        print(f"{file.stem}: {kept['model']}, {kept['threads']} threads of {kept['cpu']}, {kept['date']}; {versions}\n")
+        print_result(kept)
+        print()

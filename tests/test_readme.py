@@ -62,3 +62,7 @@ def test_each_link_leads_to_a_file(page: str, link: str) -> None:
 @pytest.mark.parametrize("page", sorted(PAGES))
 def test_no_place_is_left_unfilled(page: str) -> None:
     assert re.findall(r"^[A-Z]+$", PAGES[page], re.MULTILINE) == []
+
+
+def test_the_measured_ratios_are_the_committed_results() -> None:
+    assert run_in(ROOT, "python", "-m", "benchmarks.report").stdout.strip() in PAGES["docs/models.md"]
