@@ -24,7 +24,7 @@ def _inside(name: str) -> str:
 
 Inside = Annotated[Name, AfterValidator(_inside)]
 
-EMBED_DIMS = {  # of the models in clip_core/model/registry.py; tests/test_registry.py compares
+EMBED_DIMS = {  # of the models in clip_core/model/registry.py; narrower features are checked against them here
     "tiny": 128,
     "rn50": 1024,
     "vit-b-32": 512,

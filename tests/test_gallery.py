@@ -89,7 +89,7 @@ def test_what_is_in_the_way_is_said_before_anything_long_and_nothing_is_written(
     for weights, pictures, out, k, message in (
         (empty, road.pictures, new, 3, r"empty: not a weights folder"),
         (road.weights, tmp_path / "none", new, 3, r"none: no such folder of pictures"),
-        (road.weights, empty, new, 3, r"empty: none of its 0 PNG, JPEG and WebP files"),
+        (road.weights, empty, new, 3, r"empty: none of its 0 files \*.bmp, \*.gif, .* is a picture to find"),
         (road.weights, road.pictures, road.out, 3, r"served: is there already; name a new folder"),
         (road.weights, road.pictures, tmp_path / "项目", 3, r"项目: Triton .* ASCII paths alone"),
         (road.weights, road.pictures, new, 0, r"--top-k 0: 1 to 100"),

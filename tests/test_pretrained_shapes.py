@@ -147,15 +147,20 @@ RELEASED_DIR = os.environ.get("CLIP_RELEASED_DIR")
 
 
 @pytest.mark.skipif(RELEASED_DIR is None, reason="CLIP_RELEASED_DIR names no folder of released Chinese-CLIP files")
-def test_real_released_files_go_in_and_out_to_the_bit(folder: Path) -> None:
+def test_real_released_files_go_in_and_out_to_the_bit_with_the_references_features(folder: Path) -> None:
     files = sorted(Path(str(RELEASED_DIR)).glob("*.pt"))
     assert files, f"{RELEASED_DIR} holds no .pt file"
     for file in files:
         import_checkpoint(file, folder / "weights", None, None)
-        assert name_of(read_contract(folder / "weights").architecture) in PARAMETERS
+        name = name_of(read_contract(folder / "weights").architecture)
+        assert name in PARAMETERS
         export_weights(folder / "weights", folder / "back.pt", "ofa")
         used = {n.removeprefix("module."): t for n, t in tensors_in(file).items() if "bert.pooler" not in n}
         back = tensors_in(folder / "back.pt")
         (folder / "back.pt").unlink()
         wanted = {n: t.float() if t.is_floating_point() else t for n, t in with_prefix(used).items()}
         assert_same_tensors(back, wanted)
+        reference, pixels = reference_model(name), pixels_for(name)
+        reference.load_state_dict(used)  # load_from_name would round them through fp16
+        assert_ours_are_the_same(folder / "weights", pixels, features_of_the_reference(reference, pixels))
+        shutil.rmtree(folder / "weights")

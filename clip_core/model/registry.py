@@ -6,7 +6,7 @@
 
 from dataclasses import dataclass
 
-from clip_core.config import CustomModel, ImageTower, NamedModel, TextTower
+from clip_core.config import EMBED_DIMS, CustomModel, ImageTower, NamedModel, TextTower
 
 VOCABULARY = 21128  # tokens of the Chinese BERT that all released models share
 
@@ -54,15 +54,15 @@ MODELS = {
                 "attention_probs_dropout_prob": 0.0,
             },
         ),
-        embed_dim=128,
+        EMBED_DIMS["tiny"],
     ),
-    "rn50": Shape(_clip("resnet50_clip"), RBT3, embed_dim=1024),
-    "vit-b-32": Shape(_clip("vit_base_patch32_clip_quickgelu_224"), ROBERTA_BASE, embed_dim=512),
-    "vit-b-16": Shape(_clip("vit_base_patch16_clip_quickgelu_224"), ROBERTA_BASE, embed_dim=512),
-    "vit-l-14": Shape(_clip("vit_large_patch14_clip_quickgelu_224"), ROBERTA_BASE, embed_dim=768),
-    "vit-l-14-336": Shape(_clip("vit_large_patch14_clip_quickgelu_336"), ROBERTA_BASE, embed_dim=768),
+    "rn50": Shape(_clip("resnet50_clip"), RBT3, EMBED_DIMS["rn50"]),
+    "vit-b-32": Shape(_clip("vit_base_patch32_clip_quickgelu_224"), ROBERTA_BASE, EMBED_DIMS["vit-b-32"]),
+    "vit-b-16": Shape(_clip("vit_base_patch16_clip_quickgelu_224"), ROBERTA_BASE, EMBED_DIMS["vit-b-16"]),
+    "vit-l-14": Shape(_clip("vit_large_patch14_clip_quickgelu_224"), ROBERTA_BASE, EMBED_DIMS["vit-l-14"]),
+    "vit-l-14-336": Shape(_clip("vit_large_patch14_clip_quickgelu_336"), ROBERTA_BASE, EMBED_DIMS["vit-l-14-336"]),
     # LAION's H/14 has the exact GELU; Chinese-CLIP trained and released it with QuickGELU.
-    "vit-h-14": Shape(_clip("vit_huge_patch14_clip_quickgelu_224"), ROBERTA_LARGE, embed_dim=1024),
+    "vit-h-14": Shape(_clip("vit_huge_patch14_clip_quickgelu_224"), ROBERTA_LARGE, EMBED_DIMS["vit-h-14"]),
 }
 
 

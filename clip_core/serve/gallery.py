@@ -18,7 +18,8 @@ from clip_core.model.contract import Contract, read_contract
 from clip_core.serve.golden import Golden, make_golden
 from clip_core.serve.triton import check_server, connect, triton_server
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+KINDS = ", ".join(f"*{suffix}" for suffix in sorted(SUFFIXES))
 MAX_BYTES, MAX_PIXELS = 16 * 2**20, 40_000_000  # of a picture, as in triton_models.py, which Triton alone can import
 SHARD_BYTES = 256 * 2**20
 TOP_K, MAX_TOP_K = 10, 100
@@ -77,7 +78,7 @@ def store_pictures(folder: Path, contract: Contract, out: Path) -> Store:
         writer.add(image_id, image)
         rows.append(_row(image_id, image))
     if not rows:
-        raise ValueError(f"{folder}: none of its {len(image_ids)} PNG, JPEG and WebP files is a picture to find")
+        raise ValueError(f"{folder}: none of its {len(image_ids)} files {KINDS} is a picture to find")
     writer.finish(pd.DataFrame(rows))
     print(f"{len(rows)} of {len(image_ids)} pictures in {folder} can be found", flush=True)
     return open_store(out)
@@ -140,7 +141,7 @@ def main() -> None:
     """Runs the command; a mistake of the user's becomes a message and exit code 1."""
     parser = argparse.ArgumentParser(prog="python -m clip_core.serve.gallery", description=__doc__)
     parser.add_argument("weights", type=Path, metavar="WEIGHTS", help="a weights folder")
-    parser.add_argument("pictures", type=Path, metavar="PICTURES", help="a folder of PNG, JPEG and WebP files")
+    parser.add_argument("pictures", type=Path, metavar="PICTURES", help=f"a folder of pictures, {KINDS}")
     parser.add_argument("out", type=Path, metavar="OUT", help="a new folder")
     parser.add_argument("--top-k", type=int, default=TOP_K, metavar="K", help="found for a text (default %(default)s)")
     arguments = parser.parse_args()
