@@ -50,6 +50,7 @@ def replacing_folder(folder: Path) -> Generator[Path]:
         with _named_when_full(folder):
             yield aside
             for path in [*aside.rglob("*"), aside]:
+                path.chmod(path.stat().st_mode | 0o444)  # safetensors makes its files private
                 _sync(path)
         if folder.exists():
             old, lock_of_old = _make_beside(folder, "old")

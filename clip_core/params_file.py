@@ -33,6 +33,23 @@ def read_yaml(path: Path) -> dict:
     return tree
 
 
+def there(path: Path, key: str) -> Path:
+    """`path`, which `key` names; raises ValueError when nothing is there."""
+    if not path.exists():
+        raise ValueError(f"{key}: {path}: no such file or folder; put it there or name another")
+    return path
+
+
+def check_files(params: Params) -> None:
+    """Raises ValueError when a file that the params name for `data` or `init` is not there."""
+    if params.data.source != "emoji":  # set-up fills that folder
+        there(Path(params.data.path), "data.path")
+    for key in ("image_tower", "bert_folder", "weights", "vocabulary"):
+        name = getattr(params.init, key, None)
+        if name is not None:
+            there(Path(params.init.path) / name, f"init.{key}")
+
+
 def check_params(tree: dict, path: Path) -> Params:
     """`tree` (as read from `path`) as checked parameters; raises ValueError that lists all that is wrong."""
     if foreign := list(not_in_json(tree)):

@@ -1,4 +1,4 @@
-"""DVC stage: every key of `params.yaml` is known and in its range, or no stage starts."""
+"""DVC stage: every key of `params.yaml` is known and in its range and its files are there, or no stage starts."""
 
 from pathlib import Path
 
@@ -11,9 +11,9 @@ def main(out: Path | None = None, params_file: Path = Path("params.yaml")) -> No
     Without `out` it checks and writes nothing, as `make run` does before DVC reads the keys that dvc.yaml names.
     """
     from clip_core.files import atomic_write
-    from clip_core.params_file import load_params
+    from clip_core.params_file import check_files, load_params
 
-    load_params(params_file)
+    check_files(load_params(params_file))
     if out:
         atomic_write(out, "checked\n")
 

@@ -10,7 +10,7 @@ from clip_core.config import METRICS, Schedule
 from clip_core.evaluate.benchmark import read_benchmark
 from clip_core.evaluate.embed import Features
 from clip_core.evaluate.measure import measure
-from clip_core.params_file import check_params, load_params, read_yaml
+from clip_core.params_file import check_files, check_params, load_params, read_yaml
 from clip_core.recipe import apply_recipe, merged
 from tests.tiny_split import make_split
 
@@ -119,6 +119,19 @@ def test_an_unquoted_date_is_named(params_file: Path) -> None:
     params_file.write_text(params_file.read_text().replace("path: .cache/emoji", "path: 2024-05-01"))
     with pytest.raises(ValueError, match=r"params\.yaml: .*\n  data\.path: date 2024-05-01 .*quotes"):
         load_params(params_file)
+
+
+@pytest.mark.parametrize(
+    ("overlay", "said"),
+    [
+        ({"init": {"bert_folder": "roberta"}}, r"^init\.bert_folder: pretrained/roberta: no such file or folder"),
+        (read_yaml(ROOT / "recipes/muge.yaml"), r"^data\.path: .*MUGE: no such file or folder; put it there"),
+    ],
+)
+def test_a_file_that_is_not_there_is_named_before_anything_runs(overlay: dict, said: str, params_file: Path) -> None:
+    tree = merged(read_yaml(params_file), overlay)
+    with pytest.raises(ValueError, match=said):
+        check_files(check_params(tree, params_file))
 
 
 def test_a_missing_or_broken_file_says_so(tmp_path: Path) -> None:

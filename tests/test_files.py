@@ -32,6 +32,12 @@ def test_a_folder_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.rglob("*")] == ["out", "new"]
 
 
+def test_what_a_library_made_private_can_be_read_by_all(tmp_path: Path) -> None:
+    with replacing_folder(tmp_path / "out") as folder:
+        (folder / "private").touch(mode=0o600)
+    assert (tmp_path / "out" / "private").stat().st_mode & 0o777 == 0o644
+
+
 def test_a_failure_leaves_the_old_folder_and_no_litter(tmp_path: Path) -> None:
     with replacing_folder(tmp_path / "out") as folder:
         (folder / "old").write_text("old")

@@ -163,6 +163,8 @@ def test_texts_are_cut_where_the_command_says(released: Path, tmp_path: Path, mo
     assert read_contract(tmp_path / "weights").context_length == 77
     said = run(command.main, monkeypatch, "import", released, tmp_path / "other", "--context-length", 513)
     assert "context_length 513 is more than the text tower's 512 positions" in said
+    said = run(command.main, monkeypatch, "import", released, tmp_path / "other", "--context-length", 2)
+    assert "context_length 2: [CLS], a token and [SEP] need 3" in said
 
 
 def test_an_export_for_transformers_comes_back_with_its_own_preprocessing_and_length(

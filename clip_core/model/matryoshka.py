@@ -32,7 +32,10 @@ def narrow_weights(folder: Path, width: int, out: Path) -> None:
     contract = read_contract(folder)
     trained = (contract.embed_dim, *contract.architecture.matryoshka)
     if width not in trained:
-        raise ValueError(f"width {width}: {folder} was trained for {', '.join(map(str, trained))}")
+        raise ValueError(
+            f"width {width}: {folder} was trained for {', '.join(map(str, trained))}; "
+            f"model.matryoshka names the narrower widths that train too"
+        )
     model = load_weights(folder)
     narrow(model, width)
     save_weights(model, (folder / TOKENIZER_FILE).read_text(encoding="utf-8"), out, contract.made)

@@ -21,6 +21,7 @@ from clip_core.model.pretrained.released import released_in
 from clip_core.model.registry import MODELS, Shape, shape_of
 from clip_core.model.text_start import text_start
 from clip_core.model.weights import load_weights, without_weights
+from clip_core.params_file import there
 
 Model = NamedModel | CustomModel
 OF_TRAINING = ("hidden_dropout_prob", "attention_probs_dropout_prob")  # not of the weights: params decide
@@ -40,7 +41,7 @@ class Start:
 def start_from_towers(model: Model, init: FromTowers, seed: int) -> Start:
     """The paper's start: the image side of one model, the BERT of another, a random text projection between them."""
     shape, source = shape_of(model), Path(init.path) / init.image_tower
-    checkpoint = read_checkpoint(_there(source, "init.image_tower"))
+    checkpoint = read_checkpoint(there(source, "init.image_tower"))
     side = _image_side(checkpoint, model, shape.image_tower)
     text = text_start(shape, model.context_length, str(Path(init.path) / init.bert_folder), [])
     _check(model, Path(init.path) / init.bert_folder, text_differences(shape.text_tower, text.architecture))
@@ -64,8 +65,8 @@ def start_from_towers(model: Model, init: FromTowers, seed: int) -> Start:
 
 def start_from_weights(model: Model, init: FromWeights) -> Start:
     """A Chinese CLIP: released, or made here."""
-    source = _there(Path(init.path) / init.weights, "init.weights")
-    vocabulary = None if init.vocabulary is None else _there(Path(init.path) / init.vocabulary, "init.vocabulary")
+    source = there(Path(init.path) / init.weights, "init.weights")
+    vocabulary = None if init.vocabulary is None else there(Path(init.path) / init.vocabulary, "init.vocabulary")
     if (source / MODEL_FILE).exists():
         found, tokenizer_json = load_weights(source), (source / TOKENIZER_FILE).read_text(encoding="utf-8")
         origin, parent = read_contract(source).made.text_tower, release_of(source)
@@ -116,12 +117,6 @@ def _check(model: Model, source: Path, found: Iterator[str]) -> None:
     """Raises ValueError where `found` names differences between `model` and what lies in `source`."""
     if listed := list(found):
         raise ValueError(f"model.name is {model.name}, but {source} has {', '.join(listed)}. Make them agree.")
-
-
-def _there(path: Path, key: str) -> Path:
-    if not path.exists():
-        raise ValueError(f"{key}: {path}: no such file or folder; put it there or name another")
-    return path
 
 
 def _image_side(checkpoint: Checkpoint, model: Model, wanted: ImageTower) -> ImageSide:

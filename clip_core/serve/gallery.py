@@ -85,8 +85,8 @@ def store_pictures(folder: Path, contract: Contract, out: Path) -> Store:
 
 
 def is_picture(file: Path) -> bool:
-    """Whether it is a file whose name is that of a picture."""
-    return file.suffix.lower() in SUFFIXES and file.is_file()
+    """Whether it is a file whose name is that of a picture, and not hidden."""
+    return file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and file.is_file()
 
 
 def _row(image_id: str, image: bytes) -> dict:

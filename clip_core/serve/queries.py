@@ -20,7 +20,8 @@ class Found(NamedTuple):
 
 
 def encode_texts(client: "InferenceServerClient", texts: Sequence[str], model: str = "clip_text") -> np.ndarray:
-    """The texts' features by the served model, (n, embed_dim)."""
+    """The texts' features by the served model, (n, embed_dim); an empty text is refused."""
+    _refuse_one(texts)
     return _ask_all(client, model, "TEXT", [text.encode() for text in texts], ["text_features"])[0]
 
 
@@ -31,12 +32,18 @@ def encode_images(client: "InferenceServerClient", images: Sequence[bytes], mode
 
 def search(client: "InferenceServerClient", texts: Sequence[str], model: str = "clip_search") -> list[Found]:
     """The pictures that the served index finds for each text."""
+    _refuse_one(texts)
     outputs = ["ids", "scores", "release"]
     ids, scores, releases = _ask_all(client, model, "TEXT", [text.encode() for text in texts], outputs)
     return [
         Found([image_id.decode() for image_id in row], row_scores, release.decode())
         for row, row_scores, (release,) in zip(ids, scores, releases, strict=True)
     ]
+
+
+def _refuse_one(texts: Sequence[str]) -> None:
+    if isinstance(texts, str):  # a text is a sequence, too: of its characters
+        raise TypeError(f"a list of texts is wanted, not one text: [{texts[:40]!r}]")
 
 
 def release_behind(client: "InferenceServerClient", model: str, name: str, item: bytes) -> str:

@@ -140,7 +140,8 @@ def ablation(run: Run) -> str:
     if run.ablation is None:
         return ""
     return (
-        "<h2>Are two stages worth it?</h2>"
+        "<h2>Are two stages worth it?</h2><p>As <code>make ablation</code> found when it last ran, which need not have "
+        "been on this data or with this model; in a fresh clone it was the built-in pipeline.</p>"
         f'<p>{escape(run.ablation["claim"])}</p><div class="cards">{ablation_cards(run.ablation)}</div>'
     )
 

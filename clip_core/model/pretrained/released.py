@@ -32,6 +32,7 @@ from clip_core.model.weights import without_weights
 from clip_core.text import parse_tokenizer, tokenizer_of_vocabulary
 
 CONTEXT_LENGTH = 52  # of the released weights' training; any other up to the number of positions works
+LEAST_LENGTH = 3  # a text of one token
 OWN = "clip_core"  # in the preprocessor_config.json of our own exports: the rest of the preprocessing
 PROCESSOR = {  # what a preprocessor_config.json may say, and what is done here
     "do_resize": True,
@@ -170,6 +171,8 @@ def _architecture(
     shape: Shape, image_size: int, vocab_size: int, context_length: int, preprocessing: Preprocessing
 ) -> Architecture:
     limit = shape.text_tower.options["max_position_embeddings"]
+    if context_length < LEAST_LENGTH:
+        raise ValueError(f"context_length {context_length}: [CLS], a token and [SEP] need {LEAST_LENGTH}")
     if isinstance(limit, int) and context_length > limit:
         raise ValueError(f"context_length {context_length} is more than the text tower's {limit} positions")
     return Architecture(

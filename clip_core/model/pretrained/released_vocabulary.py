@@ -40,7 +40,8 @@ def find_vocabulary(source: Path, given: Path | None, vocab_size: int) -> Path:
     if vocab_size == VOCABULARY and not is_released(found):
         raise ValueError(
             f"{found}: not the vocabulary that the weights were trained with: sha256 "
-            f"{hashlib.sha256(found.read_bytes()).hexdigest()}, wanted {VOCABULARY_SHA256}: use --vocab FILE"
+            f"{hashlib.sha256(found.read_bytes()).hexdigest()}, wanted {VOCABULARY_SHA256}; "
+            "give Chinese-CLIP's own vocab.txt with --vocab FILE"
         )
     return found
 
