@@ -2,6 +2,7 @@
 
 import io
 import sys
+from collections.abc import Callable
 from contextlib import closing, redirect_stdout
 from pathlib import Path
 from types import ModuleType
@@ -105,3 +106,9 @@ def test_only_pictures_that_the_served_model_takes_can_be_found(monkeypatch: pyt
 
     assert gallery.MAX_BYTES == triton_models.MAX_IMAGE_BYTES
     assert gallery.MAX_PIXELS == triton_models.MAX_IMAGE_PIXELS
+
+
+@pytest.mark.parametrize("ask", [encode_texts, search])
+def test_one_text_is_refused_where_a_list_is_wanted(ask: Callable) -> None:
+    with pytest.raises(TypeError, match=r"a list of texts is wanted, not one text: .'一只猫'"):
+        ask(None, "一只猫")  # before any server is asked
