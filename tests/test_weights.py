@@ -21,11 +21,14 @@ from tests.tiny import MADE, tiny_clip
 
 TOKENIZER = build_tokenizer(["一只猫"])
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of batch normalisation
-# Prints the memory at the height of loading the weights folder, and of saving them beside it.
+# Prints the memory at the height of what is done with the weights folder.
 MEMORY = """
 import re, sys
 from pathlib import Path
+import clip_core
+from clip_core.model.contract import read_contract
 from clip_core.model.weights import load_weights, save_weights
+from clip_core.serve.export import write_onnx
 from clip_core.text import build_tokenizer
 from tests.tiny import MADE, tiny_clip
 
@@ -38,12 +41,20 @@ def height(work):
     result = work()
     return memory("VmHWM") - before, result
 
-tokenizer = build_tokenizer(["ok"])
-tiny_clip(tokenizer)  # imports everything
-folder = Path(sys.argv[1])
+def export(folder, out):
+    out.mkdir()
+    write_onnx(load_weights(folder), read_contract(folder), 20, out)
+
+folder, tokenizer = Path(sys.argv[1]), build_tokenizer(["ok"])
+small = folder.with_name("small")
+save_weights(tiny_clip(tokenizer), tokenizer, small, MADE)
+export(small, folder.with_name("small-onnx"))  # imports everything
+exporting, _ = height(lambda: export(folder, folder.with_name("onnx")))
 loading, model = height(lambda: load_weights(folder))
 saving, _ = height(lambda: save_weights(model, tokenizer, folder.with_name("again"), MADE))
-print(loading, saving)
+del model
+predicting, _ = height(lambda: clip_core.load(folder, device="cpu"))
+print(loading, saving, predicting, exporting)
 """
 
 
@@ -130,7 +141,7 @@ def test_constants_that_are_no_weights_are_right_in_any_tower(tower: str, option
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is measured as Linux counts it")
-def test_loading_and_saving_take_the_memory_of_one_copy(tmp_path: Path) -> None:
+def test_loading_saving_and_exporting_take_the_memory_of_one_copy(tmp_path: Path) -> None:
     tiny = tiny_clip(TOKENIZER).architecture
     options = tiny.text_tower.options | {"hidden_size": 1024, "num_hidden_layers": 4, "intermediate_size": 4096}
     text_tower = tiny.text_tower.model_copy(update={"options": options})
@@ -143,10 +154,12 @@ def test_loading_and_saving_take_the_memory_of_one_copy(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", MEMORY, str(folder)], capture_output=True, text=True, cwd=ROOT)
 
     assert done.returncode == 0, done.stderr
-    loading, saving = map(int, done.stdout.split()[-2:])
+    loading, saving, predicting, exporting = map(int, done.stdout.split()[-4:])
     assert size > 150 * 2**20
     assert 0.9 * size < loading < 1.3 * size, f"loading {size >> 20} MiB took {loading >> 20} MiB"
     assert saving < 0.3 * size, f"saving {size >> 20} MiB took {saving >> 20} MiB more"
+    assert predicting < 1.3 * size, f"a predictor of {size >> 20} MiB took {predicting >> 20} MiB"
+    assert exporting < 1.3 * size, f"exporting {size >> 20} MiB took {exporting >> 20} MiB"
 
 
 def test_the_release_names_what_the_model_computes(folder: Path, tmp_path: Path) -> None:

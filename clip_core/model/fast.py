@@ -5,27 +5,26 @@ from timm.layers import Attention, Mlp
 from timm.layers.activations import QuickGELU
 from torch import Tensor, nn
 
-from clip_core.memory import keep_freed_memory
 from clip_core.model.clip import CLIP
+from clip_core.model.fast_vit import FastBlock, Patches, rewrite_vit
 from clip_core.model.first_token import FirstOfBertLayer, FirstOfBlock, keep_first_tokens
 
 LEAST_WEIGHTS = 2**18  # of a layer worth packing
 
 
-class PackedLinear(nn.Module):
+class PackedLinear:
     """A linear layer by oneDNN, its weights laid out for the CPU's vector units once instead of in each call.
 
     In fp32 torch's own way is MKL, which on AMD reaches 40 % of this. `activation` is oneDNN's, done on the way out.
     """
 
     def __init__(self, linear: nn.Linear, activation: str = "none") -> None:
-        super().__init__()
         self.dtype, self.bias, self.activation = linear.weight.dtype, linear.bias, activation
         self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), None)
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def __call__(self, inputs: Tensor) -> Tensor:
         inputs = inputs.to(self.dtype)
-        return torch.ops.mkldnn._linear_pointwise(inputs, self.packed, self.bias, self.activation, [], "")
+        return torch.ops.mkldnn._linear_pointwise.default(inputs, self.packed, self.bias, self.activation, [], "")
 
 
 def make_fast(model: CLIP, device: torch.device, dtype: torch.dtype) -> bool:
@@ -36,22 +35,21 @@ def make_fast(model: CLIP, device: torch.device, dtype: torch.dtype) -> bool:
     """
     model.requires_grad_(False)
     keep_first_tokens(model)
-    packed = _layers_to_pack(model) if device.type == "cpu" and torch.backends.mkldnn.is_available() else []
+    packs = device.type == "cpu" and torch.backends.mkldnn.is_available()
+    if packs and dtype == torch.bfloat16:
+        rewrite_vit(model.image_tower)
+    packed = _layers_to_pack(model) if packs else []
     swish = {(parent, name) for parent, name in packed if name == "fc1" and _turn_to_swish(parent)}
     if dtype != torch.float32:
         for layer in model.modules():
             if isinstance(layer, nn.Linear | nn.Conv2d):
                 layer.to(dtype)
     for parent, name in packed:  # one after another: memory never holds all weights twice
-        setattr(parent, name, PackedLinear(getattr(parent, name), "swish" if (parent, name) in swish else "none"))
-    if packed and dtype == torch.bfloat16:
-        for attention in model.modules():
-            if isinstance(attention, Attention):
-                # torch's fused kernel takes twice the time of two products and a softmax
-                attention.fused_attn = False  # ty: ignore[invalid-assignment]  (final for TorchScript)
+        layer = getattr(parent, name)
+        delattr(parent, name)
+        setattr(parent, name, PackedLinear(layer, "swish" if (parent, name) in swish else "none"))
+        del layer
     model.to(device)
-    if packed:
-        keep_freed_memory()
     return bool(packed)
 
 
@@ -61,7 +59,7 @@ def _layers_to_pack(model: nn.Module) -> list[tuple[nn.Module, str]]:
 
     bert = (BertSelfAttention, BertSelfOutput, BertIntermediate, BertOutput)
     # Their forward calls the layers and does nothing else with them; others read `layer.weight`.
-    known = (Attention, Mlp, FirstOfBlock, *bert, FirstOfBertLayer)
+    known = (Attention, Mlp, Patches, FastBlock, FirstOfBlock, *bert, FirstOfBertLayer)
     return [
         (parent, name)
         for parent in model.modules()

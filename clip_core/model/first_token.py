@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from clip_core.model.clip import CLIP
+from clip_core.model.fast_vit import is_plain, linear_of
 
 
 def keep_first_tokens(clip: CLIP) -> None:
@@ -17,22 +18,16 @@ def keep_first_tokens(clip: CLIP) -> None:
 
     Afterwards it can neither be trained nor saved.
     """
-    from timm.layers import Attention
     from timm.models.vision_transformer import Block, VisionTransformer
 
     image_tower: Any = clip.image_tower
     if type(image_tower) is VisionTransformer and image_tower.global_pool == "token" and image_tower.blocks:
         block = image_tower.blocks[-1]
-        if type(block) is Block and type(block.attn) is Attention and _is_plain(block.attn):
+        if type(block) is Block and is_plain(block.attn):
             image_tower.blocks[-1] = FirstOfBlock(block)
     if clip.architecture.text_tower.name == "bert":
         layers: Any = clip.text_tower.encoder.encoder.layer
         layers[-1] = FirstOfBertLayer(layers[-1])
-
-
-def _is_plain(attention: Any) -> bool:
-    normed = (attention.q_norm, attention.k_norm, attention.norm)
-    return attention.gate is None and all(isinstance(norm, nn.Identity) for norm in normed)
 
 
 class FirstOfBlock(nn.Module):
@@ -76,11 +71,7 @@ class FirstOfBertLayer(nn.Module):
 
 def _part(linear: nn.Linear, start: int, stop: int) -> nn.Linear:
     """The layer's outputs from `start` to `stop`, as a layer on the same memory."""
-    part = nn.Linear(linear.in_features, stop - start, bias=linear.bias is not None, device="meta")
-    part.weight = nn.Parameter(linear.weight[start:stop], requires_grad=False)
-    if linear.bias is not None:
-        part.bias = nn.Parameter(linear.bias[start:stop], requires_grad=False)
-    return part
+    return linear_of(linear.weight[start:stop], None if linear.bias is None else linear.bias[start:stop])
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, num_heads: int, mask: Tensor | None = None) -> Tensor:

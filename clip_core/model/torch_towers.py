@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clip_core.memory import keep_freed_memory, return_freed_memory
 from clip_core.model.clip import CLIP
 from clip_core.model.fast import make_fast
 from clip_core.model.precision import pick_device, pick_precision
@@ -61,11 +62,15 @@ class FastTorchTowers(TorchTowers):
     def __init__(self, model: CLIP, device: torch.device, precision: Literal["fp32", "bf16"]) -> None:
         is_packed = make_fast(model, device, torch.bfloat16 if precision == "bf16" else torch.float32)
         if is_packed:
-            self.texts_at_once, self.images_at_once = 64, 4
+            self.texts_at_once, self.images_at_once = 64, 16
         super().__init__(model, precision)
 
 
 def load_towers(folder: Path, device: str, precision: str) -> FastTorchTowers:
     """The towers of the weights folder, for inference."""
     place = pick_device(device)
-    return FastTorchTowers(load_weights(folder), place, pick_precision(precision, place))
+    number = pick_precision(precision, place)
+    return_freed_memory()  # the layers are rewritten one after another
+    towers = FastTorchTowers(load_weights(folder), place, number)
+    keep_freed_memory()
+    return towers

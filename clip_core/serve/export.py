@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 MAX_BATCH = 256
 OPSET = 20  # of an export outside the pipeline, whose own is in params.yaml
 MAX_DIFFERENCE = 1e-4
-MAX_BYTES = 1_500_000_000  # of weights within a file: protobuf ends at 2 GB
+MAX_BYTES = 64 * 2**20  # of weights within a file: protobuf takes their memory five times, and ends at 2 GB
 EXPORTED = {  # what an export may hold
     *(f"{tower}.onnx{data}" for tower in ("text", "image") for data in ("", ".data")),
     MODEL_FILE,
@@ -143,7 +143,7 @@ def _write_facts(model: Path, contract: Contract, folder: Path) -> None:
 def write_onnx(clip: CLIP, contract: Contract, opset: int, folder: Path) -> None:
     """Writes `text.onnx` and `image.onnx` with dynamic batch and length; features are normalised inside.
 
-    Weights that are too many for one file lie beside it in `image.onnx.data`. The model is rewritten: it has served.
+    Weights that are too many for one file lie beside it, as `image.onnx.data`. The model is rewritten: it has served.
     """
     keep_first_tokens(clip)
     batch, length = (
