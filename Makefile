@@ -53,6 +53,7 @@ ablation: setup ## the paper's ablation, three seeds (up to an hour); writes rep
 	@test ! -f reports/report.html || dvc repro --force --single-item report # an optional file is no dep for DVC
 
 recipe: setup ## merge recipes/NAME.yaml into params.yaml: make recipe NAME=smoke (several: NAME="muge finetune-vit-b-16")
+	@test -n "$(NAME)" || { echo 'error: which recipe? make recipe NAME="table finetune-vit-b-16"; recipes/README.md lists them' >&2; exit 2; }
 	@python -m clip_core.recipe $(NAME:%=recipes/%.yaml)
 
 doctor: ## look at this machine: what is missing, and the remedy

@@ -86,6 +86,8 @@ class Predictor:
 
     def encode_images(self, images: Sequence[bytes | Image.Image]) -> np.ndarray:
         """The pictures (encoded bytes or PIL images) as float32 (n, width), L2-normalised."""
+        if isinstance(images, bytes | Image.Image):
+            raise TypeError("a list of pictures is wanted, not one: [picture]")
         features = self._empty(len(images))
         with ThreadPoolExecutor(min(os.cpu_count() or 1, MAX_DECODERS)) as pool:  # Pillow works without Python's lock
             for some in _slices(np.arange(len(images)), DECODED_AT_ONCE):

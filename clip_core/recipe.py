@@ -3,6 +3,7 @@
 import argparse
 import copy
 import io
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from clip_core.params_file import check_params, read_yaml
 
 CHOOSES = ("source", "from", "name")  # keys whose value decides which other keys a section has
 BESIDE = "with "  # starts the name of a section that holds only beside another recipe
+BEHIND = "behind"  # the start of a recipe's name, without which this one means nothing
 
 
 def merged(tree: dict, overlay: dict) -> dict:
@@ -31,10 +33,19 @@ def _becomes_another(old: dict, value: dict) -> bool:
 
 
 def overlays(recipes: Sequence[Path]) -> Iterator[tuple[Path, dict]]:
-    """What each recipe changes, with its sections `with NAME` for those recipes that are named beside it."""
+    """What each recipe changes, with its sections `with NAME` for those recipes that are named beside it.
+
+    Raises ValueError for one that stands behind others, where none of these is named.
+    """
     names = {recipe.stem for recipe in recipes}
     for recipe in recipes:
         overlay = read_yaml(recipe)
+        before = overlay.pop(BEHIND, "")
+        if not any(name.startswith(before) for name in names):
+            raise ValueError(
+                f"{recipe}: changes a recipe {before}..., and none is named; name one before it, and the data first: "
+                f'make recipe NAME="table {before}vit-b-16 {recipe.stem}"'
+            )
         beside = {key: overlay.pop(key) for key in list(overlay) if key.startswith(BESIDE)}
         for key, section in beside.items():
             name = key.removeprefix(BESIDE)
@@ -63,17 +74,33 @@ def apply_recipe(recipe: Path, params_file: Path) -> None:
     apply_recipes([recipe], params_file)
 
 
+def _is_changed(params_file: Path) -> bool:
+    """Whether it differs from what is committed; False where there is no git to ask."""
+    try:
+        command = ["git", "diff", "--quiet", "HEAD", "--", params_file.name]
+        return subprocess.run(command, cwd=params_file.absolute().parent, capture_output=True).returncode == 1
+    except OSError:
+        return False
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("recipes", type=Path, nargs="+", help="merged in this order")
     parser.add_argument("--params-file", type=Path, default=Path("params.yaml"))
     arguments = parser.parse_args()
+    params_file: Path = arguments.params_file
+    was_changed = _is_changed(params_file)
     try:
-        apply_recipes(arguments.recipes, arguments.params_file)
+        apply_recipes(arguments.recipes, params_file)
     except ValueError as error:
         sys.exit(f"error: {error}")
     followed = ", ".join(map(str, arguments.recipes))
-    print(f"{arguments.params_file} now follows {followed}; `git diff` shows what changed")
+    print(f"{params_file} now follows {followed}; `git diff` shows what changed")
+    if was_changed:
+        print(
+            f"note: {params_file} had been changed before, and keeps what these recipes do not name. To begin from the "
+            f"committed one: git checkout {params_file}, and this command again"
+        )
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def test_the_client_says_why_a_text_is_refused(served: Path) -> None:
 
 
 def test_without_a_server_the_client_says_how_to_start_one(tmp_path: Path) -> None:
-    assert "no server runs in this project; start one in another terminal: make serve" in ask(tmp_path, "猫").stderr
+    assert "no server runs in this project; start one in another terminal: `make serve`" in ask(tmp_path, "猫").stderr
     result = ask(tmp_path, "猫", "--url", "http://127.0.0.1:9")
     assert result.returncode == 1
     assert "no server answers at http://127.0.0.1:9" in result.stderr
@@ -145,7 +145,7 @@ def test_a_port_in_use_is_named_with_the_remedy(release: Release, tmp_path: Path
 def test_without_a_repository_the_gateway_says_what_makes_one(tmp_path: Path) -> None:
     result = run(tmp_path, "clip_core.serve.gateway")
     assert result.returncode == 1
-    assert "serving/repository: no model repository yet; `make run` makes it" in result.stderr
+    assert "serving/repository: no model repository yet; `make run` makes that of the pipeline" in result.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)

@@ -23,7 +23,7 @@ def has_concepts(metrics: Mapping) -> bool:
 
 
 def headline(benchmarks: Mapping[str, Mapping], confidence: float) -> dict:
-    """The headline metrics of each benchmark's metrics.json, without those of earlier models, to four digits."""
+    """The headline metrics of each benchmark's metrics.json, without those of earlier models, to six digits."""
     groups = {
         name: {group: _kept(entries) for group, entries in metrics.items() if group != "others"}
         for name, metrics in benchmarks.items()
@@ -36,4 +36,4 @@ def _kept(entries: Mapping) -> dict:
 
 
 def _rounded(entry: Mapping[str, float] | int) -> dict[str, float] | int:
-    return {key: round(value, 4) for key, value in entry.items()} if isinstance(entry, Mapping) else entry
+    return {key: round(value, 6) for key, value in entry.items()} if isinstance(entry, Mapping) else entry

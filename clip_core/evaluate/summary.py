@@ -20,15 +20,16 @@ WITHOUT_CONCEPTS = {"all": "all test pairs"}
 def headline_table(metrics: Mapping) -> str:
     """The recalls of Chinese text -> picture in `metrics`, which is `reports/metrics.json`."""
     test = metrics["test"]
+    labels = GROUPS if has_concepts(test) else WITHOUT_CONCEPTS
+    cells = {group: [percent(test[group][name]) for name in COLUMNS] for group in labels if group in test}
+    width = 2 + max(len(cell) for row in cells.values() for cell in row)
     lines = [
         f"Chinese text -> picture on the test pictures, in % [{100 * metrics['confidence']:g} % interval] (chance)",
-        f"  {'':<34}" + "".join(f"{label:<24}" for label in COLUMNS.values()),
+        f"  {'':<34}" + "".join(f"{label:<{width}}" for label in COLUMNS.values()),
     ]
-    for group, label in (GROUPS if has_concepts(test) else WITHOUT_CONCEPTS).items():
-        if group in test:
-            sizes = f"{test[group]['num_queries']} of {test[group]['num_candidates']}"
-            cells = "".join(f"{percent(test[group][name]):<24}" for name in COLUMNS)
-            lines.append(f"  {label:<21}{sizes:<13}{cells}")
+    for group, row in cells.items():
+        sizes = f"{test[group]['num_queries']} of {test[group]['num_candidates']}"
+        lines.append(f"  {labels[group]:<21}{sizes:<13}" + "".join(f"{cell:<{width}}" for cell in row))
     if "zero_shot" in test:
         zero_shot = test["zero_shot"]
         classes = f"zero-shot, {zero_shot['num_candidates']} classes"

@@ -98,6 +98,11 @@ def read_contract(folder: Path) -> Contract:
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
+        if folder.is_file():
+            raise ValueError(
+                f"{folder}: not a weights folder, but a file; a checkpoint of another project becomes one with "
+                f"`python -m clip_core.model.pretrained import {folder} WEIGHTS_FOLDER`"
+            ) from None
         whole = f"{MODEL_FILE}, {WEIGHTS_FILE} and {TOKENIZER_FILE}"
         raise ValueError(
             f"{folder}: not a weights folder: it has no {MODEL_FILE} (a weights folder holds {whole})"

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from clip_core.model.clip import CLIP
 from clip_core.model.fast_vit import FastBlock, Patches, rewrite_vit
-from clip_core.model.first_token import FirstOfBertLayer, FirstOfBlock, keep_first_tokens
+from clip_core.model.first_token import FirstOfBlock, keep_first_tokens
 
 LEAST_WEIGHTS = 2**18  # of a layer worth packing
 
@@ -59,7 +59,7 @@ def _layers_to_pack(model: nn.Module) -> list[tuple[nn.Module, str]]:
 
     bert = (BertSelfAttention, BertSelfOutput, BertIntermediate, BertOutput)
     # Their forward calls the layers and does nothing else with them; others read `layer.weight`.
-    known = (Attention, Mlp, Patches, FastBlock, FirstOfBlock, *bert, FirstOfBertLayer)
+    known = (Attention, Mlp, Patches, FastBlock, FirstOfBlock, *bert)
     return [
         (parent, name)
         for parent in model.modules()

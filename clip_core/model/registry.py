@@ -74,6 +74,11 @@ def shape_of(model: NamedModel | CustomModel) -> Shape:
 
 
 if __name__ == "__main__":
+    import argparse
+
+    argparse.ArgumentParser(
+        prog="python -m clip_core.model.registry", description="Prints what each model is made of and what it costs."
+    ).parse_args()
     from clip_core.model.costs import main
 
     main()

@@ -10,6 +10,7 @@ from urllib.request import ProxyHandler, build_opener
 
 STATE = Path(".work/serve.json")  # written by a running `make serve`
 TIMEOUT = 30  # seconds
+START = "start one in another terminal: `make serve`, or what `python -m clip_core.serve.gallery` said at its end"
 
 
 def ask(url: str, text: str, top: int) -> dict:
@@ -21,7 +22,7 @@ def ask(url: str, text: str, top: int) -> dict:
     except HTTPError as error:
         raise ValueError(_reason(error)) from None
     except (URLError, TimeoutError) as error:
-        raise ValueError(f"no server answers at {url} ({error}); start one in another terminal: make serve") from None
+        raise ValueError(f"no server answers at {url} ({error}); {START}") from None
 
 
 def read_state() -> dict[str, str]:
@@ -29,7 +30,7 @@ def read_state() -> dict[str, str]:
     try:
         return json.loads(STATE.read_text())
     except FileNotFoundError:
-        raise ValueError("no server runs in this project; start one in another terminal: make serve") from None
+        raise ValueError(f"no server runs in this project; {START}") from None
 
 
 def _reason(error: HTTPError) -> str:
@@ -52,7 +53,7 @@ def main() -> None:
     for hit in answer["hits"]:
         print(f"{hit['score']:.4f}  {hit['image_id']}  {hit['name']}")
     if len(answer["hits"]) < arguments.top:
-        limit = "index.top_k in params.yaml, or its whole gallery"
+        limit = "index.top_k in params.yaml (--top-k of a gallery), or all there are"
         print(f"the release finds {len(answer['hits'])} pictures a text: {limit}", file=sys.stderr)
 
 

@@ -8,6 +8,7 @@ import argparse
 import sys
 from hashlib import sha256
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from clip_core.config import Deploy
 from clip_core.data.store import Store, StoreWriter, open_store
@@ -47,11 +48,13 @@ def make_gallery(weights: Path, pictures: Path, out: Path, k: int = TOP_K) -> di
         from clip_core.serve.index import build_index
         from clip_core.serve.model_repository import assemble
 
-        print("exporting the towers", flush=True)
-        export_alone(weights, aside / "onnx")
-        build_index(aside / "onnx", store, golden.texts, k, 1.0, aside / "index")
-        (aside / "repository").mkdir()
-        assemble(aside / "onnx", aside / "index", golden, k, aside / "repository")
+        with TemporaryDirectory(dir=aside) as parts:
+            onnx, index = Path(parts, "onnx"), Path(parts, "index")
+            print("exporting the towers", flush=True)
+            export_alone(weights, onnx)
+            build_index(onnx, store, golden.texts, k, 1.0, index)
+            (aside / "repository").mkdir()
+            assemble(onnx, index, golden, k, aside / "repository")
         return _prove(aside)
 
 
@@ -125,7 +128,6 @@ def _golden(weights: Path, store: Store, k: int) -> Golden:
 def _prove(folder: Path) -> dict[str, float]:
     """Asks a real Triton that serves a copy of the repository in `folder` the golden queries."""
     from contextlib import closing
-    from tempfile import TemporaryDirectory
 
     from clip_core.serve.release import new_live_repository, probe_public
 

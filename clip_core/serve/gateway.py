@@ -35,7 +35,10 @@ def serve(repository: Path, images: Path, port: int, opens_browser: bool) -> Non
     from clip_core.data.store import open_store
 
     if not repository.is_dir():
-        raise ValueError(f"{repository}: no model repository yet; `make run` makes it")
+        raise ValueError(
+            f"{repository}: no model repository yet; `make run` makes that of the pipeline, and "
+            "`python -m clip_core.serve.gallery` one of any weights folder"
+        )
     store = open_store(images)
     live = repository.parent / "live" / "serve"
     with _only_one(), _listen(port) as listener:

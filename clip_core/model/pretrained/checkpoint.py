@@ -21,7 +21,6 @@ CONFIGS = ("config.json", "open_clip_config.json")
 BROKEN = (
     RuntimeError,
     EOFError,
-    OSError,
     ValueError,
     LookupError,
     AttributeError,
@@ -29,6 +28,7 @@ BROKEN = (
     struct.error,
     zipfile.BadZipFile,
 )
+BROKEN_FILE = "not a checkpoint of torch, or not a whole one; download or copy it again"
 CONTAINERS = ("state_dict", "model")  # beside them: epoch, optimizer, ...
 
 
@@ -129,17 +129,17 @@ def _read_pickle(path: Path) -> Any:
                 f"{path}: holds more than tensors and plain values ({refused[1] or refused[0]}), and loading it would "
                 "run code. Where you trust it, save its tensors alone: torch.save(model.state_dict(), 'tensors.pt')"
             ) from None
-        raise ValueError(f"{path}: not a checkpoint of torch, or not a whole one") from None
-    except BROKEN as error:
-        raise ValueError(f"{path}: not a checkpoint of torch, or not a whole one: {error!r:.200}") from None
+        raise ValueError(f"{path}: {BROKEN_FILE}") from None
+    except BROKEN:
+        raise ValueError(f"{path}: {BROKEN_FILE}") from None
 
 
 def _names_in_archive(path: Path) -> list[str]:
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.namelist()
-    except BROKEN as error:
-        raise ValueError(f"{path}: not a checkpoint of torch, or not a whole one: {error!r:.200}") from None
+    except BROKEN:
+        raise ValueError(f"{path}: {BROKEN_FILE}") from None
 
 
 def _unwrapped(path: Path, content: Any) -> dict[str, Tensor]:
