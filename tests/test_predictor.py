@@ -1,5 +1,6 @@
 """`clip_core.load`: what people type."""
 
+import io
 import shutil
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,9 @@ def test_a_wrong_item_is_named(predictor: Predictor) -> None:
         predictor.encode_images([good, b"broken"])
     with pytest.raises(TypeError, match=r"images\[2\]: .* not str"):
         predictor.encode_images([good, good, "cat.png"])  # ty: ignore[invalid-argument-type]
+    for one in (good, Image.open(io.BytesIO(good))):
+        with pytest.raises(TypeError, match="a list of pictures is wanted, not one"):
+            predictor.encode_images(one)  # ty: ignore[invalid-argument-type]
 
 
 def test_features_of_a_list_are_those_of_one_by_one(predictor: Predictor) -> None:

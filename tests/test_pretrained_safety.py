@@ -135,8 +135,19 @@ def test_a_tensor_with_and_without_the_prefix_of_training_is_refused(tmp_path: P
         read_checkpoint(tmp_path / "file.pt")
 
 
+@pytest.mark.parametrize("content", [b"", b"everything I know about cats\n", b"\x80\x02}q\x00", b"PK\x03\x04"])
+def test_what_is_no_checkpoint_is_refused_with_what_to_do(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "file.pt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"file\.pt: not a checkpoint of torch, or not a whole one; download or copy"):
+        read_checkpoint(tmp_path / "file.pt")
+
+
 def test_a_damaged_archive_is_refused_in_words(released: Path, tmp_path: Path) -> None:
     content = bytearray(released.read_bytes())
+    for end in (1000, len(content) // 2, len(content) - 100):
+        (tmp_path / "file.pt").write_bytes(content[:end])
+        with pytest.raises(ValueError, match="not a whole one; download or copy it again"):
+            read_checkpoint(tmp_path / "file.pt")
     at = content.rindex(b"PK\x01\x02")  # the last entry of the list at the archive's end
     content[at : at + 4] = b"damn"
     (tmp_path / "file.pt").write_bytes(content)

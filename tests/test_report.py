@@ -19,7 +19,7 @@ from clip_core.evaluate.report.page import page
 from clip_core.evaluate.report.queries import every_nth
 from clip_core.evaluate.report.read import read_run
 from clip_core.evaluate.report.sections import Run
-from clip_core.evaluate.summary import summary
+from clip_core.evaluate.summary import COLUMNS, headline_table, summary
 from tests.tiny_split import make_split
 
 PARAMS = Evaluate(num_bootstrap=100, confidence=0.95, prompt_templates=("{}",))
@@ -191,4 +191,7 @@ def test_the_summary_ends_with_the_two_commands_to_go_on_with(run: Run) -> None:
     lines = summary(headline({"test": run.metrics}, 0.95), Path("reports/report.html")).splitlines()
     assert "95 % interval" in lines[0]
     assert lines[-3].split()[-1] == "reports/report.html"
+    wide = {"value": 1.0, "low": 1.0, "high": 1.0, "chance": 1.0}
+    groups = {**dict.fromkeys(COLUMNS, wide), "num_queries": 1, "num_candidates": 1}
+    assert headline_table({"confidence": 0.95, "test": {"all": groups}}).count("100.0 [100.0-100.0] (100.0)  ") == 2
     assert "make serve" in lines[-2] and "python -m flows.pipeline" in lines[-1]

@@ -196,6 +196,8 @@ def changed(folder: Path, **fields: object) -> None:
 def test_a_folder_that_is_incomplete_is_refused_by_name(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"elsewhere: not a weights folder: it has no model\.json"):
         load_weights(folder.parent / "elsewhere")
+    with pytest.raises(ValueError, match=r"safetensors: not a weights folder, but a file; .*pretrained import"):
+        clip_core.load(folder / "model.safetensors")
     (folder / "tokenizer.json").unlink()
     with pytest.raises(ValueError, match=r"tokenizer\.json: no such file; it belongs to the weights beside it"):
         clip_core.load(folder)
