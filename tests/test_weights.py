@@ -48,13 +48,15 @@ def export(folder, out):
 folder, tokenizer = Path(sys.argv[1]), build_tokenizer(["ok"])
 small = folder.with_name("small")
 save_weights(tiny_clip(tokenizer), tokenizer, small, MADE)
+if sys.argv[2:]:  # in a process of its own: what was freed before would be taken again
+    clip_core.load(small, device="cpu")
+    print(height(lambda: clip_core.load(folder, device="cpu"))[0])
+    sys.exit()
 export(small, folder.with_name("small-onnx"))  # imports everything
 exporting, _ = height(lambda: export(folder, folder.with_name("onnx")))
 loading, model = height(lambda: load_weights(folder))
 saving, _ = height(lambda: save_weights(model, tokenizer, folder.with_name("again"), MADE))
-del model
-predicting, _ = height(lambda: clip_core.load(folder, device="cpu"))
-print(loading, saving, predicting, exporting)
+print(loading, saving, exporting)
 """
 
 
@@ -151,15 +153,19 @@ def test_loading_saving_and_exporting_take_the_memory_of_one_copy(tmp_path: Path
     save_weights(model, TOKENIZER, folder, MADE)
     size = (folder / "model.safetensors").stat().st_size
 
-    done = subprocess.run([sys.executable, "-c", MEMORY, str(folder)], capture_output=True, text=True, cwd=ROOT)
-
-    assert done.returncode == 0, done.stderr
-    loading, saving, predicting, exporting = map(int, done.stdout.split()[-4:])
+    loading, saving, exporting = heights(str(folder))[-3:]
+    (predicting,) = heights(str(folder), "predicting")
     assert size > 150 * 2**20
     assert 0.9 * size < loading < 1.3 * size, f"loading {size >> 20} MiB took {loading >> 20} MiB"
     assert saving < 0.3 * size, f"saving {size >> 20} MiB took {saving >> 20} MiB more"
-    assert predicting < 1.3 * size, f"a predictor of {size >> 20} MiB took {predicting >> 20} MiB"
+    assert predicting < 1.17 * size, f"a predictor of {size >> 20} MiB took {predicting >> 20} MiB"
     assert exporting < 1.3 * size, f"exporting {size >> 20} MiB took {exporting >> 20} MiB"
+
+
+def heights(*arguments: str) -> list[int]:
+    done = subprocess.run([sys.executable, "-c", MEMORY, *arguments], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return [int(word) for word in done.stdout.split() if word.isdecimal()]
 
 
 def test_the_release_names_what_the_model_computes(folder: Path, tmp_path: Path) -> None:
