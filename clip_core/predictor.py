@@ -104,10 +104,10 @@ class Predictor:
             raise type(error)(f"images[{i}]: {error}") from None
 
     def _cut(self, features: np.ndarray) -> np.ndarray:
-        if self.width == self.contract.embed_dim and self.precision == "fp32":
+        if self.width == self.contract.embed_dim:
             return features
         features = features[:, : self.width]
-        return features / np.linalg.norm(features, axis=1, keepdims=True)  # rounded to bf16, they are not of length 1
+        return features / np.linalg.norm(features, axis=1, keepdims=True)
 
     def _empty(self, num_rows: int) -> np.ndarray:
         return np.empty((num_rows, self.width), dtype=np.float32)

@@ -202,8 +202,12 @@ def changed(folder: Path, **fields: object) -> None:
 def test_a_folder_that_is_incomplete_is_refused_by_name(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"elsewhere: not a weights folder: it has no model\.json"):
         load_weights(folder.parent / "elsewhere")
-    with pytest.raises(ValueError, match=r"safetensors: not a weights folder, but a file; .*pretrained import"):
+    with pytest.raises(ValueError, match=f"safetensors: a file in a weights folder; name the folder, {folder}$"):
         clip_core.load(folder / "model.safetensors")
+    other = folder.with_name("released.pt")
+    other.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"released.pt: not a weights folder, but a file; .*pretrained import"):
+        clip_core.load(other)
     (folder / "tokenizer.json").unlink()
     with pytest.raises(ValueError, match=r"tokenizer\.json: no such file; it belongs to the weights beside it"):
         clip_core.load(folder)

@@ -98,6 +98,8 @@ def read_contract(folder: Path) -> Contract:
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
+        if folder.is_file() and (folder.parent / MODEL_FILE).is_file():
+            raise ValueError(f"{folder}: a file in a weights folder; name the folder, {folder.parent}") from None
         if folder.is_file():
             raise ValueError(
                 f"{folder}: not a weights folder, but a file; a checkpoint of another project becomes one with "

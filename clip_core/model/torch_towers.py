@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Literal
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clip_core.memory import keep_freed_memory, return_freed_memory
+from clip_core.memory import freed_memory_returned
 from clip_core.model.clip import CLIP
 from clip_core.model.fast import make_fast
 from clip_core.model.precision import pick_device, pick_precision
@@ -48,11 +48,10 @@ class TorchTowers:
 
     @contextmanager
     def _numbers(self) -> Generator[None]:
+        is_bf16, on_gpu = self.precision == "bf16", self._device.type == "cuda"
         # Unless told otherwise, GPUs multiply fp32 in convolutions with 10 bits (TF32), which is not fp32.
-        with (
-            torch.autocast(self._device.type, torch.bfloat16, enabled=self.precision == "bf16"),
-            torch.backends.cudnn.flags(enabled=True, allow_tf32=self.precision == "bf16"),
-        ):
+        flags = torch.backends.cudnn.flags(enabled=True, allow_tf32=is_bf16) if on_gpu else nullcontext()
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=is_bf16), flags:
             yield
 
 
@@ -70,7 +69,5 @@ def load_towers(folder: Path, device: str, precision: str) -> FastTorchTowers:
     """The towers of the weights folder, for inference."""
     place = pick_device(device)
     number = pick_precision(precision, place)
-    return_freed_memory()  # the layers are rewritten one after another
-    towers = FastTorchTowers(load_weights(folder), place, number)
-    keep_freed_memory()
-    return towers
+    with freed_memory_returned():
+        return FastTorchTowers(load_weights(folder), place, number)
