@@ -65,19 +65,20 @@ def _layers_to_pack(model: nn.Module) -> list[tuple[nn.Module, str]]:
         for parent in model.modules()
         if isinstance(parent, known)
         for name, layer in parent.named_children()
-        if type(layer) is nn.Linear and layer.weight.numel() >= LEAST_WEIGHTS
+        if type(layer) is nn.Linear and (layer.weight.numel() >= LEAST_WEIGHTS or isinstance(parent, FastBlock))
     ]
 
 
-def _turn_to_swish(mlp: nn.Module) -> bool:
+def _turn_to_swish(parent: nn.Module) -> bool:
     """Writes QuickGELU, x sigmoid(1.702 x), as swish(1.702 x) / 1.702, which oneDNN knows, and says whether it did.
 
     The layers around it take the factors; the swish is left to the first one's kernel.
     """
-    if not (isinstance(mlp, Mlp) and isinstance(mlp.act, QuickGELU) and isinstance(mlp.norm, nn.Identity)):
+    plain = isinstance(parent, FastBlock) or (isinstance(parent, Mlp) and isinstance(parent.norm, nn.Identity))
+    if not (plain and isinstance(parent.act, QuickGELU)):
         return False
-    for tensor in mlp.fc1.parameters():
+    for tensor in parent.fc1.parameters():
         tensor.mul_(1.702)
-    mlp.fc2.weight.div_(1.702)
-    mlp.act = nn.Identity()
+    parent.fc2.weight.div_(1.702)
+    parent.act = nn.Identity()
     return True

@@ -1,5 +1,6 @@
 """timm's ViT in bf16 on the CPU: the same layers, with less work between them."""
 
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 
 def rewrite_vit(image_tower: nn.Module) -> None:
     """Rewrites the tower in place where it is timm's ViT; afterwards it can neither be trained nor saved."""
-    from timm.models.vision_transformer import Block, VisionTransformer
+    from timm.models.vision_transformer import VisionTransformer
 
     if type(image_tower) is not VisionTransformer:
         return
@@ -16,9 +17,20 @@ def rewrite_vit(image_tower: nn.Module) -> None:
     proj = patch_embed.proj
     if type(proj) is nn.Conv2d and proj.stride == proj.kernel_size and proj.padding == (0, 0):
         patch_embed.proj = Patches(proj)
-    for i, block in enumerate(image_tower.blocks):
-        if type(block) is Block and is_plain(block.attn):
-            image_tower.blocks[i] = FastBlock(block)
+    if plain := list(takewhile(_is_plain_block, image_tower.blocks)):
+        image_tower.blocks = nn.Sequential(FastBlocks(plain), *image_tower.blocks[len(plain) :])
+
+
+def _is_plain_block(block: Any) -> bool:
+    from timm.layers import Mlp
+    from timm.models.vision_transformer import Block
+
+    return (
+        type(block) is Block
+        and is_plain(block.attn)
+        and type(block.mlp) is Mlp
+        and isinstance(block.mlp.norm, nn.Identity)
+    )
 
 
 def is_plain(attention: nn.Module) -> bool:
@@ -53,33 +65,48 @@ class Patches(nn.Module):
         return self.linear(patches.permute(0, 2, 4, 1, 3, 5).flatten(3)).permute(0, 3, 1, 2)
 
 
-class FastBlock(nn.Module):
-    """A block of the ViT; in bf16 torch's fused attention takes twice the time of two products and a softmax.
+class FastBlocks(nn.Module):
+    """Blocks one after another, without autocast, which would look at the types in each operation."""
 
-    For one picture memory is what is slow: its sums take the place of the tokens, and oneDNN's softmax stays in bf16
-    where torch's would go through fp32 (of twice the size) and back.
+    def __init__(self, blocks: list[nn.Module]) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(map(FastBlock, blocks))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(batch, tokens, width) -> the same in fp32."""
+        tokens = tokens.float()
+        with torch.autocast(tokens.device.type, enabled=False):
+            for block in self.blocks:
+                tokens = block(tokens)
+        return tokens
+
+
+class FastBlock(nn.Module):
+    """A block of the ViT that spends less on memory: for one picture that is what is slow between the matrix products.
+
+    torch's fused attention takes twice the time of these two products and a softmax in bf16.
     """
 
     def __init__(self, block: Any) -> None:
         super().__init__()
-        attention = block.attn
+        attention, mlp = block.attn, block.mlp
         self.num_heads: int = attention.num_heads
-        self.norm1, self.qkv, self.proj = block.norm1, attention.qkv, attention.proj
-        self.norm2, self.mlp = block.norm2, block.mlp
-        self.ls1, self.ls2 = block.ls1, block.ls2
+        self.norm1, self.qkv, self.proj, self.ls1 = block.norm1, attention.qkv, attention.proj, block.ls1
+        self.norm2, self.fc1, self.act, self.fc2, self.ls2 = block.norm2, mlp.fc1, mlp.act, mlp.fc2, block.ls2
         for tensor in self.qkv.parameters():  # the queries' part takes the scale of their products
             tensor[: attention.attn_dim].mul_(attention.scale)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(batch, tokens, width) -> the same, in the same memory."""
+        """(batch, tokens, width) in fp32 -> the same, in the same memory."""
         # one picture after another: the products of all heads stay in the cache
         attended = [self._attend(rows) for rows in self.qkv(self.norm1(tokens)).split(1)]
         tokens.add_(self.ls1(self.proj(torch.cat(attended) if len(attended) > 1 else attended[0])))
-        return tokens.add_(self.ls2(self.mlp(self.norm2(tokens))))
+        return tokens.add_(self.ls2(self.fc2(self.act(self.fc1(self.norm2(tokens))))))
 
     def _attend(self, rows: Tensor) -> Tensor:
         """(1, tokens, 3 x width) -> (1, tokens, width)."""
         heads = rows.view(rows.shape[1], 3, self.num_heads, -1).permute(1, 2, 0, 3).contiguous()
         query, key, value = heads.unbind()
-        shares = torch.bmm(query, key.mT).to_mkldnn().softmax(-1).to_dense()
+        products = torch.bmm(query, key.mT)
+        shares = torch.softmax(products, -1, out=products)
         return torch.bmm(shares, value).transpose(0, 1).reshape(1, rows.shape[1], -1)
