@@ -1,6 +1,7 @@
 """Weights folders: whole, self-describing, the same bytes for the same model."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -202,7 +203,7 @@ def changed(folder: Path, **fields: object) -> None:
 def test_a_folder_that_is_incomplete_is_refused_by_name(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"elsewhere: not a weights folder: it has no model\.json"):
         load_weights(folder.parent / "elsewhere")
-    with pytest.raises(ValueError, match=f"safetensors: a file in a weights folder; name the folder, {folder}$"):
+    with pytest.raises(ValueError, match=re.escape(f"a file in a weights folder; name the folder, {folder}")):
         clip_core.load(folder / "model.safetensors")
     other = folder.with_name("released.pt")
     other.write_bytes(b"")
