@@ -15,11 +15,15 @@ from benchmarks.noise import now, other_cores
 from benchmarks.report import GIB, machine, print_result, write_result
 
 # Each a program: it says when its imports are done, and leaves a model that is ready.
-OURS = "import clip_core.predictor, clip_core.model.torch_towers; imported(); clip_core.load({weights!r}, 'cpu', '%s')"
+OURS = (
+    "import clip_core.inference.predictor, clip_core.inference.torch_towers; imported(); "
+    "clip_core.load({weights!r}, 'cpu', '%s')"
+)
+ONNX = "import clip_core.inference.onnx_predictor; imported(); clip_core.load({weights!r}, runtime='onnx')"
 PROGRAMS = {
     "clip_core": OURS % "fp32",
     "clip_core bf16": OURS % "bf16",
-    "clip_core onnx": "import clip_core.serve.onnx_predictor; imported(); clip_core.load({weights!r}, runtime='onnx')",
+    "clip_core onnx": ONNX,
     "cn_clip": "import cn_clip.clip, benchmarks.models as b; imported(); b.model_at({folder!r}).load_in_cn_clip('cpu')",
     "transformers": "from transformers import ChineseCLIPModel as C; imported(); C.from_pretrained({transformers!r})",
 }

@@ -10,7 +10,7 @@ from PIL import Image
 
 from benchmarks.data import captions, photos
 from benchmarks.models import Model, model_at
-from clip_core.model.torch_towers import TorchTowers
+from clip_core.inference.torch_towers import TorchTowers
 
 Run = Callable[[], np.ndarray]
 TEXTS_AT_ONCE = 64  # the default of cn_clip's own extraction

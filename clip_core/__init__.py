@@ -3,8 +3,10 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from clip_core.errors import UserError
+
 if TYPE_CHECKING:
-    from clip_core.predictor import Predictor
+    from clip_core.inference.predictor import Predictor
 
 __all__ = ["load"]
 
@@ -24,11 +26,11 @@ def load(
     """
     # Imported on first use, so that light commands do not pay for torch.
     if runtime == "torch":
-        from clip_core.predictor import load as load_in_torch
+        from clip_core.inference.predictor import load as load_in_torch
 
         return load_in_torch(folder, device, precision, width)
     if runtime == "onnx":
-        from clip_core.serve.onnx_predictor import load as load_in_onnx
+        from clip_core.inference.onnx_predictor import load as load_in_onnx
 
         return load_in_onnx(folder, device, precision, width)
-    raise ValueError(f"runtime {runtime!r} is neither 'torch' nor 'onnx'")
+    raise UserError(f"runtime {runtime!r} is neither 'torch' nor 'onnx'")

@@ -11,6 +11,8 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
+from clip_core.errors import UserError
+
 
 def sha256_file(path: Path) -> str:
     """The sha256 of the file's bytes, in hex."""
@@ -112,5 +114,6 @@ def _named_when_full(path: Path) -> Generator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         free = shutil.disk_usage(path.parent).free // 2**20
-        message = f"the disk is full ({free} MiB free); make room and run again: what is finished is kept"
-        raise OSError(error.errno, message, str(path)) from None
+        raise UserError(
+            f"{path}: the disk is full ({free} MiB free); make room and run again: what is finished is kept"
+        ) from None

@@ -10,6 +10,8 @@ from typing import ClassVar, Literal
 import numpy as np
 from PIL import Image, ImageOps
 
+from clip_core.errors import UserError
+
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # where there are several frames, the first
 MAX_PIXELS = 64_000_000  # decoded, a picture of this size takes 192 MB
 WHITE = (255, 255, 255, 255)
@@ -34,7 +36,7 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         if not all(map(math.isfinite, (*self.mean, *self.std))) or min(self.std) <= 0:
-            raise ValueError(f"mean {self.mean} and std {self.std} must be finite, and std above 0")
+            raise UserError(f"mean {self.mean} and std {self.std} must be finite, and std above 0")
 
 
 AS_SEEN = Preprocessing()
@@ -47,7 +49,7 @@ def pixels_of(
 ) -> np.ndarray:
     """The picture as the image tower takes it: uint8 (3, image_size, image_size).
 
-    Raises ValueError for broken bytes, unknown formats and more than `max_pixels` pixels.
+    Raises UserError for broken bytes, unknown formats and more than `max_pixels` pixels.
     """
     image = data if isinstance(data, Image.Image) else _open(data, max_pixels)
     try:
@@ -57,21 +59,21 @@ def pixels_of(
         else:
             image = _to_rgb(_squash(image, image_size), preprocessing)
     except BROKEN as error:
-        raise ValueError(f"broken picture: {error}") from None
+        raise UserError(f"broken picture: {error}") from None
     return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
 
 def read_image(data: bytes | Image.Image, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The picture as a person sees it, as RGB and in its own size; raises ValueError like `pixels_of`."""
+    """The picture as a person sees it, as RGB and in its own size; raises UserError like `pixels_of`."""
     image = data if isinstance(data, Image.Image) else _open(data, max_pixels)
     try:
         return _to_rgb(_turn(image, AS_SEEN.orientation), AS_SEEN)
     except BROKEN as error:
-        raise ValueError(f"broken picture: {error}") from None
+        raise UserError(f"broken picture: {error}") from None
 
 
 def read_size(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """Width and height as stored, from the header alone; raises ValueError like `pixels_of`."""
+    """Width and height as stored, from the header alone; raises UserError like `pixels_of`."""
     return _open(data, max_pixels).size
 
 
@@ -81,15 +83,15 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.UnidentifiedImageError:
-        raise ValueError(f"not a picture in one of the formats {', '.join(FORMATS)}") from None
+        raise UserError(f"not a picture in one of the formats {', '.join(FORMATS)}") from None
     except Image.DecompressionBombError as error:
-        raise ValueError(f"too many pixels: {error}") from None
+        raise UserError(f"too many pixels: {error}") from None
     except BROKEN as error:
-        raise ValueError(f"broken picture: {error}") from None
+        raise UserError(f"broken picture: {error}") from None
     tile = [side for tag in TILE_SIDES if isinstance(side := getattr(image, "tag_v2", {}).get(tag), int)]
     for sides in (image.size, tile):
         if math.prod(sides) > max_pixels:
-            raise ValueError(f"too many pixels: {' x '.join(map(str, sides))} are more than the allowed {max_pixels:,}")
+            raise UserError(f"too many pixels: {' x '.join(map(str, sides))} are more than the allowed {max_pixels:,}")
     return image
 
 
@@ -134,7 +136,7 @@ def _grey32_to_rgb(image: Image.Image) -> Image.Image:
     """Whole numbers of 32 bits hold grey of 8 or of 16 bits, as the largest of them tells."""
     grey = np.asarray(image)
     if image.mode == "F" or grey.min() < 0 or grey.max() > 65535:
-        raise ValueError(
+        raise UserError(
             f"grey from {grey.min():g} to {grey.max():g} in mode {image.mode}: nothing tells which number is white; "
             "save it with 8 or 16 bits"
         )

@@ -10,12 +10,13 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from clip_core.config import Params, Section, resembling
+from clip_core.errors import UserError
 
 
 def load_params(path: Path) -> Params:
     """The checked parameters in the YAML file `path`.
 
-    Raises ValueError that names every wrong key at once, with its value and what is allowed.
+    Raises UserError that names every wrong key at once, with its value and what is allowed.
     """
     return check_params(read_yaml(path), path)
 
@@ -25,23 +26,23 @@ def read_yaml(path: Path) -> dict:
     try:
         tree = YAML().load(path)
     except FileNotFoundError:
-        raise ValueError(f"{path}: no such file. Run from the project's folder.") from None
+        raise UserError(f"{path}: no such file. Run from the project's folder.") from None
     except YAMLError as error:
-        raise ValueError(f"{path}: not valid YAML: {error}") from None
+        raise UserError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(tree, dict):
-        raise ValueError(f"{path}: must hold a mapping of sections, not {type(tree).__name__}")
+        raise UserError(f"{path}: must hold a mapping of sections, not {type(tree).__name__}")
     return tree
 
 
 def there(path: Path, key: str) -> Path:
-    """`path`, which `key` names; raises ValueError when nothing is there."""
+    """`path`, which `key` names; raises UserError when nothing is there."""
     if not path.exists():
-        raise ValueError(f"{key}: {path}: no such file or folder; put it there or name another")
+        raise UserError(f"{key}: {path}: no such file or folder; put it there or name another")
     return path
 
 
 def check_files(params: Params) -> None:
-    """Raises ValueError when a file that the params name for `data` or `init` is not there."""
+    """Raises UserError when a file that the params name for `data` or `init` is not there."""
     if params.data.source != "emoji":  # set-up fills that folder
         there(Path(params.data.path), "data.path")
     for key in ("image_tower", "bert_folder", "weights", "vocabulary"):
@@ -51,17 +52,17 @@ def check_files(params: Params) -> None:
 
 
 def check_params(tree: dict, path: Path) -> Params:
-    """`tree` (as read from `path`) as checked parameters; raises ValueError that lists all that is wrong."""
+    """`tree` (as read from `path`) as checked parameters; raises UserError that lists all that is wrong."""
     if foreign := list(not_in_json(tree)):
         lines = [
             f"  {key}: {type(value).__name__} {value} (put it in quotes if text is meant)" for key, value in foreign
         ]
-        raise ValueError(f"{path}: neither number nor text:\n" + "\n".join(lines))
+        raise UserError(f"{path}: neither number nor text:\n" + "\n".join(lines))
     try:
         return Params.model_validate_json(json.dumps(tree))
     except ValidationError as error:
         lines = [f"  {place(e)}: {e['msg']} (found {e['input']!r:.80}){hint(e)}" for e in error.errors()]
-        raise ValueError(f"{path}: {len(lines)} wrong:\n" + "\n".join(lines)) from None
+        raise UserError(f"{path}: {len(lines)} wrong:\n" + "\n".join(lines)) from None
 
 
 def not_in_json(node: object, place: str = "") -> Iterator[tuple[str, object]]:

@@ -4,12 +4,12 @@ import argparse
 import copy
 import io
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ruamel.yaml import YAML
 
+from clip_core.errors import UserError, told_to_the_user
 from clip_core.files import atomic_write
 from clip_core.params_file import check_params, read_yaml
 
@@ -35,14 +35,14 @@ def _becomes_another(old: dict, value: dict) -> bool:
 def overlays(recipes: Sequence[Path]) -> Iterator[tuple[Path, dict]]:
     """What each recipe changes, with its sections `with NAME` for those recipes that are named beside it.
 
-    Raises ValueError for one that stands behind others, where none of these is named.
+    Raises UserError for one that stands behind others, where none of these is named.
     """
     names = {recipe.stem for recipe in recipes}
     for recipe in recipes:
         overlay = read_yaml(recipe)
         before = overlay.pop(BEHIND, "")
         if not any(name.startswith(before) for name in names):
-            raise ValueError(
+            raise UserError(
                 f"{recipe}: changes a recipe {before}..., and none is named; name one before it, and the data first: "
                 f'make recipe NAME="table {before}vit-b-16 {recipe.stem}"'
             )
@@ -50,7 +50,7 @@ def overlays(recipes: Sequence[Path]) -> Iterator[tuple[Path, dict]]:
         for key, section in beside.items():
             name = key.removeprefix(BESIDE)
             if not recipe.with_name(f"{name}.yaml").exists():
-                raise ValueError(f"{recipe}: section {key!r}: there is no recipe {name}.yaml beside it")
+                raise UserError(f"{recipe}: section {key!r}: there is no recipe {name}.yaml beside it")
             if name in names:
                 overlay = merged(overlay, section)
         yield recipe, overlay
@@ -90,10 +90,8 @@ def main() -> None:
     arguments = parser.parse_args()
     params_file: Path = arguments.params_file
     was_changed = _is_changed(params_file)
-    try:
+    with told_to_the_user():
         apply_recipes(arguments.recipes, params_file)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
     followed = ", ".join(map(str, arguments.recipes))
     print(f"{params_file} now follows {followed}; `git diff` shows what changed")
     if was_changed:

@@ -10,6 +10,8 @@ import numpy as np
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers, processors
 
+from clip_core.errors import UserError
+
 PAD, UNKNOWN, CLS, SEP = "[PAD]", "[UNK]", "[CLS]", "[SEP]"
 MAX_WORDS = 30_000  # the rarest words of larger captions are spelt in characters
 AT_ONCE = 512  # texts: of more objects at a time, Python's garbage collector would search all memory for cycles
@@ -82,9 +84,9 @@ def load_tokenizer(path: Path, context_length: int) -> Tokenizer:
     try:
         return parse_tokenizer(path.read_text(encoding="utf-8"), context_length)
     except FileNotFoundError:
-        raise ValueError(f"{path}: no such file; it belongs to the weights beside it") from None
+        raise UserError(f"{path}: no such file; it belongs to the weights beside it") from None
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise UserError(f"{path}: {error}") from None
 
 
 def parse_tokenizer(tokenizer_json: str, context_length: int) -> Tokenizer:
@@ -92,7 +94,7 @@ def parse_tokenizer(tokenizer_json: str, context_length: int) -> Tokenizer:
     try:
         return Tokenizer(tokenizers.Tokenizer.from_str(tokenizer_json), context_length)
     except Exception as error:  # the library raises nothing narrower
-        raise ValueError(f"not a tokenizer.json: {error}") from None
+        raise UserError(f"not a tokenizer.json: {error}") from None
 
 
 def build_tokenizer(captions: Iterable[str]) -> str:
@@ -123,9 +125,9 @@ def tokenizer_of_vocabulary(path: Path) -> str:
     tokens = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
     missing = [token for token in (PAD, UNKNOWN, CLS, SEP) if token not in tokens]
     if missing or tokens[0] != PAD:
-        raise ValueError(f"{path}: not a BERT vocabulary: {PAD} must be its first line, and {missing} are missing")
+        raise UserError(f"{path}: not a BERT vocabulary: {PAD} must be its first line, and {missing} are missing")
     if len(set(tokens)) < len(tokens):  # then the number of a token is not that of its line
-        raise ValueError(f"{path}: not a BERT vocabulary: {Counter(tokens).most_common(1)[0][0]!r} occurs twice")
+        raise UserError(f"{path}: not a BERT vocabulary: {Counter(tokens).most_common(1)[0][0]!r} occurs twice")
     normalizer = normalizers.Sequence(
         [
             *_quotes(),

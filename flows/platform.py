@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 
+from clip_core.errors import UserError
 from clip_core.files import atomic_write
 from clip_core.guard import start, stop
 from flows.server import HOST, home, running_server, server, set_environment
@@ -23,13 +24,13 @@ def main(port: int = 4200) -> None:
         signal.signal(number, signal.default_int_handler)
     set_environment()
     if url := running_server():
-        raise ValueError(f"a Prefect server is already running: {url}. Use it, or stop it first.")
+        raise UserError(f"a Prefect server is already running: {url}. Use it, or stop it first.")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))
         except OSError:
-            raise ValueError(f"port {port} is in use. Free it, or choose another one: --port {port + 1}") from None
+            raise UserError(f"port {port} is in use. Free it, or choose another one: --port {port + 1}") from None
     try:
         serve(port)
     except KeyboardInterrupt:
@@ -48,7 +49,7 @@ def serve(port: int) -> None:
         worker = start([sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL])
         try:
             print(f"Prefect is up: {url.removesuffix('/api')} (Ctrl-C stops it)", flush=True)
-            raise ValueError(f"the Prefect worker ended by itself, with exit code {worker.wait()}")
+            raise UserError(f"the Prefect worker ended by itself, with exit code {worker.wait()}")
         finally:
             print("Stopping ...", flush=True)
             stop(worker)
@@ -71,10 +72,10 @@ def close_left_runs() -> None:
 
 
 def prefect(*arguments: str) -> None:
-    """Runs a `prefect` command; raises ValueError with its output when it fails."""
+    """Runs a `prefect` command; raises UserError with its output when it fails."""
     done = subprocess.run([sys.executable, "-m", "prefect", *arguments], capture_output=True, text=True)
     if done.returncode != 0:
-        raise ValueError(f"`prefect {' '.join(arguments)}` failed:\n{done.stdout}{done.stderr}")
+        raise UserError(f"`prefect {' '.join(arguments)}` failed:\n{done.stdout}{done.stderr}")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from clip_core.env import set_switches
+from clip_core.errors import UserError
 from clip_core.guard import free_port, start, stop
 
 HOST = "127.0.0.1"
@@ -63,7 +64,7 @@ def server(port: int) -> Generator[str]:
         deadline = time.monotonic() + PATIENCE
         while not is_up(url):
             if process.poll() is not None or time.monotonic() > deadline:
-                raise ValueError(f"the Prefect server did not start; it said:\n{log.read_text()[-2000:]}")
+                raise UserError(f"the Prefect server did not start; it said:\n{log.read_text()[-2000:]}")
             time.sleep(0.5)
         yield url
     finally:

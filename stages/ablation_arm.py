@@ -15,8 +15,8 @@ def main(packed: Path, start: Path, arm: str, seed: int, out: Path, params_file:
     from clip_core.evaluate.benchmark import read_benchmark
     from clip_core.evaluate.embed import embed
     from clip_core.files import atomic_write
+    from clip_core.inference.predictor import load
     from clip_core.params_file import load_params, read_yaml
-    from clip_core.predictor import load
     from clip_core.recipe import merged
     from stages import stage1, stage2
 

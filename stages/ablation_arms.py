@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from clip_core.config import Params, Schedule, WarmStart
+from clip_core.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,12 @@ def arms_of(params: Params) -> dict[str, Arm]:
 def english_steps(params: Params) -> int:
     """The steps of the warm start, which the ablation is about."""
     if not isinstance(params.init, WarmStart):
-        raise ValueError(f"the ablation needs `init.from: warm_start`, not {params.init.from_}")
+        raise UserError(f"the ablation needs `init.from: warm_start`, not {params.init.from_}")
     return num_steps(params.init.warm_start.schedule)
 
 
 def num_steps(schedule: Schedule) -> int:
     """The schedule's steps, which the arms add up."""
     if schedule.num_steps is None:
-        raise ValueError("the ablation needs schedules with num_steps, not num_epochs")
+        raise UserError("the ablation needs schedules with num_steps, not num_epochs")
     return schedule.num_steps

@@ -19,8 +19,8 @@ def main(
     from clip_core.data.store import open_store
     from clip_core.evaluate.benchmark import questions, read_benchmark
     from clip_core.files import atomic_write, replacing_folder
+    from clip_core.inference.predictor import load
     from clip_core.params_file import load_params
-    from clip_core.predictor import load
     from clip_core.serve.deploy import prove
     from clip_core.serve.golden import make_golden
     from clip_core.serve.model_repository import assemble

@@ -20,8 +20,8 @@ def main(
     from clip_core.evaluate.measure import details, measure
     from clip_core.evaluate.table import metrics_table
     from clip_core.files import atomic_write
+    from clip_core.inference.predictor import load
     from clip_core.params_file import load_params
-    from clip_core.predictor import load
 
     params = load_params(params_file)
     store = open_store(packed / benchmark)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from clip_core.errors import UserError
 from stages.command import run
 
 
@@ -16,7 +17,7 @@ def main(curated: Path, raw: Path, out: Path, params_file: Path = Path("params.y
     pairs = read_pairs(curated / "pairs.parquet")
     of_split = {split: pairs[pairs["split"] == split] for split in SPLITS}
     if empty := [split for split, rows in of_split.items() if rows.empty]:
-        raise ValueError(
+        raise UserError(
             f"{curated / 'pairs.parquet'}: no pictures for {', '.join(empty)}. Training, validation and test need some "
             "each: add pictures, raise `data.valid_percent` or `data.test_percent` in params.yaml, or name the split "
             "in the CSV's column `split`; what was refused lies in data/quarantine."

@@ -10,11 +10,11 @@ from clip_core.config import TrainingStage
 from clip_core.data.batches import Pairs, Pictures, decoded
 from clip_core.data.store import open_store
 from clip_core.evaluate.retrieval import quick_recall
+from clip_core.inference.predictor import Predictor
+from clip_core.inference.torch_towers import TorchTowers
 from clip_core.model.clip import CLIP
 from clip_core.model.contract import Made, hash_of, read_contract, release_of
-from clip_core.model.torch_towers import TorchTowers
 from clip_core.model.weights import load_weights, save_weights
-from clip_core.predictor import Predictor
 from clip_core.text import load_tokenizer
 from clip_core.train.backward import Encode, settled
 from clip_core.train.checkpoint import fingerprint, work_folder

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from clip_core.errors import UserError
 from stages.command import run
 
 
@@ -31,7 +32,7 @@ def main(raw: Path, out: Path, quarantine: Path, page: Path, params_file: Path =
     with replacing_folder(page) as folder:
         write_page(verdict, folder)
     if verdict.refusals:
-        raise ValueError(
+        raise UserError(
             f"{raw}: this batch is refused: {'; '.join(verdict.refusals)}. See {page / 'index.html'} and "
             f"{quarantine / 'rejected.parquet'}; mend the source or the limits in params.yaml (validate)."
         )

@@ -63,7 +63,7 @@ def test_the_client_says_when_the_release_gives_fewer_than_asked(served: Path, r
 
 def test_the_client_says_why_a_text_is_refused(served: Path) -> None:
     result = ask(served, "  ")
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert result.stderr == "error: item 0: the text is empty\n"
     assert "top: Input should be less than or equal to 100" in ask(served, "猫", "--top", "1000").stderr
 
@@ -71,7 +71,7 @@ def test_the_client_says_why_a_text_is_refused(served: Path) -> None:
 def test_without_a_server_the_client_says_how_to_start_one(tmp_path: Path) -> None:
     assert "no server runs in this project; start one in another terminal: `make serve`" in ask(tmp_path, "猫").stderr
     result = ask(tmp_path, "猫", "--url", "http://127.0.0.1:9")
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert "no server answers at http://127.0.0.1:9" in result.stderr
 
 
@@ -104,7 +104,7 @@ def test_without_a_terminal_no_browser_is_opened(served: Path, release: Release)
 
 def test_a_second_server_in_the_project_is_refused_by_the_address_of_the_first(served: Path, release: Release) -> None:
     result = run(served, "clip_core.serve.gateway", "--port", "0", *of(release))
-    assert result.returncode == 1
+    assert result.returncode == 2
     url = json.loads((served / ".work" / "serve.json").read_text())["url"]
     assert f"`make serve` runs in this project already: {url}" in result.stderr
 
@@ -137,14 +137,14 @@ def test_a_port_in_use_is_named_with_the_remedy(release: Release, tmp_path: Path
         other.listen()
         port = other.getsockname()[1]
         result = run(tmp_path, "clip_core.serve.gateway", "--port", str(port), *of(release))
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert f"port {port} can not be used" in result.stderr
     assert f"--port {port + 1}" in result.stderr
 
 
 def test_without_a_repository_the_gateway_says_what_makes_one(tmp_path: Path) -> None:
     result = run(tmp_path, "clip_core.serve.gateway")
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert "serving/repository: no model repository yet; `make run` makes that of the pipeline" in result.stderr
 
 

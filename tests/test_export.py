@@ -24,7 +24,7 @@ def test_parity_is_measured_on_many_shapes_and_all_test_data(release: Release) -
 
 
 def test_the_towers_take_any_batch_and_any_length_and_normalise(release: Release) -> None:
-    from clip_core.serve.onnx_towers import open_session, run
+    from clip_core.inference.onnx_towers import open_session, run
 
     text, image = open_session(release.onnx / "text.onnx"), open_session(release.onnx / "image.onnx")
     for batch in (1, 5, 100):
@@ -36,7 +36,7 @@ def test_the_towers_take_any_batch_and_any_length_and_normalise(release: Release
 
 
 def test_padding_does_not_change_a_text(release: Release) -> None:
-    from clip_core.serve.onnx_towers import open_session, run
+    from clip_core.inference.onnx_towers import open_session, run
 
     session = open_session(release.onnx / "text.onnx")
     row = np.array([[2, 5, 6, 3]])
@@ -44,7 +44,7 @@ def test_padding_does_not_change_a_text(release: Release) -> None:
 
 
 def test_the_names_of_inputs_and_outputs_are_the_projects(release: Release) -> None:
-    from clip_core.serve.onnx_towers import open_session
+    from clip_core.inference.onnx_towers import open_session
 
     def names(file: str) -> tuple[str, str]:
         session = open_session(release.onnx / file)
@@ -136,8 +136,8 @@ except ValueError as error:
 
 def write_expected(release: Release, folder: Path) -> None:
     """What the exporting process leaves for the comparison; the shapes' features are onnxruntime's own here."""
+    from clip_core.inference.onnx_towers import open_session, run
     from clip_core.model.contract import read_contract
-    from clip_core.serve.onnx_towers import open_session, run
 
     sessions = {tower: open_session(release.onnx / f"{tower}.onnx") for tower in ("text", "image")}
     for number, (tower, rows) in enumerate(shapes(read_contract(release.onnx))):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from clip_core.errors import UserError
 from clip_core.files import atomic_write, replacing_folder, sha256_file
 
 
@@ -49,7 +50,7 @@ def test_a_failure_leaves_the_old_folder_and_no_litter(tmp_path: Path) -> None:
 
 def test_a_full_disk_says_what_to_do(tmp_path: Path) -> None:
     with (
-        pytest.raises(OSError, match="make room and run again"),
+        pytest.raises(UserError, match="make room and run again"),
         replacing_folder(tmp_path / "out"),
     ):
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -67,7 +67,7 @@ def test_the_curve_is_measured_as_an_evaluation_measures_and_the_best_is_kept(pl
     from clip_core.evaluate.benchmark import read_benchmark
     from clip_core.evaluate.embed import embed
     from clip_core.evaluate.measure import measure
-    from clip_core.predictor import load
+    from clip_core.inference.predictor import load
 
     curve = interpolate(place / "before", place / "after", tmp_path / "out", place / "valid", [0.0, 0.5, 1.0])
 

@@ -9,12 +9,12 @@ import torch
 from torch.nn.functional import normalize
 
 from clip_core.evaluate.retrieval import quick_recall
+from clip_core.inference.predictor import load
 from clip_core.model.clip import make_clip
 from clip_core.model.contract import read_contract, release_of
 from clip_core.model.matryoshka import narrow, narrow_weights
 from clip_core.model.weights import load_weights, save_weights
 from clip_core.params_file import check_params, read_yaml
-from clip_core.predictor import load
 from clip_core.recipe import merged
 from tests.conftest import ROOT
 from tests.test_grad_cache import batch_of
@@ -60,8 +60,8 @@ def test_narrow_weights_are_a_plain_model_and_a_release_of_their_own(folder: Pat
 
 
 def test_the_export_of_a_width_is_that_of_a_smaller_model(narrow_release: Release) -> None:
+    from clip_core.inference.onnx_towers import encode_texts
     from clip_core.serve.index import read_index
-    from clip_core.serve.onnx_towers import encode_texts
 
     model, onnx, texts = narrow_release.model, narrow_release.onnx, narrow_release.truth.texts
     assert json.loads((onnx / "parity.json").read_text())["num_texts"] == len(texts)

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 import clip_core
+from clip_core.inference.onnx_predictor import exported
+from clip_core.inference.predictor import Predictor
 from clip_core.model.contract import WEIGHTS_SUM, release_of
 from clip_core.model.weights import save_weights
-from clip_core.predictor import Predictor
 from clip_core.serve import export
-from clip_core.serve.onnx_predictor import exported
 from clip_core.text import build_tokenizer
 from tests.conftest import ENVIRONMENT, ROOT
 from tests.tiny import MADE, picture, tiny_clip

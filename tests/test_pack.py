@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from clip_core.data.store import Store, StoreWriter, open_store
+from clip_core.errors import UserError
 from clip_core.files import sha256_file
 from stages.pack import main as pack
 from tests.conftest import ROOT
@@ -135,7 +136,7 @@ def test_a_full_disk_is_an_os_error_with_the_remedy(tmp_path: Path) -> None:
     writer = StoreWriter(tmp_path / "store", 2**20)
     writer.add("a", b"1")
     writer.shard = Full()  # ty: ignore[invalid-assignment]
-    with pytest.raises(OSError, match="No space left on device; free disk space and run again"):
+    with pytest.raises(UserError, match="No space left on device; free disk space and run again"):
         writer.finish(None)  # ty: ignore[invalid-argument-type]
 
 

@@ -17,9 +17,9 @@ from torch.nn.functional import normalize
 
 import clip_core
 from clip_core.image import AS_RELEASED, pixels_of
+from clip_core.inference.predictor import Predictor
 from clip_core.model.pretrained.exporting import AS_IN_TRANSFORMERS, export_weights
 from clip_core.model.pretrained.importing import import_checkpoint
-from clip_core.predictor import Predictor
 from tests.odd_pictures import ODD
 from tests.test_parity_tokens import CASES, VOCABULARY, reference
 

@@ -13,12 +13,12 @@ import clip_core
 from clip_core.data.batches import decoded
 from clip_core.data.store import Store, StoreWriter, open_store
 from clip_core.image import AS_RELEASED, AS_SEEN, Preprocessing, pixels_of
+from clip_core.inference.onnx_towers import pixels_of_store
+from clip_core.inference.predictor import Predictor
 from clip_core.model.clip import make_clip
 from clip_core.model.contract import read_contract
 from clip_core.model.weights import load_weights, save_weights
-from clip_core.predictor import Predictor
 from clip_core.serve.install import triton_home
-from clip_core.serve.onnx_towers import pixels_of_store
 from clip_core.text import load_tokenizer, tokenizer_of_vocabulary
 from tests.conftest import ENVIRONMENT, ROOT
 from tests.odd_pictures import ODD

@@ -12,14 +12,14 @@ from PIL import Image
 
 import clip_core
 from clip_core.config import ImageTower, Options
+from clip_core.inference.fast import PackedLinear
+from clip_core.inference.first_token import keep_first_tokens
+from clip_core.inference.predictor import Predictor
+from clip_core.inference.torch_towers import FastTorchTowers, TorchTowers
 from clip_core.model import precision
 from clip_core.model.clip import make_clip
 from clip_core.model.contract import Architecture, TextArchitecture, release_of
-from clip_core.model.fast import PackedLinear
-from clip_core.model.first_token import keep_first_tokens
-from clip_core.model.torch_towers import FastTorchTowers, TorchTowers
 from clip_core.model.weights import save_weights
-from clip_core.predictor import Predictor
 from clip_core.text import build_tokenizer
 from tests.tiny import MADE, encoded, picture, tiny_architecture, tiny_clip
 

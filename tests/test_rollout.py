@@ -175,7 +175,7 @@ def test_a_release_with_a_shuffled_index_is_refused_and_the_old_one_stays(
     broken = shuffled(tiny_releases[0], tmp_path / "broken")
     with Clients(live, tiny_releases) as clients:
         code, said = roll_out(broken, live, prefect_api)
-    assert code == 1
+    assert code == 2
     assert "answers golden queries wrongly" in said
     assert clients.failed == []
     assert clients.mixed == []
@@ -193,7 +193,7 @@ def test_a_release_that_answers_wrongly_once_it_is_public_is_rolled_back(
     (other,) = (one for one in tiny_releases if one.truth.release != serving)
     with Clients(live, tiny_releases) as clients:
         code, said = roll_out(fickle(other, tmp_path / "fickle"), live, prefect_api)
-    assert code == 1, said
+    assert code == 2, said
     assert "answers golden queries wrongly" in said
     assert "roll_back" in said
     assert clients.failed == []

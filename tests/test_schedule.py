@@ -101,7 +101,7 @@ def test_a_port_in_use_is_named_with_the_remedy(tmp_path: Path) -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setitem(ENVIRONMENT, "PYTHONPATH", str(ROOT))
             result = run_in(toy, sys.executable, "-m", "flows.platform", "--port", str(port), check=False)
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert f"port {port} is in use" in result.stdout
     assert "--port" in result.stdout
 

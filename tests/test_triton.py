@@ -35,7 +35,7 @@ def test_served_features_are_torchs(triton: Server, release: Release) -> None:
 
 @pytest.mark.parametrize("encoding", ["PNG", "JPEG", "WEBP"])
 def test_every_encoding_is_read_as_in_training(encoding: str, triton: Server, release: Release) -> None:
-    from clip_core.predictor import load
+    from clip_core.inference.predictor import load
 
     image = encoded(Image.effect_mandelbrot((50, 70), (-2, -1, 1, 1), 50), encoding)
     with closing(connect(triton.address)) as client:
@@ -44,7 +44,7 @@ def test_every_encoding_is_read_as_in_training(encoding: str, triton: Server, re
 
 
 def test_pictures_of_every_kind_are_read_as_in_training(triton: Server, release: Release) -> None:
-    from clip_core.predictor import load
+    from clip_core.inference.predictor import load
 
     pictures = [make() for make in ODD.values()]
     with closing(connect(triton.address)) as client:
@@ -54,7 +54,7 @@ def test_pictures_of_every_kind_are_read_as_in_training(triton: Server, release:
 
 @pytest.mark.filterwarnings("ignore:texts longer than")
 def test_texts_of_every_length_are_read_as_in_training(triton: Server, release: Release) -> None:
-    from clip_core.predictor import load
+    from clip_core.inference.predictor import load
 
     texts = ["猫", "“红色”圆形", "ｆｕｌｌ　ｗｉｄｔｈ，红色！", "a red circle 红色圆形", "红色方块" * 15]
     with closing(connect(triton.address)) as client:
@@ -75,7 +75,7 @@ def test_search_finds_what_torch_finds(triton: Server, release: Release) -> None
 
 
 def test_a_width_is_served_with_features_and_index_of_that_width(triton: Server, narrow_release: Release) -> None:
-    from clip_core.predictor import load
+    from clip_core.inference.predictor import load
 
     texts, store = narrow_release.truth.texts, narrow_release.store
     pictures = [store.image_bytes(i) for i in range(len(store))]

@@ -33,8 +33,8 @@ def make_release(folder: Path, store: "Store", seed: int, width: int | None = No
     from clip_core.config import Deploy, Export
     from clip_core.evaluate.benchmark import questions, read_benchmark
     from clip_core.evaluate.retrieval import ranks, recall_at
+    from clip_core.inference.predictor import encode_pictures, load
     from clip_core.model.weights import save_weights
-    from clip_core.predictor import encode_pictures, load
     from clip_core.serve.export import export
     from clip_core.serve.golden import make_golden
     from clip_core.serve.index import build_index

@@ -13,6 +13,7 @@ from clip_core.config import Training
 from clip_core.data.augmentation import augment
 from clip_core.data.captions import describe, draw_caption
 from clip_core.data.sampler import batches_of_epoch, random_at
+from clip_core.errors import UserError
 from clip_core.image import Preprocessing, pixels_of
 from clip_core.text import Tokenizer
 
@@ -68,7 +69,7 @@ def decoded(store: "Store", image_size: int, preprocessing: Preprocessing) -> Pi
         try:
             return pixels_of(store.image_bytes(row), image_size, preprocessing)
         except ValueError as error:
-            raise ValueError(f"picture {store.image_ids[row]}: {error}") from None
+            raise UserError(f"picture {store.image_ids[row]}: {error}") from None
 
     if len(store) * 3 * image_size**2 > MEMORY:
         return lambda rows: torch.from_numpy(np.stack([decode(row) for row in rows.tolist()]))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from clip_core.config import CaptionMix, Captions
+from clip_core.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,7 +42,7 @@ def describe(pairs: "pd.DataFrame", image_ids: list[str], language: str) -> dict
         {"caption": described.captions, "name": described.names, "keyword": described.keywords}[kind].append(caption)
         described.group = group
     if not by_image:
-        raise ValueError(
+        raise UserError(
             f"the training pictures have no captions in language {language!r}: set `captions.language` of this "
             f"training to one of {sorted(pairs['language'].unique())}"
         )

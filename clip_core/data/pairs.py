@@ -7,6 +7,8 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from clip_core.errors import UserError
+
 if TYPE_CHECKING:  # heavy, and light commands reach this module
     import pandas as pd
     import pyarrow as pa
@@ -55,7 +57,7 @@ def read_pairs(path: Path) -> "pd.DataFrame":
     import pyarrow.parquet as pq
 
     if not path.exists():
-        raise ValueError(f"{path}: no such pair table. Run the stage that makes it: `dvc repro`.")
+        raise UserError(f"{path}: no such pair table. Run the stage that makes it: `dvc repro`.")
     return pq.read_table(path).to_pandas()
 
 

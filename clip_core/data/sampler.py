@@ -4,6 +4,8 @@ import zlib
 
 import numpy as np
 
+from clip_core.errors import UserError
+
 
 def random_at(seed: int, purpose: str, number: int) -> np.random.Generator:
     """The random numbers for `purpose` at step or epoch `number`; nothing else draws from them."""
@@ -18,7 +20,7 @@ def batches_of_epoch(concepts: np.ndarray, batch: int, seed: int, epoch: int) ->
     """
     num_batches = len(concepts) // batch
     if num_batches == 0:
-        raise ValueError(f"global_batch is {batch}, but there are only {len(concepts)} training pictures; lower it")
+        raise UserError(f"global_batch is {batch}, but there are only {len(concepts)} training pictures; lower it")
     random = random_at(seed, "order", epoch)
     rows = random.permutation(len(concepts))[: num_batches * batch]
     place = random.permutation(concepts.max() + 1)

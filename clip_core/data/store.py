@@ -1,6 +1,5 @@
 """Stores: a split's pictures in immutable LMDB shards, its pairs beside them, and a manifest of what was written."""
 
-import errno
 import json
 import threading
 from bisect import bisect_right
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clip_core.data.pairs import read_pairs, write_pairs
+from clip_core.errors import UserError
 from clip_core.files import sha256_file
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class StoreWriter:
     def add(self, image_id: str, image: bytes) -> None:
         """Appends a picture; they come in the order of their ids."""
         if self.image_ids and image_id <= self.image_ids[-1]:
-            raise ValueError(f"pictures must come in the order of their ids: {image_id!r} after {self.image_ids[-1]!r}")
+            raise UserError(f"pictures must come in the order of their ids: {image_id!r} after {self.image_ids[-1]!r}")
         if self.shard is None or self.written >= self.shard_bytes:
             self._open_shard()
         self.waiting.append((_key(len(self.image_ids)), image))
@@ -56,9 +56,7 @@ class StoreWriter:
         self._close_shard()
         expected = dict(zip(pairs["image_id"], pairs["image_sha256"], strict=True))
         if expected != dict(zip(self.image_ids, self.sums, strict=True)):
-            raise ValueError(
-                f"{self.folder.name}: the pictures are not those of the pair table. Run `dvc repro` again."
-            )
+            raise UserError(f"{self.folder.name}: the pictures are not those of the pair table. Run `dvc repro` again.")
         write_pairs(pairs, self.folder / "pairs.parquet")
         pq.write_table(pa.table({"image_id": self.image_ids, "sha256": self.sums}), self.folder / "images.parquet")
         manifest = {
@@ -77,13 +75,13 @@ class StoreWriter:
         name = f"images-{len(self.shards):05d}.lmdb"
         self.shards.append({"file": name, "first": len(self.image_ids)})
         file = self.folder / name
-        with _as_oserror(file):
+        with _told_when_full(file):
             self.shard = lmdb.open(str(file), subdir=False, map_size=MAP_BYTES, lock=False, sync=False)
         self.written = 0
 
     def _write_waiting(self) -> None:
         assert self.shard is not None
-        with _as_oserror(self.folder), self.shard.begin(write=True) as transaction:
+        with _told_when_full(self.folder), self.shard.begin(write=True) as transaction:
             for key, image in self.waiting:
                 transaction.put(key, image, append=True)
         self.waiting = []
@@ -91,7 +89,7 @@ class StoreWriter:
     def _close_shard(self) -> None:
         if self.shard is not None:
             self._write_waiting()
-            with _as_oserror(self.folder):
+            with _told_when_full(self.folder):
                 self.shard.sync(True)
             self.shard.close()
             self.shard = None
@@ -133,14 +131,14 @@ class Store:
         with environment.begin() as transaction:
             image = transaction.get(_key(index))
         if image is None:
-            raise ValueError(f"{self.folder / shard['file']}: picture {index} is missing. Run `dvc repro -f -s pack`.")
+            raise UserError(f"{self.folder / shard['file']}: picture {index} is missing. Run `dvc repro -f -s pack`.")
         return image
 
 
 def open_store(folder: Path) -> Store:
     """The store that the stage `pack` wrote to `folder`."""
     if not (folder / "manifest.json").exists():
-        raise ValueError(f"{folder}: no store here (no manifest.json). Run `dvc repro pack`.")
+        raise UserError(f"{folder}: no store here (no manifest.json). Run `dvc repro pack`.")
     return Store(folder)
 
 
@@ -156,14 +154,14 @@ def _open_readonly(file: Path, _sum: str) -> "lmdb.Environment":
 
 
 @contextmanager
-def _as_oserror(path: Path) -> Generator[None]:
-    """A full disk as OSError, which LMDB's own error is not."""
+def _told_when_full(path: Path) -> Generator[None]:
+    """A full disk as the user's error, which LMDB's own is not."""
     import lmdb
 
     try:
         yield
     except lmdb.DiskError as error:
-        raise OSError(errno.ENOSPC, f"{error}; free disk space and run again", str(path)) from None
+        raise UserError(f"{path}: {error}; free disk space and run again") from None
 
 
 def _key(index: int) -> bytes:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from clip_core.config import Evaluate
+from clip_core.errors import UserError
 from clip_core.evaluate.bootstrap import resampled_means
 
 COMPARED = (  # an arm and the one it is measured against
@@ -24,7 +25,7 @@ def compare(runs: Sequence[Mapping], params: Evaluate, seed: int) -> dict:
     by_arm = {arm: [run for run in runs if run["arm"] == arm] for arm in dict.fromkeys(run["arm"] for run in runs)}
     for arm, mine in by_arm.items():
         if sorted(run["seed"] for run in mine) != seeds:
-            raise ValueError(f"the arm {arm} has not been run with every seed of {seeds}: run `make ablation`")
+            raise UserError(f"the arm {arm} has not been run with every seed of {seeds}: run `make ablation`")
         mine.sort(key=lambda run: run["seed"])
     means = {arm: _means(mine, params.num_bootstrap, seed) for arm, mine in by_arm.items()}
     tail = 50 * (1 - params.confidence)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from clip_core.data.store import Store
+from clip_core.errors import UserError
 
 GROUPS = ("seen", "unseen", "all")  # concepts that occur in train, concepts that do not, everything
 
@@ -39,7 +40,7 @@ def read_benchmark(store: Store) -> Benchmark:
     pictures = rows.drop_duplicates("image_id").set_index("image_id").reindex(store.image_ids)
     asked = rows[(rows.language == "zh") & rows.caption_kind.isin(["name", "caption"])].sort_values("text_id")
     if asked.empty:
-        raise ValueError("no Chinese name or caption in this split: there is nothing to ask; check the column language")
+        raise UserError("no Chinese name or caption in this split: there is nothing to ask; check the column language")
     first = asked.drop_duplicates("caption")
     text_place = {caption: i for i, caption in enumerate(first.caption)}
     pairs = {(text_place[caption], place[image]) for caption, image in zip(asked.caption, asked.image_id, strict=True)}

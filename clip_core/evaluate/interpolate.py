@@ -8,7 +8,6 @@ alpha, curve.json and curve.html.
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,17 +18,18 @@ from torch import Tensor
 
 from clip_core.data.store import Store, open_store
 from clip_core.env import set_switches
+from clip_core.errors import UserError, told_to_the_user
 from clip_core.evaluate.answers import answers_of
 from clip_core.evaluate.benchmark import read_benchmark
 from clip_core.evaluate.embed import Features
 from clip_core.evaluate.interpolation_page import interpolation_page
 from clip_core.files import atomic_write, replacing_folder
+from clip_core.inference.predictor import Predictor, encode_pictures
+from clip_core.inference.torch_towers import TorchTowers
 from clip_core.model.clip import CLIP
 from clip_core.model.contract import TOKENIZER_FILE, WEIGHTS_FILE, Contract, hash_of, read_contract, release_of
 from clip_core.model.precision import pick_device
-from clip_core.model.torch_towers import TorchTowers
 from clip_core.model.weights import load_weights, save_weights
-from clip_core.predictor import Predictor, encode_pictures
 from clip_core.text import load_tokenizer
 
 METRIC = "all.mean_recall"  # by which the best alpha is chosen
@@ -78,7 +78,7 @@ def interpolate(
     Without `choose` the alpha with the highest mean recall of all concepts is taken, of equal ones the smallest.
     """
     if out.exists():
-        raise ValueError(f"{out} exists already: remove it, or name another folder")
+        raise UserError(f"{out} exists already: remove it, or name another folder")
     wanted = checked(alphas, choose)
     between, store = Between(before, after), open_store(packed)
     points = measure_points(between, store, wanted)
@@ -138,15 +138,15 @@ def table(points: Sequence[dict[str, float]], chosen: float) -> str:
 
 
 def checked(alphas: Sequence[float], choose: float | None) -> list[float]:
-    """The alphas in their order, each once; raises ValueError where one is no share."""
+    """The alphas in their order, each once; raises UserError where one is no share."""
     wanted = sorted(set(alphas) | (set() if choose is None else {choose}))
     if wrong := [f"{alpha:g}" for alpha in wanted if not 0 <= alpha <= 1]:
-        raise ValueError(f"alphas must lie between 0 and 1, not {', '.join(wrong)}")
+        raise UserError(f"alphas must lie between 0 and 1, not {', '.join(wrong)}")
     return wanted
 
 
 def check_same_kind(before: Path, after: Path) -> Contract:
-    """The contract of both folders; raises ValueError that names all in which they differ."""
+    """The contract of both folders; raises UserError that names all in which they differ."""
     contract, other = read_contract(before), read_contract(after)
     mine, theirs = (made.architecture.model_dump(mode="json") for made in (contract, other))
     lines = [f"  {key}: {mine[key]} and {theirs[key]}" for key in mine if mine[key] != theirs[key]]
@@ -155,7 +155,7 @@ def check_same_kind(before: Path, after: Path) -> Contract:
     if (before / TOKENIZER_FILE).read_bytes() != (after / TOKENIZER_FILE).read_bytes():
         lines.append(f"  {TOKENIZER_FILE}: the same text becomes other tokens")
     if lines:
-        raise ValueError(
+        raise UserError(
             f"nothing lies between {before} and {after}: they must be one model before and after finetuning. "
             "They differ in\n" + "\n".join(lines)
         )
@@ -174,16 +174,14 @@ def main() -> None:
     parser.add_argument("--choose", default="best", help="best (by the mean recall of all concepts), or an alpha")
     arguments = parser.parse_args()
     set_switches()
-    try:
+    with told_to_the_user(OSError):
         try:
             choose = None if arguments.choose == "best" else float(arguments.choose)
         except ValueError:
-            raise ValueError(f"--choose is {arguments.choose!r}, and must be best or an alpha from 0 to 1") from None
+            raise UserError(f"--choose is {arguments.choose!r}, and must be best or an alpha from 0 to 1") from None
         curve = interpolate(
             arguments.before, arguments.after, arguments.out, arguments.packed, arguments.alphas, choose
         )
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
     print("\n" + table(curve["points"], curve["chosen"]))
     print(f"\nchosen by {curve['chosen_by']}: alpha {curve['chosen']:g}, in {arguments.out}/weights")
 

@@ -6,6 +6,7 @@ from math import comb
 import numpy as np
 
 from clip_core.data.store import Store
+from clip_core.errors import UserError
 from clip_core.evaluate.benchmark import questions, read_benchmark
 
 AT = (1, 5, 10)
@@ -86,10 +87,10 @@ def _scored(
         rows = slice(start, min(start + size, len(query_features)))
         scores = query_features[rows] @ candidate_features.T  # (rows, candidates)
         if not np.isfinite(scores).all():  # comparisons with NaN are false, which would rank the truth first
-            raise ValueError("the features hold NaN or infinity: these weights are broken, train them again")
+            raise UserError("the features hold NaN or infinity: these weights are broken, train them again")
         right = np.zeros(scores.shape, dtype=bool)
         for row, places in enumerate(relevant[rows]):
             if len(places) == 0:
-                raise ValueError(f"query {start + row} has no right answer: leave it out of the queries")
+                raise UserError(f"query {start + row} has no right answer: leave it out of the queries")
             right[row, places] = True
         yield rows, scores, right

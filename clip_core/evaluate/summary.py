@@ -51,7 +51,8 @@ def main(report: Path = Path("reports/report.html"), metrics: Path = Path("repor
     try:
         found = json.loads(metrics.read_text())
     except FileNotFoundError:
-        sys.exit(f"error: {metrics}: no such file. `make run` writes it.")
+        print(f"error: {metrics}: no such file. `make run` writes it.", file=sys.stderr)
+        sys.exit(2)
     print("\n" + summary(found, report))
 
 

@@ -8,6 +8,7 @@ from typing import Literal, Self
 from pydantic import ValidationError, model_validator
 
 from clip_core.config import Count, ImageTower, Section, TextTower, resembling
+from clip_core.errors import UserError
 from clip_core.files import sha256_file
 from clip_core.image import Preprocessing
 
@@ -93,27 +94,27 @@ def hash_of(*parts: object) -> str:
 
 
 def read_contract(folder: Path) -> Contract:
-    """The contract in the weights folder; raises ValueError when it is not one that this version can read."""
+    """The contract in the weights folder; raises UserError when it is not one that this version can read."""
     path = folder / MODEL_FILE
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         if folder.is_file() and (folder.parent / MODEL_FILE).is_file():
-            raise ValueError(f"{folder}: a file in a weights folder; name the folder, {folder.parent}") from None
+            raise UserError(f"{folder}: a file in a weights folder; name the folder, {folder.parent}") from None
         if folder.is_file():
-            raise ValueError(
+            raise UserError(
                 f"{folder}: not a weights folder, but a file; a checkpoint of another project becomes one with "
                 f"`python -m clip_core.model.pretrained import {folder} WEIGHTS_FOLDER`"
             ) from None
         whole = f"{MODEL_FILE}, {WEIGHTS_FILE} and {TOKENIZER_FILE}"
-        raise ValueError(
+        raise UserError(
             f"{folder}: not a weights folder: it has no {MODEL_FILE} (a weights folder holds {whole})"
         ) from None
     except ValueError as error:  # bytes that are no text, text that is no JSON
-        raise ValueError(f"{path}: {UNREADABLE}: no JSON ({error}); copy the folder again") from None
+        raise UserError(f"{path}: {UNREADABLE}: no JSON ({error}); copy the folder again") from None
     found = tree.get("format") if isinstance(tree, dict) else None
     if found != FORMAT:
-        raise ValueError(f"{path}: {UNREADABLE}: {_wrong_format(found)}")
+        raise UserError(f"{path}: {UNREADABLE}: {_wrong_format(found)}")
     try:
         return Contract.model_validate_json(json.dumps(tree))
     except ValidationError as error:
@@ -123,7 +124,7 @@ def read_contract(folder: Path) -> Contract:
             + (resembling(str(e["loc"][-1]), known) if e["type"] == "extra_forbidden" else "")
             for e in error.errors()
         ]
-        raise ValueError(
+        raise UserError(
             f"{path}: {UNREADABLE}:\n" + "\n".join(lines) + "\nIt was written by another version or changed by hand: "
             "use the version that wrote it, or make the weights again"
         ) from None
@@ -150,5 +151,5 @@ def release_of(folder: Path, width: int | None = None) -> str:
         try:
             digest.update(sha256_file(folder / name).encode())
         except FileNotFoundError:
-            raise ValueError(f"{folder}: not a whole weights folder: it has no {name}; copy the folder again") from None
+            raise UserError(f"{folder}: not a whole weights folder: it has no {name}; copy the folder again") from None
     return digest.hexdigest()[:16]

@@ -6,6 +6,7 @@ the tensors that autograd keeps for the backward pass, parameters not among them
 attention keeps less. AdamW keeps 16 bytes for each parameter: the weight, its gradient and its two moments.
 """
 
+import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -128,6 +129,7 @@ def table(models: list[Costs]) -> list[str]:
 
 def main() -> None:
     """Prints the table and how to read it."""
+    argparse.ArgumentParser(prog="python -m clip_core.model.costs", description=main.__doc__).parse_args()
     print("\n".join(table([costs_of(name) for name in MODELS])))
     print(
         f"\nPer sample, float32: GFLOP of one forward (a multiply-add is two; texts of {CONTEXT_LENGTH} tokens);"
@@ -135,3 +137,7 @@ def main() -> None:
         "\nAdamW: weights, gradients and two moments, 16 bytes for each parameter, once and not per sample."
         f"\nVocabulary: {VOCABULARY:,} tokens. For tiny this is assumed: `init` builds its own from the captions."
     )
+
+
+if __name__ == "__main__":
+    main()

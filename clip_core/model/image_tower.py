@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from clip_core.config import ImageTower
+from clip_core.errors import UserError
 
 # timm's own about where weights come from and what is returned, which is not the params' to say: nothing here
 # downloads, and no file but the weights is opened.
@@ -36,22 +37,22 @@ def make_image_tower(tower: ImageTower, image_size: int) -> Made:
     from timm.layers import AttentionPool2d
 
     if refused := [name for name in tower.options if name in NOT_OPTIONS or name.startswith("pretrained")]:
-        raise ValueError(
+        raise UserError(
             f"model.image_tower.options: {', '.join(refused)} can not be set: the tower is built without weights and "
             "classifier, and its weights come from files that init names; leave this out"
         )
     if not timm.is_model(tower.name):
         similar = ", ".join(get_close_matches(tower.name, timm.list_models())) or "none"
-        raise ValueError(f"model.image_tower.name: timm has no model {tower.name!r}; similar names: {similar}")
+        raise UserError(f"model.image_tower.name: timm has no model {tower.name!r}; similar names: {similar}")
     try:
         module = _create(tower, image_size)
     except TypeError as error:
-        raise ValueError(f"model.image_tower.options: {tower.name} does not take {tower.options}: {error}") from None
+        raise UserError(f"model.image_tower.options: {tower.name} does not take {tower.options}: {error}") from None
     pools_by_attention = isinstance(getattr(module, "head", None), AttentionPool2d)
     side = module.feature_info[-1]["reduction"] if pools_by_attention else _side_of_patch(module)
     if image_size % side:
         fitting = max(1, round(image_size / side)) * side
-        raise ValueError(
+        raise UserError(
             f"image_size {image_size}: {tower.name} cuts pictures into squares of {side} pixels; {fitting} fits"
         )
     return Made(module, module.num_features, pools_by_attention)

@@ -4,12 +4,12 @@ The first numbers of a feature, normalised again, are what projections without t
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 from safetensors import SafetensorError
 from torch import nn
 
+from clip_core.errors import UserError, told_to_the_user
 from clip_core.model.clip import CLIP
 from clip_core.model.contract import TOKENIZER_FILE, read_contract
 from clip_core.model.weights import load_weights, save_weights
@@ -28,11 +28,11 @@ def narrow(model: CLIP, width: int) -> None:
 def narrow_weights(folder: Path, width: int, out: Path) -> None:
     """Writes the new weights folder `out`: the model in `folder` with features of a width that was trained."""
     if out.exists() or out.is_symlink():
-        raise ValueError(f"{out}: is there already; name a new folder, or remove it first")
+        raise UserError(f"{out}: is there already; name a new folder, or remove it first")
     contract = read_contract(folder)
     trained = (contract.embed_dim, *contract.architecture.matryoshka)
     if width not in trained:
-        raise ValueError(
+        raise UserError(
             f"width {width}: {folder} was trained for {', '.join(map(str, trained))}; "
             f"model.matryoshka names the narrower widths that train too"
         )
@@ -47,10 +47,8 @@ def main() -> None:
     parser.add_argument("width", type=int)
     parser.add_argument("out", type=Path)
     arguments = parser.parse_args()
-    try:
+    with told_to_the_user(OSError, SafetensorError):
         narrow_weights(arguments.weights, arguments.width, arguments.out)
-    except (ValueError, OSError, SafetensorError) as error:
-        sys.exit(f"error: {error}")
     print(f"{arguments.out}: features of {arguments.width} numbers")
 
 

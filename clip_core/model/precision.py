@@ -9,6 +9,8 @@ from typing import Literal, get_args
 
 import torch
 
+from clip_core.errors import UserError
+
 Precision = Literal["auto", "fp32", "bf16"]
 
 
@@ -21,9 +23,9 @@ def pick_device(device: str) -> torch.device:
         return torch.device("cpu")
     name, _, number = device.partition(":")
     if name != "cuda" or (number and not number.isdecimal()):
-        raise ValueError(f"device {device!r} is none of 'auto', 'cpu', 'cuda' and 'cuda:0', 'cuda:1', ...")
+        raise UserError(f"device {device!r} is none of 'auto', 'cpu', 'cuda' and 'cuda:0', 'cuda:1', ...")
     if int(number or 0) >= num_gpus:
-        raise ValueError(
+        raise UserError(
             f"device {device!r}: torch {torch.__version__} finds {num_gpus} CUDA devices here; take device='cpu', or "
             "'auto' for whatever there is"
         )
@@ -33,7 +35,7 @@ def pick_device(device: str) -> torch.device:
 def pick_precision(precision: str, device: torch.device) -> Literal["fp32", "bf16"]:
     """The precision by its name; `auto` is bf16 where the device multiplies it in hardware, else fp32, and is told."""
     if precision not in get_args(Precision):
-        raise ValueError(f"precision {precision!r} is none of {', '.join(get_args(Precision))}")
+        raise UserError(f"precision {precision!r} is none of {', '.join(get_args(Precision))}")
     if precision == "auto":
         place = "GPU" if device.type == "cuda" else "CPU"
         if _multiplies_bf16(device):

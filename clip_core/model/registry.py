@@ -1,6 +1,6 @@
 """The models by name: Chinese-CLIP's five with ViT-B/32, and the built-in tiny one.
 
-`python -m clip_core.model.registry` prints what each is made of. Source of the shapes: the reference's
+`python -m clip_core.model.costs` prints what each is made of. Source of the shapes: the reference's
 `clip/model_configs/*.json` (paper, table 6; its 24 text heads of H/14 are 16 in code and weights).
 """
 
@@ -71,14 +71,3 @@ def shape_of(model: NamedModel | CustomModel) -> Shape:
     if isinstance(model, CustomModel):
         return Shape(model.image_tower, model.text_tower, model.embed_dim)
     return MODELS[model.name]
-
-
-if __name__ == "__main__":
-    import argparse
-
-    argparse.ArgumentParser(
-        prog="python -m clip_core.model.registry", description="Prints what each model is made of and what it costs."
-    ).parse_args()
-    from clip_core.model.costs import main
-
-    main()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from clip_core.config import CustomModel, FromTowers, FromWeights, ImageTower, NamedModel, TextTower
+from clip_core.errors import UserError
 from clip_core.files import sha256_file
 from clip_core.image import Preprocessing
 from clip_core.model.clip import CLIP, make_clip
@@ -78,7 +79,7 @@ def start_from_weights(model: Model, init: FromWeights) -> Start:
     _check(model, source, differences(shape, has))
     limit = has.text_tower.options.get("max_position_embeddings")
     if isinstance(limit, int) and model.context_length > limit:
-        raise ValueError(f"model.context_length is {model.context_length}, but {source} has {limit} positions")
+        raise UserError(f"model.context_length is {model.context_length}, but {source} has {limit} positions")
     update = {
         "text_tower": has.text_tower.model_copy(update={"options": _dropouts(has.text_tower, shape)}),
         "image_size": model.image_size,
@@ -114,9 +115,9 @@ def _without_size(tower: ImageTower) -> ImageTower:
 
 
 def _check(model: Model, source: Path, found: Iterator[str]) -> None:
-    """Raises ValueError where `found` names differences between `model` and what lies in `source`."""
+    """Raises UserError where `found` names differences between `model` and what lies in `source`."""
     if listed := list(found):
-        raise ValueError(f"model.name is {model.name}, but {source} has {', '.join(listed)}. Make them agree.")
+        raise UserError(f"model.name is {model.name}, but {source} has {', '.join(listed)}. Make them agree.")
 
 
 def _image_side(checkpoint: Checkpoint, model: Model, wanted: ImageTower) -> ImageSide:
@@ -127,7 +128,7 @@ def _image_side(checkpoint: Checkpoint, model: Model, wanted: ImageTower) -> Ima
         if _without_size(recognised) == _without_size(wanted):
             raise
         fits = [name for name, known in MODELS.items() if known.image_tower == recognised]
-        raise ValueError(
+        raise UserError(
             f"model.name is {model.name}, whose image tower is {_told(wanted)}, but {checkpoint.source} has "
             f"{_told(recognised)}{f' (that of {fits[0]})' if fits else ''}. Make them agree."
         ) from error
@@ -150,7 +151,7 @@ def _take(model: CLIP, side: ImageSide, source: Path) -> None:
         if side.projection_bias is not None:
             tensors["bias"] = side.projection_bias
         if side.projection.shape != model.image_projection.weight.shape:
-            raise ValueError(
+            raise UserError(
                 f"model's embed_dim is {model.architecture.embed_dim}, but the projection in {source} leads to "
                 f"{len(side.projection)} dimensions. Make them agree."
             )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clip_core.config import Options
+from clip_core.errors import UserError
 from clip_core.files import sha256_file
 from clip_core.model.contract import TextArchitecture
 from clip_core.model.pretrained.checkpoint import Checkpoint, read_checkpoint, read_json
@@ -43,13 +44,13 @@ def text_start(shape: Shape, context_length: int, bert_folder: str | None, capti
 def _from_bert(folder: Path, context_length: int) -> TextStart:
     vocabulary = folder / "vocab.txt"
     if not vocabulary.exists():
-        raise ValueError(f"init.bert_folder: {folder}: no BERT folder: it has no vocab.txt")
+        raise UserError(f"init.bert_folder: {folder}: no BERT folder: it has no vocab.txt")
     tokenizer_json = tokenizer_of_vocabulary(vocabulary)
     vocab_size = parse_tokenizer(tokenizer_json, context_length).vocab_size
     architecture = architecture_of_bert(folder, vocab_size)
     limit = architecture.options["max_position_embeddings"]
     if isinstance(limit, int) and context_length > limit:
-        raise ValueError(f"model.context_length is {context_length}, but the BERT in {folder} has {limit} positions")
+        raise UserError(f"model.context_length is {context_length}, but the BERT in {folder} has {limit} positions")
     checkpoint = read_checkpoint(folder)
     sums = [sha256_file(path)[:16] for path in sorted(checkpoint.files)]
     origin = f"BERT {' '.join(sums)}"
@@ -60,14 +61,14 @@ def architecture_of_bert(folder: Path, vocab_size: int) -> TextArchitecture:
     """The architecture that the config.json of a Hugging Face BERT folder describes."""
     path = folder / "config.json"
     if not path.exists():
-        raise ValueError(f"{folder}: not a BERT folder: it has no config.json")
+        raise UserError(f"{folder}: not a BERT folder: it has no config.json")
     config = read_json(path)
     kind = config.get("model_type", "bert")  # the oldest configs do not say
     if kind != "bert":
-        raise ValueError(f"{path}: model_type is {kind!r}, and only 'bert' can be read: its kin compute otherwise")
+        raise UserError(f"{path}: model_type is {kind!r}, and only 'bert' can be read: its kin compute otherwise")
     for name, known in (("hidden_act", "gelu"), ("position_embedding_type", "absolute")):
         if config.get(name, known) != known:
-            raise ValueError(f"{path}: {name} is {config[name]!r}; only BERT's own {known!r} is supported")
+            raise UserError(f"{path}: {name} is {config[name]!r}; only BERT's own {known!r} is supported")
     try:
         width = config["vocab_size"]
         options: Options = {
@@ -75,9 +76,9 @@ def architecture_of_bert(folder: Path, vocab_size: int) -> TextArchitecture:
             for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
         }
     except KeyError as error:
-        raise ValueError(f"{path}: not the config of a BERT: {error!r}") from None
+        raise UserError(f"{path}: not the config of a BERT: {error!r}") from None
     if width != vocab_size:
-        raise ValueError(f"{path}: vocab_size is {width}, but vocab.txt has {vocab_size} tokens")
+        raise UserError(f"{path}: vocab_size is {width}, but vocab.txt has {vocab_size} tokens")
     options["max_position_embeddings"] = config.get("max_position_embeddings", 512)
     for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
         options[name] = float(config.get(name, 0.1))
@@ -87,14 +88,14 @@ def architecture_of_bert(folder: Path, vocab_size: int) -> TextArchitecture:
 
 
 def load_bert(tower: TextTower, checkpoint: Checkpoint) -> None:
-    """Fills the tower with the weights of a BERT; raises ValueError that names all that does not fit."""
+    """Fills the tower with the weights of a BERT; raises UserError that names all that does not fit."""
     used = {name: tensor for name, tensor in checkpoint.tensors.items() if not UNUSED_OF_BERT.fullmatch(name)}
     found = {_our_name(name): tensor for name, tensor in used.items()}
     wanted = {name: tensor.shape for name, tensor in tower.encoder.state_dict().items()}
     if differences := differing(wanted, {name: tensor.shape for name, tensor in found.items()}):
-        raise ValueError(f"{checkpoint.source}: not the weights that its config.json describes:\n{differences}")
+        raise UserError(f"{checkpoint.source}: not the weights that its config.json describes:\n{differences}")
     if len(found) < len(used):
-        raise ValueError(f"{checkpoint.source}: holds some tensors twice, with and without the prefix bert.")
+        raise UserError(f"{checkpoint.source}: holds some tensors twice, with and without the prefix bert.")
     tower.encoder.load_state_dict(found)
 
 

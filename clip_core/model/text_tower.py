@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from clip_core.config import Options
 from clip_core.config import TextTower as TextTowerParams
+from clip_core.errors import UserError
 from clip_core.model.contract import TextArchitecture
 
 SPECIAL = ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
@@ -51,18 +52,18 @@ def _make_encoder(architecture: TextArchitecture) -> nn.Module:
     # What learnt to fill gaps sees both ways; [CLS] at the start of a decoder would see nothing of the text.
     if name not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
         similar = ", ".join(get_close_matches(name, MODEL_FOR_MASKED_LM_MAPPING_NAMES)) or "none"
-        raise ValueError(f"{where}: transformers has no text encoder {name!r}; similar names: {similar}")
+        raise UserError(f"{where}: transformers has no text encoder {name!r}; similar names: {similar}")
     config = _configured(type(AutoConfig.for_model(name)), architecture)
     if config.is_encoder_decoder:
-        raise ValueError(f"{where}: {name} is an encoder with a decoder; name one without, as roberta")
+        raise UserError(f"{where}: {name} is an encoder with a decoder; name one without, as roberta")
     try:
         encoder = AutoModel.from_config(config, add_pooling_layer=False)
     except TypeError:  # many have no pooler
         encoder = AutoModel.from_config(config)
     if "attention_mask" not in signature(encoder.forward).parameters or name in PADDING_LEAKS:
-        raise ValueError(f"{where}: {name} does not mask a text's padding, which would change its features")
+        raise UserError(f"{where}: {name} does not mask a text's padding, which would change its features")
     if not hasattr(config, "hidden_size"):
-        raise ValueError(f"{where}: {name} is more than a text encoder; name another, as roberta")
+        raise UserError(f"{where}: {name} is more than a text encoder; name another, as roberta")
     return encoder
 
 
@@ -84,7 +85,7 @@ def _configured(kind: Any, architecture: TextArchitecture) -> Any:
     known = [*usual, *kind.attribute_map]
     unknown = sorted(set(architecture.options) - set(known))
     if unknown:
-        raise ValueError(
+        raise UserError(
             f"model.text_tower.options: {architecture.name} has no {', '.join(unknown)}; it has {', '.join(known)}"
         )
     # Ids of another vocabulary's special tokens, of which the encoder itself makes no use.

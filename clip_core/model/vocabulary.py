@@ -8,12 +8,12 @@ are, and how far their features turn.
 
 import argparse
 import json
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from clip_core.env import set_switches
+from clip_core.errors import UserError, told_to_the_user
 from clip_core.model.clip import CLIP
 from clip_core.model.contract import TOKENIZER_FILE, hash_of, read_contract, release_of
 from clip_core.model.vocabulary_effect import Effect, effect_on, token_ids_of
@@ -31,7 +31,7 @@ def prune(
     Kept are the special tokens and those of `keep`, or else those that occur `min_count` times in the captions.
     """
     if out.exists():
-        raise ValueError(f"{out} exists already: remove it, or name another folder")
+        raise UserError(f"{out} exists already: remove it, or name another folder")
     contract = read_contract(folder)
     tokenizer = load_tokenizer(folder / TOKENIZER_FILE, contract.context_length)
     tree = _read_word_pieces(folder / TOKENIZER_FILE, contract.architecture.text_tower.vocab_size)
@@ -41,7 +41,7 @@ def prune(
         kept = {token for token, count in counts.items() if count >= min_count}
     else:
         if unknown := sorted(set(keep) - set(vocabulary)):
-            raise ValueError(f"{len(unknown)} of the tokens to keep are not in {folder}, the first: {unknown[:5]}")
+            raise UserError(f"{len(unknown)} of the tokens to keep are not in {folder}, the first: {unknown[:5]}")
         kept = {vocabulary[token] for token in keep}
     rows = sorted(kept | {vocabulary[token] for token in SPECIAL if token in vocabulary})
 
@@ -83,13 +83,13 @@ def read_captions(path: Path) -> list[str]:
 
             table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, dtype=str)
             if "caption" not in table:
-                raise ValueError(f"it has no column `caption`, but {', '.join(map(str, table.columns))}")
+                raise UserError(f"it has no column `caption`, but {', '.join(map(str, table.columns))}")
             return [caption for caption in table["caption"] if isinstance(caption, str)]
         return [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
     except FileNotFoundError:
-        raise ValueError(f"{path}: no such file") from None
+        raise UserError(f"{path}: no such file") from None
     except ValueError as error:  # what pandas and the decoder raise as well
-        raise ValueError(f"{path}: no captions can be read: {error}") from None
+        raise UserError(f"{path}: no captions can be read: {error}") from None
 
 
 def _read_word_pieces(path: Path, vocab_size: int) -> dict:
@@ -97,10 +97,10 @@ def _read_word_pieces(path: Path, vocab_size: int) -> dict:
     tree = json.loads(path.read_text(encoding="utf-8"))
     kinds = tree["model"]["type"], (tree.get("post_processor") or {}).get("type")
     if kinds != ("WordPiece", "BertProcessing") or tree.get("added_tokens"):
-        raise ValueError(f"{path}: only plain word pieces in BERT's manner can be pruned, not {kinds}")
+        raise UserError(f"{path}: only plain word pieces in BERT's manner can be pruned, not {kinds}")
     vocabulary = tree["model"]["vocab"]
     if sorted(vocabulary.values()) != list(range(vocab_size)):
-        raise ValueError(f"{path}: {len(vocabulary)} tokens do not fit the weights, which have {vocab_size}")
+        raise UserError(f"{path}: {len(vocabulary)} tokens do not fit the weights, which have {vocab_size}")
     return tree
 
 
@@ -130,18 +130,16 @@ def main() -> None:
     parser.add_argument("--min-count", type=int, default=1, help="a token of the captions is kept from here on")
     arguments = parser.parse_args()
     set_switches()
-    try:
+    with told_to_the_user(OSError):
         if not arguments.captions and arguments.keep is None:
-            raise ValueError("nothing says what to keep: give --captions FILE... or --keep FILE")
+            raise UserError("nothing says what to keep: give --captions FILE... or --keep FILE")
         if arguments.min_count < 1:
-            raise ValueError(f"--min-count is {arguments.min_count}, and must be at least 1")
+            raise UserError(f"--min-count is {arguments.min_count}, and must be at least 1")
         captions = [caption for path in arguments.captions for caption in read_captions(path)]
         if arguments.captions and not captions:
-            raise ValueError(f"{', '.join(map(str, arguments.captions))}: no captions in there")
+            raise UserError(f"{', '.join(map(str, arguments.captions))}: no captions in there")
         keep = None if arguments.keep is None else read_captions(arguments.keep)
         effect = prune(arguments.weights_folder, arguments.out, captions, keep, arguments.min_count)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
     print(f"{effect}\n{arguments.out} holds the weights")
 
 

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from clip_core.errors import UserError
 from clip_core.files import atomic_write, replacing_folder
 from clip_core.model.clip import CLIP
 from clip_core.model.contract import (
@@ -59,7 +60,7 @@ def save_weights(model: CLIP, tokenizer_json: str, folder: Path, made: Made) -> 
 def load_weights(folder: Path, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> CLIP:
     """The model in the weights folder, ready for use (eval mode); needs nothing else.
 
-    With `dtype` its floating point numbers are converted, one tensor at a time. Raises ValueError when the folder is
+    With `dtype` its floating point numbers are converted, one tensor at a time. Raises UserError when the folder is
     not whole or its files do not belong together.
     """
     path = folder / WEIGHTS_FILE
@@ -67,22 +68,22 @@ def load_weights(folder: Path, dtype: torch.dtype | None = None, device: str | t
     try:
         model = without_weights(architecture)
     except ValueError as error:
-        raise ValueError(f"{folder / MODEL_FILE}: {error}") from None
+        raise UserError(f"{folder / MODEL_FILE}: {error}") from None
     wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
     try:
         with safe_open(path, framework="pt") as file:  # checks the header and the length
             found = {name: torch.Size(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
-        raise ValueError(
+        raise UserError(
             f"{folder}: not a whole weights folder: it has no {WEIGHTS_FILE}; copy the folder again"
         ) from None
     except SafetensorError as error:
-        raise ValueError(
+        raise UserError(
             f"{path}: not the weights that {MODEL_FILE} describes: no whole safetensors file ({error}); "
             "copy the folder again"
         ) from None
     if differences := differing(wanted, found):
-        raise ValueError(
+        raise UserError(
             f"{path}: not the weights that {MODEL_FILE} describes:\n{differences}\nBoth files must be of one model: "
             "copy the folder again"
         )
@@ -142,7 +143,7 @@ def _tensors(path: Path, dtype: torch.dtype | None, device: str | torch.device) 
         header.pop("__metadata__", None)
         for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
             if entry["dtype"] not in DTYPES:
-                raise ValueError(f"{path}: {name} holds {entry['dtype']}; this version reads {', '.join(DTYPES)}")
+                raise UserError(f"{path}: {name} holds {entry['dtype']}; this version reads {', '.join(DTYPES)}")
             tensor = torch.empty(entry["shape"], dtype=DTYPES[entry["dtype"]])
             file.seek(8 + length + entry["data_offsets"][0])
             file.readinto(tensor.view(-1).view(torch.uint8).numpy())

@@ -8,6 +8,8 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlencode
 from urllib.request import ProxyHandler, build_opener
 
+from clip_core.errors import UserError, told_to_the_user
+
 STATE = Path(".work/serve.json")  # written by a running `make serve`
 TIMEOUT = 30  # seconds
 START = "start one in another terminal: `make serve`, or what `python -m clip_core.serve.gallery` said at its end"
@@ -20,9 +22,9 @@ def ask(url: str, text: str, top: int) -> dict:
         with opener.open(f"{url}/api/search?{urlencode({'text': text, 'top': top})}", timeout=TIMEOUT) as answer:
             return json.load(answer)
     except HTTPError as error:
-        raise ValueError(_reason(error)) from None
+        raise UserError(_reason(error)) from None
     except (URLError, TimeoutError) as error:
-        raise ValueError(f"no server answers at {url} ({error}); {START}") from None
+        raise UserError(f"no server answers at {url} ({error}); {START}") from None
 
 
 def read_state() -> dict[str, str]:
@@ -30,7 +32,7 @@ def read_state() -> dict[str, str]:
     try:
         return json.loads(STATE.read_text())
     except FileNotFoundError:
-        raise ValueError(f"no server runs in this project; {START}") from None
+        raise UserError(f"no server runs in this project; {START}") from None
 
 
 def _reason(error: HTTPError) -> str:
@@ -46,10 +48,8 @@ def main() -> None:
     parser.add_argument("--top", type=int, default=5, help="how many pictures (default 5)")
     parser.add_argument("--url", help="of the page; default: the one of this project's `make serve`")
     arguments = parser.parse_args()
-    try:
+    with told_to_the_user():
         answer = ask(arguments.url or read_state()["url"], arguments.text, arguments.top)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
     for hit in answer["hits"]:
         print(f"{hit['score']:.4f}  {hit['image_id']}  {hit['name']}")
     if len(answer["hits"]) < arguments.top:

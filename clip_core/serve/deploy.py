@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from clip_core.errors import UserError
 from clip_core.serve.golden import Golden
 from clip_core.serve.queries import encode_images, encode_texts, search
 from clip_core.serve.release import new_live_repository, probe_public
@@ -77,7 +78,7 @@ def compare_recall(found: Sequence[Sequence[str]], truth: Truth) -> dict[str, di
         wrong = np.flatnonzero((hit != (first <= k)) & ~level)
         if len(wrong) or abs(values["served"] - values["offline"]) > level.mean() + 1e-9:
             named = "".join(f"\n  {truth.texts[i]}" for i in wrong[:5])
-            raise ValueError(f"recall@{k} through gRPC is not the offline one: {values}{named}")
+            raise UserError(f"recall@{k} through gRPC is not the offline one: {values}{named}")
         recall[f"text_to_image_recall@{k}"] = values
     return recall
 

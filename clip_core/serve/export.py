@@ -15,7 +15,11 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from clip_core.config import Export
+from clip_core.errors import UserError, told_to_the_user
 from clip_core.files import atomic_write, replacing_folder, sha256_file
+from clip_core.inference.first_token import keep_first_tokens
+from clip_core.inference.predictor import Predictor, encode_pictures
+from clip_core.inference.torch_towers import TorchTowers
 from clip_core.model.clip import CLIP
 from clip_core.model.contract import (
     MODEL_FILE,
@@ -26,11 +30,8 @@ from clip_core.model.contract import (
     read_contract,
     release_of,
 )
-from clip_core.model.first_token import keep_first_tokens
 from clip_core.model.matryoshka import narrow
-from clip_core.model.torch_towers import TorchTowers
 from clip_core.model.weights import load_weights
-from clip_core.predictor import Predictor, encode_pictures
 from clip_core.serve.parity import measure_parity, shapes
 from clip_core.text import load_tokenizer
 
@@ -76,7 +77,7 @@ class ImageTower(nn.Module):
 def export(model: Path, store: "Store", texts: list[str], params: Export, out: Path) -> dict:
     """Writes the export of the weights folder `model` into `out` and returns its parity with torch.
 
-    Raises ValueError when the parity is worse than `params` allow; `out` then stays as it was.
+    Raises UserError when the parity is worse than `params` allow; `out` then stays as it was.
     """
     clip = load_weights(model)
     narrow(clip, params.width or clip.architecture.embed_dim)
@@ -98,7 +99,7 @@ def export(model: Path, store: "Store", texts: list[str], params: Export, out: P
 def export_alone(model: Path, out: Path) -> None:
     """Writes the export of the weights folder `model` into `out`, without a pipeline's data.
 
-    Raises ValueError when onnxruntime does not compute what torch does, or when `out` is there and no export; it then
+    Raises UserError when onnxruntime does not compute what torch does, or when `out` is there and no export; it then
     stays as it was.
     """
     _check_place(out)
@@ -114,23 +115,23 @@ def export_alone(model: Path, out: Path) -> None:
         _write_facts(model, contract, aside)
         del clip, towers
 
-        from clip_core.serve.onnx_towers import open_session, run  # torch has had its say
+        from clip_core.inference.onnx_towers import open_session, run  # torch has had its say
 
         for tower, rows in (("text", token_ids), ("image", pixels)):
             difference = np.abs(run(open_session(aside / f"{tower}.onnx"), rows) - expected[tower]).max()
             if not difference <= MAX_DIFFERENCE:
-                raise ValueError(
+                raise UserError(
                     f"the exported {tower} tower differs from torch by {difference:.2e}; nothing is written"
                 )
 
 
 def _check_place(out: Path) -> None:
-    """Raises ValueError unless `out` is new, empty, or holds an earlier export and nothing else."""
+    """Raises UserError unless `out` is new, empty, or holds an earlier export and nothing else."""
     if not (out.exists() or out.is_symlink()):
         return
     names = {path.name for path in out.iterdir()} if out.is_dir() and not out.is_symlink() else {out.name}
     if names and not (names <= EXPORTED and {"text.onnx", "image.onnx"} <= names):
-        raise ValueError(f"{out}: is there already and no export alone; name a new folder, or remove it first")
+        raise UserError(f"{out}: is there already and no export alone; name a new folder, or remove it first")
 
 
 def _write_facts(model: Path, contract: Contract, folder: Path) -> None:
@@ -196,10 +197,8 @@ def main() -> None:
     parser.add_argument("weights", type=Path, metavar="WEIGHTS_FOLDER")
     parser.add_argument("out", type=Path, metavar="OUT", help="a new folder, or an earlier export")
     arguments = parser.parse_args()
-    try:
+    with told_to_the_user(OSError, SafetensorError):
         export_alone(arguments.weights, arguments.out)
-    except (ValueError, OSError, SafetensorError) as error:
-        sys.exit(f"error: {error}")
     print(f"{arguments.out}: computes what torch does", file=sys.stderr)
 
 

@@ -5,7 +5,6 @@ Triton model repository that a real Triton has proved, and OUT/images the pictur
 """
 
 import argparse
-import sys
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,6 +12,7 @@ from tempfile import TemporaryDirectory
 from clip_core.config import Deploy
 from clip_core.data.store import Store, StoreWriter, open_store
 from clip_core.env import set_switches
+from clip_core.errors import UserError, told_to_the_user
 from clip_core.files import replacing_folder
 from clip_core.image import pixels_of, read_size
 from clip_core.model.contract import Contract, read_contract
@@ -31,14 +31,14 @@ TEXTS = ("一只猫", "红色的爱心", "蓝天白云下的大海", "一个人�
 def make_gallery(weights: Path, pictures: Path, out: Path, k: int = TOP_K) -> dict[str, float]:
     """Writes the new folder `out`; returns the served model's largest differences from torch.
 
-    `k` pictures are found for a text. Raises ValueError when a part is missing or torch and Triton differ; nothing is
+    `k` pictures are found for a text. Raises UserError when a part is missing or torch and Triton differ; nothing is
     then written.
     """
     if not 1 <= k <= MAX_TOP_K:
-        raise ValueError(f"--top-k {k}: 1 to {MAX_TOP_K} pictures can be found for a text")
+        raise UserError(f"--top-k {k}: 1 to {MAX_TOP_K} pictures can be found for a text")
     contract = read_contract(weights)
     if out.exists() or out.is_symlink():
-        raise ValueError(f"{out}: is there already; name a new folder, or remove it first")
+        raise UserError(f"{out}: is there already; name a new folder, or remove it first")
     check_server(out)
     with replacing_folder(out) as aside:
         store = store_pictures(pictures, contract, aside / "images")
@@ -66,14 +66,14 @@ def store_pictures(folder: Path, contract: Contract, out: Path) -> Store:
     import pandas as pd
 
     if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder of pictures")
+        raise UserError(f"{folder}: no such folder of pictures")
     image_ids = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if is_picture(file))
     writer, rows = StoreWriter(out, SHARD_BYTES), []
     for image_id in image_ids:
         image = (folder / image_id).read_bytes()
         try:
             if len(image) > MAX_BYTES:
-                raise ValueError(f"{len(image):,} bytes; {MAX_BYTES:,} are allowed")
+                raise UserError(f"{len(image):,} bytes; {MAX_BYTES:,} are allowed")
             pixels_of(image, contract.image_size, contract.preprocessing, MAX_PIXELS)
         except ValueError as error:
             print(f"left out: {folder / image_id}: {error}", flush=True)
@@ -81,7 +81,7 @@ def store_pictures(folder: Path, contract: Contract, out: Path) -> Store:
         writer.add(image_id, image)
         rows.append(_row(image_id, image))
     if not rows:
-        raise ValueError(f"{folder}: none of its {len(image_ids)} files {KINDS} is a picture to find")
+        raise UserError(f"{folder}: none of its {len(image_ids)} files {KINDS} is a picture to find")
     writer.finish(pd.DataFrame(rows))
     print(f"{len(rows)} of {len(image_ids)} pictures in {folder} can be found", flush=True)
     return open_store(out)
@@ -116,7 +116,7 @@ def _row(image_id: str, image: bytes) -> dict:
 
 
 def _golden(weights: Path, store: Store, k: int) -> Golden:
-    from clip_core.predictor import load
+    from clip_core.inference.predictor import load
     from clip_core.serve.truth import Truth, encode_pictures
 
     predictor = load(weights)
@@ -149,10 +149,8 @@ def main() -> None:
     arguments = parser.parse_args()
     set_switches()
     out = arguments.out
-    try:
+    with told_to_the_user(OSError):
         differences = make_gallery(arguments.weights, arguments.pictures, out, arguments.top_k)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
     told = ", ".join(f"{name} {value:.1e}" for name, value in differences.items())
     print(f"wrote {out}; Triton's largest differences from torch: {told}")
     print(f"next: python -m clip_core.serve.gateway --repository {out}/repository --images {out}/images")

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from urllib.request import ProxyHandler, build_opener
 
 from clip_core.env import set_switches
+from clip_core.errors import UserError, told_to_the_user
 from clip_core.files import atomic_write
 from clip_core.serve.client import STATE, read_state
 from clip_core.serve.page import make_app
@@ -35,7 +36,7 @@ def serve(repository: Path, images: Path, port: int, opens_browser: bool) -> Non
     from clip_core.data.store import open_store
 
     if not repository.is_dir():
-        raise ValueError(
+        raise UserError(
             f"{repository}: no model repository yet; `make run` makes that of the pipeline, and "
             "`python -m clip_core.serve.gallery` one of any weights folder"
         )
@@ -91,8 +92,8 @@ def _only_one() -> Generator[None]:
         yield
     except BlockingIOError:
         if not STATE.exists():
-            raise ValueError("another `make serve` is starting in this project; it will name its page") from None
-        raise ValueError(f"`make serve` runs in this project already: {read_state()['url']}") from None
+            raise UserError("another `make serve` is starting in this project; it will name its page") from None
+        raise UserError(f"`make serve` runs in this project already: {read_state()['url']}") from None
     finally:
         os.close(lock)
 
@@ -104,7 +105,7 @@ def _listen(port: int) -> Generator[socket.socket]:
         try:
             listener.bind(("127.0.0.1", port))
         except OSError as error:
-            raise ValueError(
+            raise UserError(
                 f"port {port} can not be used ({error.strerror}); stop what listens there, or take another port: "
                 f"python -m clip_core.serve.gateway --port {port + 1} (0: any free one)"
             ) from None
@@ -125,12 +126,11 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: sys.exit(0))  # else nothing would be tidied up
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would hand down "ignore"
-    try:
-        serve(arguments.repository, arguments.images, arguments.port, not arguments.no_browser)
-    except KeyboardInterrupt:
-        print("stopped")
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    with told_to_the_user(OSError):
+        try:
+            serve(arguments.repository, arguments.images, arguments.port, not arguments.no_browser)
+        except KeyboardInterrupt:
+            print("stopped")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from clip_core.config import Deploy
+from clip_core.errors import UserError
 from clip_core.image import read_image
 from clip_core.serve.index import same_ranking
 from clip_core.serve.queries import Found, encode_images, encode_texts, release_behind, search
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from tritonclient.grpc import InferenceServerClient
 
     from clip_core.data.store import Store
-    from clip_core.predictor import Predictor
+    from clip_core.inference.predictor import Predictor
 
 GOLDEN_FOLDER = "golden"  # in the folder of clip_search
 
@@ -71,7 +72,7 @@ def write_golden(golden: Golden, folder: Path) -> None:
 def read_golden(folder: Path) -> Golden:
     """The golden queries in `folder`."""
     if not (folder / "golden.json").exists():
-        raise ValueError(f"{folder}: a release without golden queries is not served; `dvc repro deploy` makes them")
+        raise UserError(f"{folder}: a release without golden queries is not served; `dvc repro deploy` makes them")
     facts = json.loads((folder / "golden.json").read_text())
     return Golden(
         **facts,

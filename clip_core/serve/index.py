@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from clip_core.errors import UserError
 from clip_core.files import replacing_folder
 
 if TYPE_CHECKING:
@@ -52,14 +53,14 @@ def recall_of(features: np.ndarray, queries: np.ndarray, k: int) -> float:
 def build_index(onnx: Path, store: "Store", texts: Sequence[str], k: int, min_recall: float, folder: Path) -> float:
     """Writes the index of the store's pictures into `folder` and returns its recall at `k` for `texts`.
 
-    Below `min_recall` it raises ValueError and writes nothing.
+    Below `min_recall` it raises UserError and writes nothing.
     """
-    from clip_core.serve.onnx_towers import encode_store, encode_texts
+    from clip_core.inference.onnx_towers import encode_store, encode_texts
 
     features = encode_store(onnx, store)
     recall = recall_of(features, encode_texts(onnx, texts), k)
     if recall < min_recall:
-        raise ValueError(f"the index finds {recall:.4f} of the true top {k}; index.min_recall asks for {min_recall}")
+        raise UserError(f"the index finds {recall:.4f} of the true top {k}; index.min_recall asks for {min_recall}")
     release = (onnx / "release.txt").read_text().strip()
     facts = {"release": release, "kind": "flat", "num_images": len(store), "recall": recall, "num_queries": len(texts)}
     with replacing_folder(folder) as aside:
@@ -78,7 +79,7 @@ def read_index(folder: Path) -> Index:
         image_ids = json.loads((folder / "image_ids.json").read_text(encoding="utf-8"))
         features = np.load(folder / "features.npy", mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as error:
-        raise ValueError(f"{folder}: not an index: {Path(error.filename).name} is missing") from None
+        raise UserError(f"{folder}: not an index: {Path(error.filename).name} is missing") from None
     if len(features) != len(image_ids):
-        raise ValueError(f"{folder}: {len(features)} rows of features for {len(image_ids)} image ids")
+        raise UserError(f"{folder}: {len(features)} rows of features for {len(image_ids)} image ids")
     return Index(features, image_ids, facts["release"])

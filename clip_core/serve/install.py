@@ -13,6 +13,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
+from clip_core.errors import UserError, told_to_the_user
 from clip_core.files import replacing_folder, sha256_file
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -33,7 +34,7 @@ def libpython_folder() -> Path:
         if ".so" in name and Path(folder, name).exists():
             return Path(folder)
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    raise ValueError(
+    raise UserError(
         f"this Python ({sys.base_prefix}) has no shared libpython, which Triton's Python stub loads. "
         f"On Debian: apt-get install libpython{version}. With pyenv: PYTHON_CONFIGURE_OPTS=--enable-shared "
         f"pyenv install --force {version}. Or let uv bring one: uv venv --managed-python --python {version} .venv"
@@ -50,7 +51,7 @@ def install() -> Path:
     home.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(home.parent).free
     if free < NEEDED_BYTES:
-        raise ValueError(f"{home.parent}: {free // 2**20} MiB free, Triton needs {NEEDED_BYTES // 2**20}; make room")
+        raise UserError(f"{home.parent}: {free // 2**20} MiB free, Triton needs {NEEDED_BYTES // 2**20}; make room")
     lock = os.open(home.parent, os.O_RDONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another set-up may be at it
@@ -104,10 +105,10 @@ def _fill(folder: Path) -> None:
 def _uv(*arguments: str) -> None:
     uv = shutil.which("uv", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
     if uv is None:
-        raise ValueError("no `uv` beside this Python or on PATH: run `make setup`, or pip install uv")
+        raise UserError("no `uv` beside this Python or on PATH: run `make setup`, or pip install uv")
     result = subprocess.run([uv, *arguments], stderr=subprocess.PIPE, text=True)
     if result.returncode:
-        raise ValueError(
+        raise UserError(
             f"uv {' '.join(arguments[:2])} failed: {result.stderr.strip()[-2000:]}\n"
             "Remedy: check the connection to the package registry and the space on the disk, then run again; "
             "what is downloaded is kept."
@@ -115,10 +116,8 @@ def _uv(*arguments: str) -> None:
 
 
 def main() -> None:
-    try:
+    with told_to_the_user(OSError):
         print(f"Triton: {install()}")
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

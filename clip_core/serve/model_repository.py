@@ -9,6 +9,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from clip_core.errors import UserError
 from clip_core.model.contract import read_contract
 from clip_core.serve.golden import GOLDEN_FOLDER, Golden, write_golden
 from clip_core.serve.index import read_index
@@ -35,7 +36,7 @@ def assemble(onnx: Path, index: Path, golden: Golden, k: int, folder: Path) -> N
     contract, gallery = read_contract(onnx), read_index(index)
     release = (onnx / "release.txt").read_text().strip()
     if not release == gallery.release == golden.release:
-        raise ValueError(
+        raise UserError(
             f"{index}: made by release {gallery.release}, but {onnx} holds {release} and the golden answers are of "
             f"{golden.release}. Run `dvc repro` again."
         )
@@ -64,9 +65,9 @@ def read_config(file: Path) -> Any:
     try:
         return text_format.Parse(file.read_text(), ModelConfig())
     except FileNotFoundError:
-        raise ValueError(f"{file.parent}: not a model of a Triton repository: {file.name} is missing") from None
+        raise UserError(f"{file.parent}: not a model of a Triton repository: {file.name} is missing") from None
     except text_format.ParseError as error:
-        raise ValueError(f"{file}: not a Triton model configuration: {error}") from None
+        raise UserError(f"{file}: not a Triton model configuration: {error}") from None
 
 
 def _fill_templates(template: Path, folder: Path, values: dict[str, int]) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from clip_core.config import Export
+from clip_core.errors import UserError
 from clip_core.model.contract import Contract, read_contract
 from clip_core.serve.index import same_ranking, top_k
 
@@ -43,12 +44,12 @@ def measure_parity(expected: Path, onnx: Path, store: Path, limits: Export) -> d
     parity = json.loads((expected / "parity.json").read_text())
     largest = float(np.max(list(parity["max_feature_difference"].values())))  # not max(), which may pass over NaN
     if not largest <= limits.max_feature_difference:
-        raise ValueError(
+        raise UserError(
             f"the exported towers differ from torch by {largest:.2e}; export.max_feature_difference allows "
             f"{limits.max_feature_difference:.0e}: {parity['max_feature_difference']}. Nothing is published."
         )
     if parity["top10"]["different"]:
-        raise ValueError(
+        raise UserError(
             f"{parity['top10']['different']} of {parity['top10']['num_queries']} queries find another top {TOP} than "
             f"with torch, by more than export.tie_margin ({limits.tie_margin:.0e}). Nothing is published."
         )
@@ -58,7 +59,7 @@ def measure_parity(expected: Path, onnx: Path, store: Path, limits: Export) -> d
 def compare(expected: Path, onnx: Path, store_folder: Path, tie_margin: float) -> dict:
     """The differences between the export in `onnx` and the features in `expected`."""
     from clip_core.data.store import open_store
-    from clip_core.serve.onnx_towers import encode_store, encode_texts, open_session, run
+    from clip_core.inference.onnx_towers import encode_store, encode_texts, open_session, run
 
     sessions = {tower: open_session(onnx / f"{tower}.onnx") for tower in ("text", "image")}
     largest = {"text": 0.0, "image": 0.0, "test_texts": 0.0, "test_images": 0.0}

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from clip_core.errors import UserError
+
 if TYPE_CHECKING:
     from tritonclient.grpc import InferenceServerClient
 
@@ -73,6 +75,6 @@ def _ask(
         answer = client.infer(model, [question], outputs=wanted, client_timeout=TIMEOUT)
     except InferenceServerException as error:
         if error.status() == "StatusCode.INVALID_ARGUMENT":
-            raise ValueError(error.message().rpartition(BAD_INPUT)[2]) from None
+            raise UserError(error.message().rpartition(BAD_INPUT)[2]) from None
         raise
     return [answer.as_numpy(output) for output in outputs]

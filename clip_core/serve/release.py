@@ -14,6 +14,7 @@ from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clip_core.errors import UserError
 from clip_core.files import atomic_write
 from clip_core.serve.golden import GOLDEN_FOLDER, probe, read_golden
 from clip_core.serve.model_repository import MODELS, PUBLIC, read_config
@@ -106,7 +107,7 @@ def publish(client: "InferenceServerClient", live: Path, number: int) -> int:
 def retire(client: "InferenceServerClient", live: Path, number: int) -> None:
     """Unloads the release and removes its files; it must not be the published one."""
     if number == published(live):
-        raise ValueError(f"release {number} is published; publish another one before it is retired")
+        raise UserError(f"release {number} is published; publish another one before it is retired")
     time.sleep(DRAIN_SECONDS)
     known = {entry.name for entry in client.get_model_repository_index().models}
     for model in reversed(_models_of(number)):  # a model goes after those that ask it, with their last requests
@@ -125,7 +126,7 @@ def one_rollout_at_a_time(live: Path) -> Generator[None]:
         flock(lock, LOCK_EX | LOCK_NB)
         yield
     except BlockingIOError:
-        raise ValueError(f"{live}: another rollout is running; wait for it and try again") from None
+        raise UserError(f"{live}: another rollout is running; wait for it and try again") from None
     finally:
         os.close(lock)
 
@@ -182,7 +183,7 @@ def _load(client: "InferenceServerClient", model: str) -> None:
     try:
         client.load_model(model)
     except InferenceServerException as error:
-        raise ValueError(f"Triton can not load {model}: {error.message()}") from None
+        raise UserError(f"Triton can not load {model}: {error.message()}") from None
 
 
 def _wait_until_unloaded(client: "InferenceServerClient", model: str) -> None:
@@ -192,4 +193,4 @@ def _wait_until_unloaded(client: "InferenceServerClient", model: str) -> None:
         if states <= {"", "UNAVAILABLE"}:  # "" if it was never loaded
             return
         time.sleep(0.1)
-    raise ValueError(f"Triton did not unload {model} within {UNLOAD_SECONDS} s")
+    raise UserError(f"Triton did not unload {model} within {UNLOAD_SECONDS} s")

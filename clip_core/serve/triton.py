@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from clip_core.errors import UserError
 from clip_core.guard import free_port, start, stop
 from clip_core.serve.install import PACKAGES, PROJECT, is_installed, libpython_folder, triton_home
 
@@ -57,9 +58,7 @@ def connect(address: str) -> "InferenceServerClient":
     try:
         client.is_server_live(client_timeout=10)
     except InferenceServerException as error:
-        raise ValueError(
-            f"no Triton server answers at {address} ({error.message()}); `make serve` starts one"
-        ) from None
+        raise UserError(f"no Triton server answers at {address} ({error.message()}); `make serve` starts one") from None
     return client
 
 
@@ -67,10 +66,10 @@ def check_server(repository: Path) -> Path:
     """Where the Triton server is installed; ValueError when it is not, or when it could not read `repository`."""
     home = triton_home()
     if not is_installed(home):
-        raise ValueError(f"{home}: no Triton server for this Python there; run `make setup`")
+        raise UserError(f"{home}: no Triton server for this Python there; run `make setup`")
     for folder in (repository.absolute(), PROJECT, home):
         if not str(folder).isascii():  # its Python takes no locale from the environment
-            raise ValueError(f"{folder}: Triton 2.51 reads ASCII paths alone; use folders with such names")
+            raise UserError(f"{folder}: Triton 2.51 reads ASCII paths alone; use folders with such names")
     return home
 
 
@@ -98,7 +97,7 @@ def _start(repository: Path, models: list[str], log: Path) -> tuple[Server, subp
         except BaseException:  # Ctrl-C while the models load
             stop(process)
             raise
-    raise ValueError("no free port on loopback after three tries")
+    raise UserError("no free port on loopback after three tries")
 
 
 def _command(home: Path, repository: Path, models: list[str], port: int, prefix: str) -> list[str]:
@@ -143,7 +142,7 @@ def _wait_until_ready(address: str, process: subprocess.Popen, log: Path) -> Non
     try:
         while time.monotonic() < deadline:
             if process.poll() is not None:
-                raise ValueError(f"Triton ended while loading (exit {process.returncode}).\n{_explain(log)}")
+                raise UserError(f"Triton ended while loading (exit {process.returncode}).\n{_explain(log)}")
             try:
                 if client.is_server_ready(client_timeout=5):
                     return
@@ -152,7 +151,7 @@ def _wait_until_ready(address: str, process: subprocess.Popen, log: Path) -> Non
             time.sleep(0.1)
     finally:
         client.close()
-    raise ValueError(f"Triton was not ready within {READY_SECONDS} s.\n{_explain(log)}")
+    raise UserError(f"Triton was not ready within {READY_SECONDS} s.\n{_explain(log)}")
 
 
 def _explain(log: Path) -> str:

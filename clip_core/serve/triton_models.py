@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb  # ty: ignore[import-not-found]
 
+from clip_core.errors import UserError
 from clip_core.image import pixels_of
+from clip_core.inference.onnx_towers import open_session, run
 from clip_core.model.contract import read_contract
 from clip_core.serve.index import read_index, top_k
-from clip_core.serve.onnx_towers import open_session, run
 from clip_core.serve.queries import BAD_INPUT
 from clip_core.text import load_tokenizer
 
@@ -41,7 +42,7 @@ class TextPreprocess:
         rows = self.tokenizer(_each(items, _read_text))
         for place, row in enumerate(rows):
             if np.count_nonzero(row) <= 2:  # [CLS] and [SEP]: characters that mean nothing
-                raise ValueError(f"item {place}: the text is empty")
+                raise UserError(f"item {place}: the text is empty")
         length = next(length for length in self.lengths if length >= rows.shape[1])
         return np.pad(rows, ((0, 0), (0, length - rows.shape[1])))  # (n, length)
 
@@ -62,7 +63,7 @@ class ImagePreprocess:
 
     def _read_image(self, item: bytes) -> np.ndarray:
         if len(item) > MAX_IMAGE_BYTES:
-            raise ValueError(f"the image has {len(item)} bytes; {MAX_IMAGE_BYTES} are allowed")
+            raise UserError(f"the image has {len(item)} bytes; {MAX_IMAGE_BYTES} are allowed")
         return pixels_of(item, self.contract.image_size, self.contract.preprocessing, MAX_IMAGE_PIXELS)
 
 
@@ -168,19 +169,19 @@ def _each(items: list[bytes], read: Callable[[bytes], Any]) -> list:
         try:
             results.append(read(item))
         except ValueError as error:
-            raise ValueError(f"item {place}: {error}") from None
+            raise UserError(f"item {place}: {error}") from None
     return results
 
 
 def _read_text(item: bytes) -> str:
     if len(item) > MAX_TEXT_BYTES:
-        raise ValueError(f"the text has {len(item)} bytes; {MAX_TEXT_BYTES} are allowed")
+        raise UserError(f"the text has {len(item)} bytes; {MAX_TEXT_BYTES} are allowed")
     try:
         text = item.decode()
     except UnicodeDecodeError:
-        raise ValueError("the text is not valid UTF-8") from None
+        raise UserError("the text is not valid UTF-8") from None
     if not text.strip():
-        raise ValueError("the text is empty")
+        raise UserError("the text is empty")
     return text
 
 

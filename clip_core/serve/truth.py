@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from clip_core.predictor import Predictor, encode_pictures
+from clip_core.inference.predictor import Predictor, encode_pictures
 
 if TYPE_CHECKING:
     from clip_core.data.store import Store

@@ -21,6 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
+from clip_core.errors import UserError
 from clip_core.files import atomic_write
 from clip_core.model.contract import hash_of
 
@@ -120,7 +121,7 @@ def _locked(folder: Path) -> Generator[None]:
             with suppress(ProcessLookupError):
                 os.kill(holder, signal.SIGTERM)
         if now > deadline:
-            raise ValueError(f"{folder}: process {holder} still trains this: end it (kill {holder}) and run again")
+            raise UserError(f"{folder}: process {holder} still trains this: end it (kill {holder}) and run again")
         if now - told > 10:
             told = now
             print(f"process {holder} is training this: waiting for it (kill {holder} ends it)", flush=True)

@@ -12,6 +12,7 @@ from torch.nn.utils import clip_grad_norm_
 from clip_core.config import Training
 from clip_core.data.batches import Pairs
 from clip_core.data.sampler import random_at
+from clip_core.errors import UserError
 from clip_core.model.clip import CLIP
 from clip_core.model.precision import pick_device
 from clip_core.train.activations import checkpoint_activations
@@ -78,12 +79,12 @@ def train(
 
 
 def check_batches(trainings: dict[str, Training], pairs: "pd.DataFrame") -> None:
-    """Raises ValueError where a training's batch is larger than its pictures are many; before any long work."""
+    """Raises UserError where a training's batch is larger than its pictures are many; before any long work."""
     for name, params in trainings.items():
         language, batch = params.captions.language, params.global_batch
         num_pictures = pairs.loc[pairs["language"] == language, "image_id"].nunique()
         if params.schedule.num_steps != 0 and batch > num_pictures:
-            raise ValueError(
+            raise UserError(
                 f"{name}.global_batch is {batch:,}, but only {num_pictures:,} training pictures have captions in "
                 f"language {language!r}: lower it, and {name}.schedule.peak_lr with it. Behind a finetuning recipe "
                 "the recipe `small-batch` does both: a batch of 48"
@@ -96,7 +97,7 @@ def _is_due(step: int, every: int, num_steps: int) -> bool:
 
 def _stop_unless_finite(loss: float, step: int) -> None:
     if not math.isfinite(loss):
-        raise ValueError(f"the loss is {loss} at step {step}: lower `schedule.peak_lr` or lengthen `warmup_steps`")
+        raise UserError(f"the loss is {loss} at step {step}: lower `schedule.peak_lr` or lengthen `warmup_steps`")
 
 
 def _told(step: int, metrics: dict[str, float]) -> dict[str, float]:

@@ -8,6 +8,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from clip_core.config import Lora
 from clip_core.data.sampler import random_at
+from clip_core.errors import UserError
 from clip_core.model.clip import CLIP
 
 
@@ -17,7 +18,7 @@ def add_adapters(model: CLIP, params: Lora, seed: int) -> None:
 
     if any(isinstance(module, _BatchNorm) for module in model.modules()):
         name = model.architecture.image_tower.name
-        raise ValueError(f"stage2.lora: the image tower {name} learns batch statistics, which no adapter does: null it")
+        raise UserError(f"stage2.lora: the image tower {name} learns batch statistics, which no adapter does: null it")
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     config = LoraConfig(
         r=params.rank, lora_alpha=params.alpha, lora_dropout=params.dropout, target_modules=linear, bias="none"

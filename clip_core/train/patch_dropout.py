@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import nn
 
+from clip_core.errors import UserError
 from clip_core.model.clip import CLIP
 
 
@@ -17,7 +18,7 @@ def drop_patches(model: CLIP, share: float) -> None:
     tower: Any = model.image_tower
     if not hasattr(tower, "patch_drop"):
         name = model.architecture.image_tower.name
-        raise ValueError(f"stage2.patch_dropout: the image tower {name} has no patches to drop: set it to 0")
+        raise UserError(f"stage2.patch_dropout: the image tower {name} has no patches to drop: set it to 0")
     # Towers with rotary positions must know which patches stayed.
     kind = PatchDropout if isinstance(tower.patch_drop, nn.Identity) else PatchDropoutWithIndices
     tower.patch_drop = kind(share, num_prefix_tokens=tower.num_prefix_tokens)

@@ -11,6 +11,7 @@ from clip_core.config import EmojiSource
 from clip_core.data.pairs import ORIGIN
 from clip_core.data.sources import Harvest
 from clip_core.data.sources.emoji_families import family_of, split_of
+from clip_core.errors import UserError
 from clip_core.files import sha256_file
 
 if TYPE_CHECKING:
@@ -73,14 +74,14 @@ def check_cache(cache: Path, artworks: tuple[str, ...]) -> dict[str, str]:
     try:
         manifest = json.loads((cache / "manifest.json").read_text())
     except FileNotFoundError:
-        raise ValueError(f"{cache}: the built-in pictures are not there. {remedy}") from None
+        raise UserError(f"{cache}: the built-in pictures are not there. {remedy}") from None
     for name, expected in manifest["sha256"].items():
         if not (cache / name).exists() or sha256_file(cache / name) != expected:
-            raise ValueError(f"{cache / name}: missing or damaged, its sha256 is not {expected}. {remedy}")
+            raise UserError(f"{cache / name}: missing or damaged, its sha256 is not {expected}. {remedy}")
     for artwork in artworks:
         if artwork not in manifest["artworks"]:
             known = ", ".join(manifest["artworks"])
-            raise ValueError(f"params.yaml: data names the artwork {artwork!r}, which is not among {known}")
+            raise UserError(f"params.yaml: data names the artwork {artwork!r}, which is not among {known}")
     return {artwork: manifest["artworks"][artwork]["licence"]["spdx"] for artwork in artworks}
 
 

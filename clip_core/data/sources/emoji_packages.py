@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from clip_core.errors import UserError
+
 TABLE = Path(__file__).with_name("emoji_packages.toml")
 NAMES = "emojibase-data"
 ARTWORK = "@iconify-json/"
@@ -40,7 +42,7 @@ def read_member(tgz: Path, name: str) -> Any:
     with tarfile.open(tgz) as archive:
         member = archive.extractfile(f"package/{name}")
         if member is None:
-            raise ValueError(f"{tgz}: {name} is not a plain file in this package")
+            raise UserError(f"{tgz}: {name} is not a plain file in this package")
         return json.load(member)
 
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from clip_core.config import MugeSource
 from clip_core.data.pairs import ORIGIN, SPLITS
 from clip_core.data.sources import Harvest
+from clip_core.errors import UserError
 
 LONGEST_LINE = 2**27  # bytes: a file without line ends is none of these
 URLSAFE = bytes.maketrans(b"-_", b"+/")
@@ -115,13 +116,13 @@ def pairs_of(file: Path, split: str, pictures: dict[str, Place], data: MugeSourc
             else:
                 rejected.append(origin | {"reason": "image_missing"} | {k: pair[k] for k in ("image_id", "caption")})
     if num_texts and num_unlabelled == num_texts:
-        raise ValueError(
+        raise UserError(
             f"{file}: none of its {num_texts} texts names a picture: its answers are not published, so nothing "
             f"can be measured on it. Name another in `data.{split}` (MUGE: `test: valid` and `valid: null`)."
         )
     if not pairs:
         first = f"line {rejected[0]['line']}, {rejected[0]['reason']}" if rejected else "there is none"
-        raise ValueError(f"{file}: not one of its {num_texts} lines makes a pair; the first: {first}")
+        raise UserError(f"{file}: not one of its {num_texts} lines makes a pair; the first: {first}")
     return pairs, rejected
 
 
@@ -177,7 +178,7 @@ def lines_of(file: Path) -> Iterator[Line]:
     try:
         opened = file.open("rb")
     except FileNotFoundError:
-        raise ValueError(
+        raise UserError(
             f"{file}: no such file. `data.path` names the folder; `data.train`, `valid` and `test` the files in it."
         ) from None
     with opened:
@@ -185,7 +186,7 @@ def lines_of(file: Path) -> Iterator[Line]:
         while content := opened.readline(LONGEST_LINE):
             number += 1
             if len(content) == LONGEST_LINE:
-                raise ValueError(f"{file}, line {number}: longer than {LONGEST_LINE:,} bytes; is this the right file?")
+                raise UserError(f"{file}, line {number}: longer than {LONGEST_LINE:,} bytes; is this the right file?")
             if content.strip():
                 yield Line(number, offset, content)
             offset += len(content)

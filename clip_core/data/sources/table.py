@@ -11,6 +11,7 @@ from typing import NamedTuple
 from clip_core.config import TableSource
 from clip_core.data.pairs import ORIGIN
 from clip_core.data.sources import Harvest
+from clip_core.errors import UserError
 
 REQUIRED, OPTIONAL = ("image", "caption"), ("split", "language")
 
@@ -37,7 +38,7 @@ def harvest_table(data: TableSource) -> Harvest:
         else:
             pairs.append(pair_of(row, record.line, data))
     if not pairs:
-        raise ValueError(f"{file}: not one of its {len(rejected)} records is a pair; the first: {first_of(rejected)}")
+        raise UserError(f"{file}: not one of its {len(rejected)} records is a pair; the first: {first_of(rejected)}")
     image_ids = sorted({pair["image_id"] for pair in pairs})
     return Harvest(
         pairs=pd.DataFrame(pairs),
@@ -47,16 +48,16 @@ def harvest_table(data: TableSource) -> Harvest:
 
 
 def read_csv(file: Path) -> tuple[list[str], Iterator[Record]]:
-    """The header and the records; raises ValueError that names the line where the file is no CSV of pairs."""
+    """The header and the records; raises UserError that names the line where the file is no CSV of pairs."""
     try:
         data = file.read_bytes()
     except FileNotFoundError:
-        raise ValueError(f"{file}: no such file. `data.path` names the folder, `data.table` the CSV in it.") from None
+        raise UserError(f"{file}: no such file. `data.path` names the folder, `data.table` the CSV in it.") from None
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise ValueError(
+        raise UserError(
             f"{file}, line {line}: not UTF-8 (byte 0x{data[error.start]:02x}). Convert it, for example with "
             f"`iconv -f GB18030 -t UTF-8`."
         ) from None
@@ -64,9 +65,9 @@ def read_csv(file: Path) -> tuple[list[str], Iterator[Record]]:
     _, header = next(records, Record(1, []))
     header = [name.strip() for name in header]
     if missing := [name for name in REQUIRED if name not in header]:
-        raise ValueError(f"{file}, line 1: no column {' and no column '.join(missing)}; the header is {header}")
+        raise UserError(f"{file}, line 1: no column {' and no column '.join(missing)}; the header is {header}")
     if repeated := [name for name in (*REQUIRED, *OPTIONAL) if header.count(name) > 1]:
-        raise ValueError(f"{file}, line 1: the column {repeated[0]} stands there more than once")
+        raise UserError(f"{file}, line 1: the column {repeated[0]} stands there more than once")
     return header, records
 
 
@@ -80,7 +81,7 @@ def split_records(file: Path, text: str) -> Iterator[Record]:
                 yield Record(line, cells)
             line = reader.line_num + 1
     except csv.Error as error:
-        raise ValueError(f"{file}, line {line}: not CSV: {error}. Is a quote open?") from None
+        raise UserError(f"{file}, line {line}: not CSV: {error}. Is a quote open?") from None
 
 
 def fault_of(header: list[str], record: Record, folder: Path) -> str | None:

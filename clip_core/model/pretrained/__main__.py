@@ -1,12 +1,12 @@
 """The commands `import SOURCE WEIGHTS_FOLDER` and `export WEIGHTS_FOLDER OUT --format ofa|transformers`."""
 
 import argparse
-import sys
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 from clip_core.env import set_switches
+from clip_core.errors import told_to_the_user
 from clip_core.model.pretrained.exporting import export_weights
 from clip_core.model.pretrained.importing import import_checkpoint
 
@@ -15,7 +15,7 @@ def main() -> None:
     """Runs the command; a mistake of the user's becomes a message and exit code 1."""
     arguments = _parser().parse_args()
     set_switches()
-    try:
+    with told_to_the_user(OSError, SafetensorError):
         if arguments.command == "import":
             import_checkpoint(
                 arguments.source,
@@ -26,8 +26,6 @@ def main() -> None:
             )
         else:
             export_weights(arguments.weights_folder, arguments.out, arguments.format)
-    except (ValueError, OSError, SafetensorError) as error:
-        sys.exit(f"error: {error}")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -8,6 +8,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from clip_core.errors import UserError
 from clip_core.files import atomic_write, replacing_file, replacing_folder
 from clip_core.image import AS_RELEASED, Preprocessing
 from clip_core.model.clip import CLIP
@@ -40,7 +41,7 @@ AS_IN_TRANSFORMERS = replace(AS_RELEASED, convert="before", background="white") 
 def export_weights(folder: Path, out: Path, form: Format) -> None:
     """Writes the weights folder to `out` in another format, whole or not at all, and says how to load it there.
 
-    Raises ValueError when the format can not hold this model, or when `out` is there already.
+    Raises UserError when the format can not hold this model, or when `out` is there already.
     """
     start = time.monotonic()
     check_export_place(out)
@@ -64,29 +65,29 @@ def _vocabulary(folder: Path, form: Format) -> str:
     try:
         return vocabulary_of((folder / TOKENIZER_FILE).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{folder}: the format {form} can not hold these weights: {error}") from None
+        raise UserError(f"{folder}: the format {form} can not hold these weights: {error}") from None
 
 
 def _named(model: CLIP, form: Format) -> dict[str, Tensor]:
     """The tensors in the names of the format, which has no names for those of other towers."""
     resnet = "image_tower.head.pos_embed" in model.state_dict()
     if resnet and form == "transformers":
-        raise ValueError(
+        raise UserError(
             "transformers has no class for a Chinese-CLIP with a ResNet (rn50): its ChineseCLIPModel has a ViT alone; "
             "export it with --format ofa"
         )
     tower = model.architecture.text_tower
     if tower.name != "bert":
-        raise ValueError(f"the format {form} can not hold these weights: its text tower is a BERT, not {tower.name!r}")
+        raise UserError(f"the format {form} can not hold these weights: its text tower is a BERT, not {tower.name!r}")
     try:
         return to_theirs(model.state_dict(), TRANSFORMERS if form == "transformers" else OFA_RESNET if resnet else OFA)
     except ValueError as error:
         name = model.architecture.image_tower.name
-        raise ValueError(f"the format {form} can not hold the image tower {name}: {error}") from None
+        raise UserError(f"the format {form} can not hold the image tower {name}: {error}") from None
 
 
 def _check_cn_clip(model: CLIP, vocabulary: str) -> None:
-    """Raises ValueError for what cn_clip has fixed in its code."""
+    """Raises UserError for what cn_clip has fixed in its code."""
     preprocessing, text = model.architecture.preprocessing, model.text_tower.encoder.config
     wrong = []
     if not is_released_text(vocabulary):
@@ -98,7 +99,7 @@ def _check_cn_clip(model: CLIP, vocabulary: str) -> None:
     if (text.hidden_act, text.layer_norm_eps) != ("gelu", 1e-12):
         wrong.append("a BERT with another activation than GELU or another LayerNorm eps than 1e-12")
     if wrong:
-        raise ValueError("the format ofa can not hold these weights, which have\n  " + "\n  ".join(wrong))
+        raise UserError("the format ofa can not hold these weights, which have\n  " + "\n  ".join(wrong))
 
 
 def _write_ofa(tensors: dict[str, Tensor], contract: Contract, out: Path) -> list[str]:

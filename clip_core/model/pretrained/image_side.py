@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from clip_core.config import ImageTower
+from clip_core.errors import UserError
 from clip_core.model.image_tower import make_image_tower
 from clip_core.model.pretrained.checkpoint import Checkpoint, read_checkpoint
 from clip_core.model.pretrained.names import (
@@ -64,7 +65,7 @@ def image_side_in(checkpoint: Checkpoint, tower: ImageTower | None = None, image
         if found is None and tower is not None:
             found = Recognised(tower, image_size or 224, 1)
         if found is None:
-            raise ValueError(
+            raise UserError(
                 "no image tower that is known by its tensors; name it in model.image_tower, or give a folder with "
                 f"timm's config.json. It holds {', '.join(list(checkpoint.tensors)[:5])}, ..."
             )
@@ -74,7 +75,7 @@ def image_side_in(checkpoint: Checkpoint, tower: ImageTower | None = None, image
             check_image_size(image_size, found.stride)
             ours = resize_all_positions(ours, _wanted(theirs, table, wanted_tower, image_size))
     except ValueError as error:
-        raise ValueError(f"{checkpoint.source}: {error}") from None
+        raise UserError(f"{checkpoint.source}: {error}") from None
     if tower is None and not checkpoint.config and table not in (OPENAI_RESNET, TIMM_RESNET):
         print(f"{checkpoint.source}: no config says which activation it has: QuickGELU assumed, as in OpenAI's towers")
     scale = ours["logit_scale"].item() if "logit_scale" in ours else checkpoint.config.get("logit_scale")
@@ -138,7 +139,7 @@ def _recognise(
         return None
     if of_open_clip:
         if other := [f"{k} {of_open_clip[k]!r}" for k, here in OPEN_CLIP.items() if of_open_clip.get(k, here) != here]:
-            raise ValueError(f"its vision_cfg has {', '.join(other)}, which no image tower here can have")
+            raise UserError(f"its vision_cfg has {', '.join(other)}, which no image tower here can have")
         config = {
             "hidden_act": "quick_gelu" if config["model_cfg"].get("quick_gelu") else "gelu",
             "head_width": of_open_clip.get("head_width", HEAD_WIDTH),  # open_clip's own, whatever the width

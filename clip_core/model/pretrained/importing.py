@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from clip_core.config import Options
+from clip_core.errors import UserError
 from clip_core.files import atomic_write, replacing_folder
 from clip_core.image import AS_RELEASED
 from clip_core.model.contract import Made, hash_of
@@ -29,7 +30,7 @@ def import_checkpoint(
 ) -> None:
     """Writes what `source` holds to `folder`, whole or not at all, and says what it was recognised as.
 
-    Raises ValueError when `folder` is there already, unless it is an earlier import.
+    Raises UserError when `folder` is there already, unless it is an earlier import.
     """
     start = time.monotonic()
     check_import_place(folder, source, *([vocab] if vocab else []))
@@ -49,9 +50,9 @@ def import_checkpoint(
 
 
 def _refuse(source: Path, kind: str, options: dict[str, object]) -> None:
-    """Raises ValueError when one of the options is given, none of which means anything for half a CLIP."""
+    """Raises UserError when one of the options is given, none of which means anything for half a CLIP."""
     if given := [f"--{name} {value}" for name, value in options.items() if value is not None]:
-        raise ValueError(
+        raise UserError(
             f"{', '.join(given)}: {source} is half a CLIP, {kind}, for which this means nothing; leave it out"
         )
 
@@ -92,11 +93,9 @@ def _import_chinese_clip(
 def _import_bert(checkpoint: Checkpoint, folder: Path) -> None:
     source = checkpoint.source
     if not source.is_dir():
-        raise ValueError(
-            f"{source}: a BERT without its config.json and vocab.txt; give the folder that holds all three"
-        )
+        raise UserError(f"{source}: a BERT without its config.json and vocab.txt; give the folder that holds all three")
     if not (source / "vocab.txt").exists():
-        raise ValueError(f"{source}: no BERT folder: it has no vocab.txt")
+        raise UserError(f"{source}: no BERT folder: it has no vocab.txt")
     vocab_size = parse_tokenizer(tokenizer_of_vocabulary(source / "vocab.txt"), CONTEXT_LENGTH).vocab_size
     architecture = architecture_of_bert(source, vocab_size)
     tower = TextTower(architecture)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from clip_core.errors import UserError
 from clip_core.model.weights import differing
 
 Table = dict[str, str]  # pattern of our name -> theirs; {q,k,v}: three tensors, stacked in ours; {+3}: that and one
@@ -98,11 +99,11 @@ def to_theirs(ours: dict[str, Tensor], table: Table) -> dict[str, Tensor]:
 def to_ours(theirs: dict[str, Tensor], wanted: dict[str, Tensor], table: Table) -> dict[str, Tensor]:
     """Their tensors under our names, in our shapes and in fp32.
 
-    Raises ValueError that lists all that is missing, unexpected or of another shape than `wanted` (in our names).
+    Raises UserError that lists all that is missing, unexpected or of another shape than `wanted` (in our names).
     """
     expected = to_theirs({name: tensor.to("meta") for name, tensor in wanted.items()}, table)
     if differences := differing(_shapes(expected), _shapes(theirs)):
-        raise ValueError(differences)
+        raise UserError(differences)
     return {row.ours: _join(row, theirs, wanted[row.ours]) for row in rows(wanted, table)}
 
 
@@ -113,7 +114,7 @@ def their_names(ours: str, table: Table) -> tuple[str, ...]:
             theirs = re.sub(r"\{\+(\d+)\}", lambda number: str(int(number[1]) + 1), match.expand(replacement))
             parts = re.search(r"\{(.+)\}", theirs)
             return tuple(theirs.replace(parts[0], part) for part in parts[1].split(",")) if parts else (theirs,)
-    raise ValueError(f"{ours}: this format has no name for it")
+    raise UserError(f"{ours}: this format has no name for it")
 
 
 def _split(row: Row, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:

@@ -5,6 +5,8 @@ import math
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from clip_core.errors import UserError
+
 NAMES = ("image_tower.pos_embed", "image_tower.head.pos_embed")  # of CLIP's ViT and of its ResNet's attention pooling
 
 
@@ -16,7 +18,7 @@ def resize_positions(positions: Tensor, grid: int) -> Tensor:
     *batch, num_positions, width = positions.shape
     old_grid = math.isqrt(num_positions - 1)
     if old_grid**2 != num_positions - 1:
-        raise ValueError(f"{num_positions} positions are no square grid and [CLS]")
+        raise UserError(f"{num_positions} positions are no square grid and [CLS]")
     if grid == old_grid:
         return positions
     rows = positions.reshape(num_positions, width)
@@ -38,6 +40,6 @@ def resize_all_positions(tensors: dict[str, Tensor], wanted: dict[str, Tensor]) 
 
 
 def check_image_size(image_size: int, stride: int) -> None:
-    """Raises ValueError when pictures of this size can not be divided into positions."""
+    """Raises UserError when pictures of this size can not be divided into positions."""
     if image_size < stride or image_size % stride:
-        raise ValueError(f"image_size {image_size} is not a multiple of {stride}, the side of what one position sees")
+        raise UserError(f"image_size {image_size} is not a multiple of {stride}, the side of what one position sees")

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from clip_core.config import ImageTower, Options, TextTower
+from clip_core.errors import UserError
 from clip_core.model.contract import Architecture
 from clip_core.model.pretrained.names import TRANSPOSED, Table, their_names
 from clip_core.model.registry import MODELS, Shape
@@ -46,7 +47,7 @@ def recognise_vit(
 ) -> Recognised:
     """The CLIP ViT of these tensors; `config` (a vision_config of transformers) says what shapes can not.
 
-    Raises ValueError where the number of heads stays unknown, unless it does not matter.
+    Raises UserError where the number of heads stays unknown, unless it does not matter.
     """
     patches, positions, hidden = _keystones(
         tensors,
@@ -69,9 +70,9 @@ def recognise_vit(
         if hidden[0] != 4 * width:
             options["mlp_ratio"] = hidden[0] / width
     if (activation := config.get("hidden_act", ACTIVATIONS[0])) not in ACTIVATIONS:
-        raise ValueError(f"hidden_act of its image tower is {activation!r}; only {' and '.join(ACTIVATIONS)} are known")
+        raise UserError(f"hidden_act of its image tower is {activation!r}; only {' and '.join(ACTIVATIONS)} are known")
     if (eps := config.get("layer_norm_eps", EPS_OF_VIT)) != EPS_OF_VIT:
-        raise ValueError(f"layer_norm_eps of its image tower is {eps}; only {EPS_OF_VIT} is known")
+        raise UserError(f"layer_norm_eps of its image tower is {eps}; only {EPS_OF_VIT} is known")
     if activation == "gelu":
         name = name.replace("_quickgelu", "")
     return Recognised(for_size(ImageTower(name=name, options=options), image_size), image_size, patch_size)
@@ -92,7 +93,7 @@ def recognise_resnet(tensors: dict[str, Tensor], table: Table) -> Recognised:
     blocks = tuple(num_numbered(tensors, name) for name in names)
     if (blocks, stem[0]) not in RESNETS:
         known = ", ".join(RESNETS.values())
-        raise ValueError(f"a CLIP ResNet of {blocks} bottlenecks, {stem[0]} wide, is not known (known are {known})")
+        raise UserError(f"a CLIP ResNet of {blocks} bottlenecks, {stem[0]} wide, is not known (known are {known})")
     tower = ImageTower(name=RESNETS[blocks, stem[0]], options={})
     return Recognised(tower, math.isqrt(positions[0] - 1) * STRIDE_OF_RESNETS, STRIDE_OF_RESNETS)
 
@@ -118,7 +119,7 @@ def recognise_bert(tensors: dict[str, Tensor], prefix: str, config: dict[str, An
     }
     for name, known in (("hidden_act", "gelu"), ("position_embedding_type", "absolute")):
         if (value := config.get(name, known)) != known:
-            raise ValueError(f"{name} of its text tower is {value!r}; only BERT's own {known!r} is supported")
+            raise UserError(f"{name} of its text tower is {value!r}; only BERT's own {known!r} is supported")
     if (eps := config.get("layer_norm_eps", EPS_OF_BERT)) != EPS_OF_BERT:
         options["layer_norm_eps"] = eps
     return TextTower(name="bert", options=options), words[0]
@@ -129,16 +130,16 @@ def _heads(tower: str, width: int, config: dict[str, Any], matter: bool = True) 
     if (heads := config.get("num_attention_heads")) is None:
         head_width = config.get("head_width", HEAD_WIDTHS.get(width, HEAD_WIDTH))
         if not isinstance(head_width, int) or head_width < 1:
-            raise ValueError(f"head_width of its {tower} is {head_width!r}, not a width")
+            raise UserError(f"head_width of its {tower} is {head_width!r}, not a width")
         heads = max(width // head_width, 1)
         unknown = "head_width" not in config and width not in HEAD_WIDTHS and (width > WIDE or width % HEAD_WIDTH)
         if unknown and matter:
-            raise ValueError(
+            raise UserError(
                 f"its {tower} is {width} wide, and how many attention heads that makes can not be seen in tensors; "
                 "give the folder with its config (config.json or open_clip_config.json), not the file alone"
             )
     if not isinstance(heads, int) or heads < 1 or (matter and width % heads):
-        raise ValueError(f"its {tower} is {width} wide, which can not be shared by {heads!r} attention heads")
+        raise UserError(f"its {tower} is {width} wide, which can not be shared by {heads!r} attention heads")
     return heads
 
 
@@ -165,7 +166,7 @@ def num_numbered(tensors: dict[str, Tensor], name: str) -> int:
 
 
 def keystones(tensors: dict[str, Tensor], dims: dict[str, int]) -> list[tuple[int, ...]]:
-    """The shapes of the tensors that the architecture is read from; raises ValueError when one is not there."""
+    """The shapes of the tensors that the architecture is read from; raises UserError when one is not there."""
     wrong = [f"  missing: {name}" for name in dims if name not in tensors]
     wrong += [
         f"  other shape: {name} is {tuple(tensors[name].shape)}, wanted are {dim} dimensions"
@@ -173,7 +174,7 @@ def keystones(tensors: dict[str, Tensor], dims: dict[str, int]) -> list[tuple[in
         if name in tensors and tensors[name].dim() < dim
     ]
     if wrong:
-        raise ValueError("\n".join(["the architecture can not be recognised without these:", *wrong]))
+        raise UserError("\n".join(["the architecture can not be recognised without these:", *wrong]))
     return [tuple(tensors[name].shape) for name in dims]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
+from clip_core.errors import UserError
 from clip_core.image import AS_RELEASED, Preprocessing
 from clip_core.model.clip import CLIP
 from clip_core.model.contract import Architecture, TextArchitecture
@@ -63,7 +64,7 @@ def read_released(
     """The model (fp32, eval mode) in an OFA-Sys file or a transformers folder, and its tokenizer.json.
 
     With `image_size` the positions are resized to pictures of that size. Texts are cut at `context_length` tokens;
-    None: at what an export of ours says, else at 52. Raises ValueError that lists all that is missing, unexpected or
+    None: at what an export of ours says, else at 52. Raises UserError that lists all that is missing, unexpected or
     of another shape.
     """
     released = released_in(read_checkpoint(source), vocab, image_size, context_length)
@@ -99,7 +100,7 @@ def released_in(
             model = without_weights(architecture)
             ours = resize_all_positions(ours, model.state_dict())
     except ValueError as error:
-        raise ValueError(f"{checkpoint.source}: {error}") from None
+        raise UserError(f"{checkpoint.source}: {error}") from None
     model.load_state_dict(ours, assign=True)
     return Released(model.eval(), tokenizer_json, name_of(architecture), vocabulary, unused)
 
@@ -146,7 +147,7 @@ def _as_prepared(source: Path, image_size: int) -> tuple[Preprocessing, int]:
     if config.get("do_center_crop") and config.get("crop_size", square) not in (image_size, square):
         wrong.append(f"do_center_crop to {config['crop_size']!r}")
     if wrong:
-        raise ValueError(
+        raise UserError(
             f"{path.name}: pictures can not be prepared so here: {', '.join(wrong)}. Here they are squashed to "
             f"{image_size} x {image_size} pixels, for which the positions are, without cropping, and normalised. Where "
             "the weights were trained so in truth, correct the file, or remove it"
@@ -157,7 +158,7 @@ def _as_prepared(source: Path, image_size: int) -> tuple[Preprocessing, int]:
     try:
         preprocessing = TypeAdapter(Preprocessing).validate_json(json.dumps(rest | given))
     except ValidationError as error:
-        raise ValueError(f"{path.name}: {error}") from None
+        raise UserError(f"{path.name}: {error}") from None
     tokens = source / "tokenizer_config.json"
     length = read_json(tokens).get("model_max_length") if own and tokens.exists() else None
     return preprocessing, length if isinstance(length, int) else CONTEXT_LENGTH
@@ -172,9 +173,9 @@ def _architecture(
 ) -> Architecture:
     limit = shape.text_tower.options["max_position_embeddings"]
     if context_length < LEAST_LENGTH:
-        raise ValueError(f"context_length {context_length}: [CLS], a token and [SEP] need {LEAST_LENGTH}")
+        raise UserError(f"context_length {context_length}: [CLS], a token and [SEP] need {LEAST_LENGTH}")
     if isinstance(limit, int) and context_length > limit:
-        raise ValueError(f"context_length {context_length} is more than the text tower's {limit} positions")
+        raise UserError(f"context_length {context_length} is more than the text tower's {limit} positions")
     return Architecture(
         image_tower=shape.image_tower,
         text_tower=TextArchitecture(**shape.text_tower.model_dump(), vocab_size=vocab_size),
@@ -190,7 +191,7 @@ def _tokenizer(source: Path, given: Path | None, vocab_size: int, context_length
     tokenizer_json = tokenizer_of_vocabulary(vocabulary)
     found = parse_tokenizer(tokenizer_json, context_length).vocab_size
     if found != vocab_size:
-        raise ValueError(f"has embeddings for {vocab_size} tokens, but {vocabulary} has {found} different tokens")
+        raise UserError(f"has embeddings for {vocab_size} tokens, but {vocabulary} has {found} different tokens")
     return vocabulary, tokenizer_json
 
 

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from clip_core.errors import UserError
 from clip_core.model.contract import MODEL_FILE, TOKENIZER_FILE, WEIGHTS_FILE
 from clip_core.model.pretrained.checkpoint import read_json
 
@@ -23,19 +24,19 @@ FULL = 2**20  # fewer free bytes: that is why writing failed
 
 
 def check_import_place(out: Path, *sources: Path) -> None:
-    """Raises ValueError unless `out` is new, or an earlier import, which may be replaced."""
+    """Raises UserError unless `out` is new, or an earlier import, which may be replaced."""
     for source in sources:
         if out.resolve() in (source.resolve(), *source.resolve().parents):
-            raise ValueError(f"{out}: is or holds {source}, which would be lost with it; name a new folder")
+            raise UserError(f"{out}: is or holds {source}, which would be lost with it; name a new folder")
     if (out.exists() or out.is_symlink()) and not _is_import(out):
-        raise ValueError(f"{out}: is there already and no earlier import; name a new folder, or remove it first")
+        raise UserError(f"{out}: is there already and no earlier import; name a new folder, or remove it first")
 
 
 def check_export_place(out: Path) -> None:
-    """Raises ValueError unless `out` is new."""
+    """Raises UserError unless `out` is new."""
     if out.exists() or out.is_symlink():
         what = "a folder that" if out.is_dir() else "a file that"
-        raise ValueError(f"{out}: {what} is there already; name a new place, or remove it first")
+        raise UserError(f"{out}: {what} is there already; name a new place, or remove it first")
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:

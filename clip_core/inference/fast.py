@@ -5,9 +5,9 @@ from timm.layers import Attention, Mlp
 from timm.layers.activations import QuickGELU
 from torch import Tensor, nn
 
+from clip_core.inference.fast_vit import FastBlock, Patches, rewrite_vit
+from clip_core.inference.first_token import FirstOfBlock, keep_first_tokens
 from clip_core.model.clip import CLIP
-from clip_core.model.fast_vit import FastBlock, Patches, rewrite_vit
-from clip_core.model.first_token import FirstOfBlock, keep_first_tokens
 
 LEAST_WEIGHTS = 2**18  # of a layer worth packing
 

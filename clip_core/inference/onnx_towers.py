@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from clip_core.errors import UserError
 from clip_core.image import pixels_of
 from clip_core.model.contract import Contract, read_contract
 from clip_core.text import load_tokenizer
@@ -64,4 +65,4 @@ def _pixels(store: "Store", row: int, contract: Contract) -> np.ndarray:
     try:
         return pixels_of(store.image_bytes(row), contract.image_size, contract.preprocessing)
     except ValueError as error:
-        raise ValueError(f"picture {store.image_ids[row]}: {error}") from None
+        raise UserError(f"picture {store.image_ids[row]}: {error}") from None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import numpy as np
 from PIL import Image
 
+from clip_core.errors import UserError
 from clip_core.image import pixels_of
 from clip_core.model.contract import MODEL_FILE, Contract, read_contract, release_of
 from clip_core.text import Tokenizer, load_tokenizer
@@ -130,18 +131,18 @@ def load(folder: str | Path, device: str = "auto", precision: str = "fp32", widt
     tokenizer = tokenizer_in(folder, contract)
     with ThreadPoolExecutor(1) as pool:
         release = pool.submit(release_of, folder, width)  # reads all weights, too: meanwhile the modules are imported
-        from clip_core.model.torch_towers import load_towers
+        from clip_core.inference.torch_towers import load_towers
 
         towers = load_towers(folder, device, precision)
         return Predictor(towers, tokenizer, contract, release.result(), width)
 
 
 def tokenizer_in(folder: Path, contract: Contract) -> Tokenizer:
-    """The tokenizer in `folder`; raises ValueError when it is not that of the model beside it."""
+    """The tokenizer in `folder`; raises UserError when it is not that of the model beside it."""
     tokenizer = load_tokenizer(folder / contract.tokenizer, contract.context_length)
     num_rows = contract.architecture.text_tower.vocab_size
     if tokenizer.vocab_size != num_rows:
-        raise ValueError(
+        raise UserError(
             f"{folder / contract.tokenizer} has {tokenizer.vocab_size:,} tokens, but the model in "
             f"{folder / MODEL_FILE} knows {num_rows:,}: both files must be of one model: copy the folder again"
         )
@@ -153,7 +154,7 @@ def _checked_width(width: int | None, contract: Contract) -> int:
         return contract.embed_dim
     trained = (*contract.architecture.matryoshka, contract.embed_dim)
     if not 1 <= width <= contract.embed_dim:
-        raise ValueError(f"width {width}: features of this model have 1 to {contract.embed_dim} numbers")
+        raise UserError(f"width {width}: features of this model have 1 to {contract.embed_dim} numbers")
     if width not in trained:
         warnings.warn(
             f"width {width}: this model was trained for {', '.join(map(str, trained))}; other widths lose more",

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from clip_core.inference.fast_vit import is_plain, linear_of
 from clip_core.model.clip import CLIP
-from clip_core.model.fast_vit import is_plain, linear_of
 
 
 def keep_first_tokens(clip: CLIP) -> None:

@@ -8,9 +8,10 @@ from typing import Literal
 
 import numpy as np
 
+from clip_core.errors import UserError
+from clip_core.inference.onnx_towers import open_session, run
+from clip_core.inference.predictor import Predictor, tokenizer_in
 from clip_core.model.contract import WEIGHTS_SUM, read_contract, release_of
-from clip_core.predictor import Predictor, tokenizer_in
-from clip_core.serve.onnx_towers import open_session, run
 
 
 class OnnxTowers:
@@ -39,9 +40,9 @@ class OnnxTowers:
 def load(folder: str | Path, device: str = "auto", precision: str = "fp32", width: int | None = None) -> Predictor:
     """The model in the weights folder, or in an export of it; `clip_core.load` says what the arguments mean."""
     if device not in ("auto", "cpu"):
-        raise ValueError(f"device {device!r}: runtime 'onnx' runs on the CPU; runtime 'torch' knows GPUs")
+        raise UserError(f"device {device!r}: runtime 'onnx' runs on the CPU; runtime 'torch' knows GPUs")
     if precision not in ("auto", "fp32"):
-        raise ValueError(f"precision {precision!r}: runtime 'onnx' computes in fp32; runtime 'torch' knows bf16")
+        raise UserError(f"precision {precision!r}: runtime 'onnx' computes in fp32; runtime 'torch' knows bf16")
     if precision == "auto":
         print("precision auto: fp32, which is what runtime 'onnx' computes in", file=sys.stderr)
     folder = Path(folder)
@@ -50,7 +51,7 @@ def load(folder: str | Path, device: str = "auto", precision: str = "fp32", widt
     onnx = folder if (folder / "image.onnx").exists() else exported(folder)
     if not (onnx / WEIGHTS_SUM).exists():
         again = f"`python -m clip_core.serve.export WEIGHTS_FOLDER {onnx}`"
-        raise ValueError(f"{onnx}: an export of an older version: export it again with {again}, or load the weights")
+        raise UserError(f"{onnx}: an export of an older version: export it again with {again}, or load the weights")
     return Predictor(OnnxTowers(onnx), tokenizer, contract, release_of(onnx, width), width)
 
 
@@ -63,7 +64,7 @@ def exported(folder: Path) -> Path:
     kept = folder.with_name(f".{folder.name}.onnx")
     if not (kept / WEIGHTS_SUM).exists() or release_of(kept) != release_of(folder):
         if not os.access(folder.parent, os.W_OK):
-            raise ValueError(
+            raise UserError(
                 f"{folder.parent}: no place for the export, since it is read-only. Export to another folder with "
                 f"`python -m clip_core.serve.export {folder} FOLDER` and load that"
             )
