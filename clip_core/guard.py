@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -56,6 +57,45 @@ def guard(shared_memory: str, command: list[str]) -> int:
     for segment in Path("/dev/shm").glob(f"{shared_memory}*") if shared_memory else ():
         segment.unlink(missing_ok=True)
     return code if code >= 0 else 128 - code
+
+
+def end_with_owner() -> None:
+    """Ends this process soon after the one that started it has died, be it by `kill -9`; for a stage under DVC.
+
+    Between the two may stand a shell that does nothing but wait: then its own parent counts, too.
+    """
+    owners, process = [], os.getppid()
+    while process > 0:
+        owners.append((process, start_of(process)))
+        command = _of_process(process, "cmdline").split("\0")
+        if "-c" not in command[1:-1]:  # a shell that runs this command
+            break
+        process = int(_status_of(process)[1])
+
+    def watch() -> None:
+        while all(started == start_of(process) for process, started in owners):
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    if all(started for _, started in owners):  # elsewhere than on Linux nobody knows
+        threading.Thread(target=watch, daemon=True).start()
+
+
+def start_of(process: int) -> str:
+    """When a living process started, in the kernel's ticks; empty when it has ended, and where there is no /proc."""
+    status = _status_of(process)
+    return status[19] if status and status[0] not in "ZX" else ""  # zombies have ended
+
+
+def _status_of(process: int) -> list[str]:
+    return _of_process(process, "stat").rpartition(")")[2].split()
+
+
+def _of_process(process: int, file: str) -> str:
+    try:
+        return Path(f"/proc/{process}/{file}").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
 
 
 def end_when_input_closes(child: subprocess.Popen) -> None:

@@ -1,24 +1,24 @@
-"""Reads `params.yaml`: everything that is wrong is named at once, with its value and what is allowed."""
+"""Reads YAML into sections: everything that is wrong is named at once, with its value and what is allowed."""
 
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from clip_core.config import Params, Section, resembling
+from clip_core.config.section import Section, resembling
 from clip_core.errors import UserError
 
-
-def load_params(path: Path) -> Params:
-    """The checked parameters in the YAML file `path`.
-
-    Raises UserError that names every wrong key at once, with its value and what is allowed.
-    """
-    return check_params(read_yaml(path), path)
+AnySection = TypeVar("AnySection", bound=Section)
+MOVED = {  # keys that an older params.yaml or recipe has elsewhere -> where they stand now
+    "log_every": "intervals.warm_start, intervals.stage1 and intervals.stage2",
+    "save_every": "intervals.warm_start, intervals.stage1 and intervals.stage2",
+    "evaluate_every": "intervals.stage1 and intervals.stage2",
+}
 
 
 def read_yaml(path: Path) -> dict:
@@ -34,32 +34,32 @@ def read_yaml(path: Path) -> dict:
     return tree
 
 
-def there(path: Path, key: str) -> Path:
+def looked_up(tree: dict, key: str, path: Path) -> object:
+    """What `tree` (as read from `path`) has under the dotted key, as `index.top_k`."""
+    found: object = tree
+    for part in key.split("."):
+        if not isinstance(found, dict) or part not in found:
+            raise UserError(f"{path}: {key} is missing")
+        found = found[part]
+    return found
+
+
+def existing(path: Path, key: str) -> Path:
     """`path`, which `key` names; raises UserError when nothing is there."""
     if not path.exists():
         raise UserError(f"{key}: {path}: no such file or folder; put it there or name another")
     return path
 
 
-def check_files(params: Params) -> None:
-    """Raises UserError when a file that the params name for `data` or `init` is not there."""
-    if params.data.source != "emoji":  # set-up fills that folder
-        there(Path(params.data.path), "data.path")
-    for key in ("image_tower", "bert_folder", "weights", "vocabulary"):
-        name = getattr(params.init, key, None)
-        if name is not None:
-            there(Path(params.init.path) / name, f"init.{key}")
-
-
-def check_params(tree: dict, path: Path) -> Params:
-    """`tree` (as read from `path`) as checked parameters; raises UserError that lists all that is wrong."""
+def validated(kind: type[AnySection], tree: dict, path: Path) -> AnySection:
+    """`tree` (as read from `path`) as a section of this kind; raises UserError that lists all that is wrong."""
     if foreign := list(not_in_json(tree)):
         lines = [
             f"  {key}: {type(value).__name__} {value} (put it in quotes if text is meant)" for key, value in foreign
         ]
         raise UserError(f"{path}: neither number nor text:\n" + "\n".join(lines))
     try:
-        return Params.model_validate_json(json.dumps(tree))
+        return kind.model_validate_json(json.dumps(tree))
     except ValidationError as error:
         lines = [f"  {place(e)}: {e['msg']} (found {e['input']!r:.80}){hint(e)}" for e in error.errors()]
         raise UserError(f"{path}: {len(lines)} wrong:\n" + "\n".join(lines)) from None
@@ -94,8 +94,10 @@ def place(error: ErrorDetails) -> str:
 
 
 def hint(error: ErrorDetails) -> str:
-    """For an unknown key the known one that it resembles."""
+    """For an unknown key where it stands now, or the known one that it resembles."""
     key = str(error["loc"][-1])
+    if error["type"] == "extra_forbidden" and key in MOVED:
+        return f"; it has moved: set it in {MOVED[key]}"
     return resembling(key, known_keys()) if error["type"] == "extra_forbidden" and key not in known_keys() else ""
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
+from clip_core.all_params import check_params
 from clip_core.errors import UserError, told_to_the_user
 from clip_core.files import atomic_write
-from clip_core.params_file import check_params, read_yaml
+from clip_core.params_file import read_yaml
 
 CHOOSES = ("source", "from", "name")  # keys whose value decides which other keys a section has
 BESIDE = "with "  # starts the name of a section that holds only beside another recipe

@@ -18,8 +18,8 @@ from prefect.artifacts import acreate_markdown_artifact
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
+from clip_core.all_params import load_params
 from clip_core.guard import start, stop
-from clip_core.params_file import load_params
 from flows.dag import Stage, stages_upstream_first
 
 GIT_HINTS = ("To track the changes", "git add", "To enable auto staging", "dvc config", "Use `dvc push`")

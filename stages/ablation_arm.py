@@ -3,11 +3,12 @@
 import json
 from pathlib import Path
 
-from stages.ablation_arms import arms_of, english_steps, num_steps
+from clip_core.config.intervals import Intervals
+from stages.ablation_arms import Params, arms_of, num_steps
 from stages.command import run
 
 
-def main(packed: Path, start: Path, arm: str, seed: int, out: Path, params_file: Path = Path("params.yaml")) -> None:
+def main(params: Params, intervals: Intervals, packed: Path, start: Path, arm: str, seed: int, out: Path) -> None:
     import shutil
 
     from clip_core.data.store import open_store
@@ -16,31 +17,29 @@ def main(packed: Path, start: Path, arm: str, seed: int, out: Path, params_file:
     from clip_core.evaluate.embed import embed
     from clip_core.files import atomic_write
     from clip_core.inference.predictor import load
-    from clip_core.params_file import load_params, read_yaml
-    from clip_core.recipe import merged
     from stages import stage1, stage2
+    from stages.training import Paths, train_stage
 
-    params = load_params(params_file)
     chosen, work = arms_of(params)[arm], Path(".work/ablation") / f"{arm}-{seed}"
     if chosen.start == "random":
         start = _forget_english(start, seed, work / "start")
     for stage, schedule in chosen.trains.items():
-        overlay = {"schedule": schedule.model_dump(), "evaluate_every": max(num_steps(schedule), 1)}
-        tree = merged(read_yaml(params_file), {"seed": seed, stage: overlay})
-        atomic_write(work / "params.yaml", json.dumps(tree))
-        train = {"stage1": stage1.main, "stage2": stage2.main}[stage]
-        print(f"{arm}, seed {seed}: {num_steps(schedule)} steps of {stage}", flush=True)
-        train(packed, start, work / stage, curves=work / "curves", params_file=work / "params.yaml")
+        steps = num_steps(schedule)
+        section = getattr(params, stage).model_copy(update={"schedule": schedule})
+        plan = {"stage1": stage1.plan_of, "stage2": stage2.plan_of}[stage](section, seed)
+        interval = getattr(intervals, stage).model_copy(update={"evaluate_every": max(steps, 1)})
+        print(f"{arm}, seed {seed}: {steps} steps of {stage}", flush=True)
+        train_stage(stage, __spec__.name, plan, interval, Paths(packed, start, work / stage, work / "curves"))
         start = work / stage
     store = open_store(packed / "test")
     benchmark = read_benchmark(store)
-    features = embed(load(start), store, benchmark, params.evaluate.prompt_templates)
+    features = embed(load(start), store, benchmark, params.prompt_templates)
     facts = {
         "arm": arm,
         "title": chosen.title,
         "seed": seed,
         "chinese_steps": sum(num_steps(schedule) for schedule in chosen.trains.values()),
-        "english_steps": english_steps(params) if chosen.start == "english" else 0,
+        "english_steps": num_steps(params.warm_start) if chosen.start == "english" else 0,
         "peak_lr": [schedule.peak_lr for schedule in chosen.trains.values()],
     }
     atomic_write(out, json.dumps(facts | to_json(answers_of(features, benchmark))))

@@ -1,10 +1,26 @@
 """The ablation's arms: what each starts from, and how long it trains what."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from clip_core.config import Params, Schedule, WarmStart
+from pydantic import Field
+
+from clip_core.config.evaluation import PromptTemplates
+from clip_core.config.section import Section
+from clip_core.config.stage2 import Stage2
+from clip_core.config.training import PeakLr, Schedule, Training
 from clip_core.errors import UserError
+
+NAMES = ("scratch", "stage1", "direct", "two_stages", "longer_scratch")
+
+
+class Params(Section):
+    warm_start: Annotated[Schedule, Field(alias="init.warm_start.schedule")]
+    stage1: Training
+    stage2: Stage2
+    prompt_templates: Annotated[PromptTemplates, Field(alias="evaluate.prompt_templates")]
+    scratch_peak_lr: Annotated[PeakLr, Field(alias="ablation.scratch_peak_lr")]
+    direct_peak_lr: Annotated[PeakLr, Field(alias="ablation.direct_peak_lr")]
 
 
 @dataclass(frozen=True)
@@ -18,34 +34,23 @@ class Arm:
 
 def arms_of(params: Params) -> dict[str, Arm]:
     """The arms: all take as many Chinese steps as the two stages together, but the last, which may use all steps."""
-    first, second, lr = params.stage1.schedule, params.stage2.schedule, params.ablation
+    first, second = params.stage1.schedule, params.stage2.schedule
     chinese = num_steps(first) + num_steps(second)
-    all_steps = chinese + english_steps(params)
+    all_steps = chinese + num_steps(params.warm_start)
 
     def steps(schedule: Schedule, **values: float) -> Schedule:
         return schedule.model_copy(update=values)
 
-    scratch = steps(second, num_steps=chinese, peak_lr=lr.scratch_peak_lr)
-    return {
-        "scratch": Arm("from scratch", "random", {"stage2": scratch}),
-        "stage1": Arm("stage 1 only", "english", {"stage1": steps(first, num_steps=chinese)}),
-        "direct": Arm(
-            "one stage, nothing frozen",
-            "english",
-            {"stage2": steps(second, num_steps=chinese, peak_lr=lr.direct_peak_lr)},
-        ),
-        "two_stages": Arm("two stages", "english", {"stage1": first, "stage2": second}),
-        "longer_scratch": Arm(
-            "from scratch, compute-matched", "random", {"stage2": steps(scratch, num_steps=all_steps)}
-        ),
-    }
-
-
-def english_steps(params: Params) -> int:
-    """The steps of the warm start, which the ablation is about."""
-    if not isinstance(params.init, WarmStart):
-        raise UserError(f"the ablation needs `init.from: warm_start`, not {params.init.from_}")
-    return num_steps(params.init.warm_start.schedule)
+    scratch = steps(second, num_steps=chinese, peak_lr=params.scratch_peak_lr)
+    direct = steps(second, num_steps=chinese, peak_lr=params.direct_peak_lr)
+    arms = (
+        Arm("from scratch", "random", {"stage2": scratch}),
+        Arm("stage 1 only", "english", {"stage1": steps(first, num_steps=chinese)}),
+        Arm("one stage, nothing frozen", "english", {"stage2": direct}),
+        Arm("two stages", "english", {"stage1": first, "stage2": second}),
+        Arm("from scratch, compute-matched", "random", {"stage2": steps(scratch, num_steps=all_steps)}),
+    )
+    return dict(zip(NAMES, arms, strict=True))
 
 
 def num_steps(schedule: Schedule) -> int:

@@ -1,20 +1,15 @@
 """DVC stage of the ablation: the stage `init` with another seed."""
 
-import json
 from pathlib import Path
 
+from clip_core.config.intervals import Intervals
 from stages.command import run
+from stages.init import Start, warm_start
 
 
-def main(packed: Path, seed: int, out: Path, params_file: Path = Path("params.yaml")) -> None:
-    from clip_core.files import atomic_write
-    from clip_core.params_file import read_yaml
-    from clip_core.recipe import merged
-    from stages import init
-
-    work = Path(".work/ablation") / out.name
-    atomic_write(work / "params.yaml", json.dumps(merged(read_yaml(params_file), {"seed": seed})))
-    init.main(packed, out, curves=work / "curves", params_file=work / "params.yaml")
+def main(params: Start, intervals: Intervals, packed: Path, seed: int, out: Path) -> None:
+    curves = Path(".work/ablation") / out.name
+    warm_start(params, seed, __spec__.name, intervals.warm_start, packed, out, curves)
 
 
 if __name__ == "__main__":

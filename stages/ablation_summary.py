@@ -2,22 +2,30 @@
 
 import json
 from pathlib import Path
+from typing import Annotated
 
+from pydantic import Field
+
+from clip_core.config.ablation import Seeds
+from clip_core.config.evaluation import Evaluate
+from clip_core.config.section import Section, Seed
 from stages.command import run
 
 
-def main(arms: Path, out: Path, params_file: Path = Path("params.yaml")) -> None:
+class Params(Section):
+    seed: Seed
+    evaluate: Evaluate
+    seeds: Annotated[Seeds, Field(alias="ablation.seeds")]
+
+
+def main(params: Params, arms: Path, out: Path) -> None:
     from clip_core.evaluate.ablation import compare
     from clip_core.evaluate.table import ablation_table
     from clip_core.files import atomic_write
-    from clip_core.params_file import load_params
-    from stages.ablation_arms import arms_of
+    from stages.ablation_arms import NAMES
 
-    params = load_params(params_file)
     runs = [
-        json.loads((arms / f"{arm}-{seed}.json").read_text())
-        for arm in arms_of(params)
-        for seed in params.ablation.seeds
+        json.loads((arms / f"{arm}-{seed}.json").read_text(encoding="utf-8")) for arm in NAMES for seed in params.seeds
     ]
     found = compare(runs, params.evaluate, params.seed)
     atomic_write(out, json.dumps(found, indent=1) + "\n")

@@ -1,15 +1,117 @@
-"""The command line of a stage, made from the signature of its `main`."""
+"""The command line of a stage: its paths from the signature of `main`, its params from what dvc.yaml declares."""
 
-from collections.abc import Callable
+import functools
+import inspect
+import json
+import os
+import sys
+import traceback
+import typing
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
 
+from clip_core.code import ROOT, differences, reached_by
+from clip_core.config.section import Section
 from clip_core.env import set_switches
-from clip_core.errors import told_to_the_user
+from clip_core.errors import EXIT_CODE, UserError
+from clip_core.files import atomic_write
+from clip_core.guard import end_with_owner
+from clip_core.params_file import looked_up, read_yaml, validated
+
+PIPELINES = ("dvc.yaml", "recipes/ablation/dvc.yaml")
+CHECKED = Path("data/checked")  # what `check` found: the code and the versions that each stage reaches
 
 
 def run(main: Callable[..., None]) -> None:
-    """Runs `main` with arguments from the command line; a mistake of the user's becomes a message and exit code 2."""
+    """Runs `main` with paths from the command line and its sections of `params.yaml`.
+
+    A mistake of the user's becomes a message and exit code 2, an error of ours keeps its traceback (exit code 1); how
+    it ended stands in `.work/<stage>/outcome.json`, too, since DVC hides the exit code.
+    """
     set_switches()
+    module = sys.modules["__main__"].__spec__
+    assert module
+    arguments = parsed(main, sys.argv[1:])
+    with _outcome():
+        if "DVC_STAGE" in os.environ:
+            end_with_owner()
+        _refuse_what_check_has_not_seen(module.name)
+        main(**sections_of(main, module.name), **arguments)
+
+
+def parsed(main: Callable[..., None], arguments: list[str]) -> dict[str, object]:
+    """The paths (and whatever else is no section of params) that `main` gets from the command line."""
     import tyro
 
-    with told_to_the_user():
-        tyro.cli(main)
+    signature = inspect.signature(main)
+    asked = [p for p in signature.parameters.values() if p.name not in _sections_in(main)]
+
+    def collect(**values: object) -> dict[str, object]:
+        return values
+
+    collect.__annotations__ = {parameter.name: parameter.annotation for parameter in asked} | {"return": dict}
+    collect.__signature__ = signature.replace(parameters=asked, return_annotation=dict)  # ty: ignore[unresolved-attribute]
+    return tyro.cli(collect, args=arguments, prog=f"python -m {main.__module__}", description=main.__doc__)
+
+
+def sections_of(main: Callable[..., None], module: str, params_file: Path = Path("params.yaml")) -> dict[str, Section]:
+    """What `main` reads of the params file: `params` as dvc.yaml declares them, and sections that no stage declares."""
+    tree = read_yaml(params_file)
+    loaded = {}
+    for name, kind in _sections_in(main).items():
+        keys = declared(module) if name == "params" else {name}
+        flat = {key: looked_up(tree, key, params_file) for key in keys}
+        loaded[name] = validated(kind, flat if name == "params" else flat[name], params_file)
+    return loaded
+
+
+def declared(module: str) -> set[str]:
+    """The params that dvc.yaml, or the ablation's, declares for the stage that runs `module`."""
+    for pipeline in PIPELINES:
+        for stage in read_yaml(ROOT / pipeline)["stages"].values():
+            entry = stage.get("do", stage)
+            if module in entry["cmd"].split():
+                return set(entry.get("params", ()))
+    raise AssertionError(f"no stage runs {module}")
+
+
+def _sections_in(main: Callable[..., None]) -> dict[str, type[Section]]:
+    hints = typing.get_type_hints(main)
+    return {name: kind for name, kind in hints.items() if isinstance(kind, type) and issubclass(kind, Section)}
+
+
+def _refuse_what_check_has_not_seen(module: str) -> None:
+    """Raises UserError where code or packages are not those that `check` wrote down, and so not what DVC knows."""
+    file, now = CHECKED / f"{module.rpartition('.')[2]}.json", reached_by(module)
+    if not file.exists():
+        return  # `check` itself; DVC does not start another stage without it
+    seen = json.loads(file.read_text(encoding="utf-8"))
+    if changed := differences(seen["code"], now.code):
+        raise UserError(f"{', '.join(changed)}: changed since `check` looked; run `dvc repro` again")
+    if changed := differences(seen["versions"], now.versions):
+        lines = [f"{name}: installed {now.versions.get(name)}, locked {seen['versions'].get(name)}" for name in changed]
+        raise UserError(
+            f"other packages than those of requirements.lock: {'; '.join(lines)}. `make setup` installs the locked ones"
+        )
+
+
+@contextmanager
+def _outcome() -> Generator[None]:
+    """Tells how the block ended, for people on the screen and for the flow in a file."""
+    name = os.environ.get("DVC_STAGE", sys.modules["__main__"].__spec__.name).rpartition(":")[2]  # ty: ignore
+    tell = functools.partial(_write_outcome, Path(".work") / name / "outcome.json")
+    try:
+        yield
+    except UserError as error:
+        tell("refused", str(error))
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_CODE)
+    except Exception:
+        tell("failed", traceback.format_exc())
+        raise
+    tell("done", "")
+
+
+def _write_outcome(file: Path, kind: str, message: str) -> None:
+    atomic_write(file, json.dumps({"kind": kind, "message": message}, ensure_ascii=False))

@@ -2,10 +2,16 @@
 
 from pathlib import Path
 
+from clip_core.config.curation import Curate
+from clip_core.config.section import Section
 from stages.command import run
 
 
-def main(valid: Path, out: Path, quarantine: Path, params_file: Path = Path("params.yaml")) -> None:
+class Params(Section):
+    curate: Curate
+
+
+def main(params: Params, valid: Path, out: Path, quarantine: Path) -> None:
     """Writes the pairs that stay, with the column `seen`, to `out`, and the others with their rule to `quarantine`."""
     from clip_core.data.curate import RULES, curate, looks_of
     from clip_core.data.pairs import (
@@ -18,9 +24,8 @@ def main(valid: Path, out: Path, quarantine: Path, params_file: Path = Path("par
         write_rejected,
     )
     from clip_core.files import replacing_folder
-    from clip_core.params_file import load_params
 
-    distance = load_params(params_file).curate.near_duplicate_distance
+    distance = params.curate.near_duplicate_distance
     pairs = read_pairs(valid / "pairs.parquet")
     judged = curate(pairs, looks_of(read_fingerprints(valid / "fingerprints.parquet"), distance), RULES)
     stays = judged["reason"].isna()

@@ -4,14 +4,20 @@ import json
 import sys
 from pathlib import Path
 
+from clip_core.config.export import Export
+from clip_core.config.gates import Gates
+from clip_core.config.section import Section
 from stages.command import run
 
 
-def main(model: Path, metrics: Path, packed: Path, out: Path, params_file: Path = Path("params.yaml")) -> None:
-    from clip_core.evaluate.gates import check_gates
-    from clip_core.params_file import load_params
+class Params(Section):
+    gates: Gates
+    export: Export
 
-    params = load_params(params_file)
+
+def main(params: Params, model: Path, metrics: Path, packed: Path, out: Path) -> None:
+    from clip_core.evaluate.gates import check_gates
+
     check_gates(json.loads(metrics.read_text()), params.gates)  # before torch is loaded
 
     from clip_core.data.store import open_store

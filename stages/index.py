@@ -2,19 +2,24 @@
 
 from pathlib import Path
 
+from clip_core.config.index import Index
+from clip_core.config.section import Section
 from stages.command import run
 
 
-def main(onnx: Path, packed: Path, out: Path, params_file: Path = Path("params.yaml")) -> None:
+class Params(Section):
+    index: Index
+
+
+def main(params: Params, onnx: Path, packed: Path, out: Path) -> None:
     from clip_core.data.store import open_store
-    from clip_core.params_file import load_params
     from clip_core.serve.index import build_index
 
-    params = load_params(params_file).index
+    index = params.index
     store = open_store(packed / "test")
     texts = sorted(set(store.pairs.query("language == 'zh'").caption))
-    recall = build_index(onnx, store, texts, params.top_k, params.min_recall, out)
-    print(f"{len(store)} pictures; recall@{params.top_k} of {len(texts)} texts against exact search: {recall:.4f}")
+    recall = build_index(onnx, store, texts, index.top_k, index.min_recall, out)
+    print(f"{len(store)} pictures; recall@{index.top_k} of {len(texts)} texts against exact search: {recall:.4f}")
 
 
 if __name__ == "__main__":

@@ -2,17 +2,22 @@
 
 from pathlib import Path
 
+from clip_core.config.section import Section
+from clip_core.config.sources import Source
 from stages.command import run
 
 
-def main(out: Path, quarantine: Path, params_file: Path = Path("params.yaml")) -> None:
+class Params(Section):
+    data: Source
+
+
+def main(params: Params, out: Path, quarantine: Path) -> None:
     """Writes the pair table and its pictures to `out`, and the rows that the source refused to `quarantine`."""
     from clip_core.data.pairs import write_counts, write_images, write_pairs, write_rejected
     from clip_core.data.sources import MEASURED, harvest, measured
     from clip_core.files import replacing_folder
-    from clip_core.params_file import load_params
 
-    found = harvest(load_params(params_file).data)
+    found = harvest(params.data)
     with replacing_folder(quarantine) as folder:
         write_rejected(found.rejected, folder)
     with replacing_folder(out) as folder:

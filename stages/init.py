@@ -1,47 +1,86 @@
 """DVC stage: the weights that stage 1 starts from: a warm start here, or the files that `params.init` names."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Annotated
 
+from pydantic import Field
+
+from clip_core.config.init import FromTowers, FromWeights, Init, WarmStart
+from clip_core.config.intervals import Interval, Intervals
+from clip_core.config.model import Model
+from clip_core.config.section import Section, Seed
+from clip_core.config.training import Captions
+from clip_core.errors import UserError
 from stages.command import run
 
-if TYPE_CHECKING:
-    from clip_core.config import Params, WarmStart
-    from clip_core.data.store import Store
+
+class Start(Section):
+    model: Model
+    init: Init
+    captions1: Annotated[Captions, Field(alias="stage1.captions")]  # whose texts the vocabulary is built from
+    captions2: Annotated[Captions, Field(alias="stage2.captions")]
 
 
-def main(packed: Path, out: Path, curves: Path, params_file: Path = Path("params.yaml")) -> None:
-    from clip_core.config import WarmStart
-    from clip_core.data.store import open_store
-    from clip_core.params_file import load_params
-    from clip_core.train.loop import check_batches
+class Params(Start):
+    seed: Seed
 
-    params, store = load_params(params_file), open_store(packed / "train")
-    warm_up = {"init.warm_start": params.init.warm_start} if isinstance(params.init, WarmStart) else {}
-    check_batches(warm_up | {"stage1": params.stage1, "stage2": params.stage2}, store.pairs)
+
+def main(
+    params: Params,
+    intervals: Intervals,
+    packed: Path,
+    out: Path,
+    curves: Path,
+    params_file: Path = Path("params.yaml"),
+) -> None:
+    check_batches_of_stages(packed, params_file)
     if isinstance(params.init, WarmStart):
-        warm_start(params, params.init, store, out, curves)
+        warm_start(params, params.seed, __spec__.name, intervals.warm_start, packed, out, curves)
     else:
         from_elsewhere(params, out, curves)
 
 
-def warm_start(params: "Params", init: "WarmStart", store: "Store", out: Path, curves: Path) -> None:
-    """The image tower trained as an English CLIP on the training pictures."""
+def check_batches_of_stages(packed: Path, params_file: Path) -> None:
+    """Raises UserError where stage 1 or stage 2 would find fewer pictures than its batch, before anything long.
+
+    It decides no bit, so what it reads is not among this stage's params: an edit there warms nothing up again.
+    """
+    from clip_core.data.store import open_store
+    from clip_core.params_file import read_yaml
+    from clip_core.train.loop import check_batch
+
+    tree, store = read_yaml(params_file), open_store(packed / "train")
+    for name in ("stage1", "stage2"):
+        if tree[name]["schedule"]["num_steps"] != 0:
+            check_batch(name, tree[name]["global_batch"], tree[name]["captions"]["language"], store.pairs)
+
+
+def warm_start(
+    params: Start, seed: int, module: str, interval: Interval, packed: Path, out: Path, curves: Path
+) -> None:
+    """The image tower trained as an English CLIP on the training pictures; `module` is the stage's own."""
     from clip_core.data.captions import texts_of
+    from clip_core.data.store import open_store
     from clip_core.image import Preprocessing
     from clip_core.model.clip import make_clip
     from clip_core.model.contract import Architecture, Made, hash_of
     from clip_core.model.registry import shape_of
     from clip_core.model.text_start import text_start
     from clip_core.model.weights import save_weights
-    from clip_core.train.backward import settled
-    from clip_core.train.checkpoint import fingerprint, work_folder
+    from clip_core.train.backward import with_precision_resolved
+    from clip_core.train.fingerprint import decisive
     from clip_core.train.log import publish_curves
+    from clip_core.train.loop import check_batch
     from clip_core.train.warm_start import english_clip, take_image_side
+    from clip_core.train.work_folder import adoptions_in, work_folder
 
-    init = init.model_copy(update={"warm_start": settled(init.warm_start)})
+    if not isinstance(params.init, WarmStart):
+        raise UserError(f"init.from is {params.init.from_!r}: the ablation needs `init.from: warm_start`")
+    init = params.init.model_copy(update={"warm_start": with_precision_resolved(params.init.warm_start)})
+    store = open_store(packed / "train")
+    check_batch("init.warm_start", init.warm_start.global_batch, init.warm_start.captions.language, store.pairs)
     shape = shape_of(params.model)
-    captions = [text for section in (params.stage1, params.stage2) for text in texts_of(store.pairs, section.captions)]
+    captions = [text for section in (params.captions1, params.captions2) for text in texts_of(store.pairs, section)]
     bert_folder = None if init.bert_folder is None else str(Path(init.path) / init.bert_folder)
     start = text_start(shape, params.model.context_length, bert_folder, captions)
     architecture = Architecture(
@@ -53,20 +92,31 @@ def warm_start(params: "Params", init: "WarmStart", store: "Store", out: Path, c
         preprocessing=Preprocessing(),
         matryoshka=params.model.matryoshka,
     )
-    parts = params.model, init, params.seed, start.tokenizer_json
-    data = hash_of(store.manifest)
-    with work_folder("init", fingerprint(*parts, data, start.origin)) as work:
-        model = make_clip(architecture, params.seed)
+    decides = decisive(
+        "init",
+        module,
+        {"seed": seed, "model": params.model, "init": init},
+        [store.folder],
+        {"tokenizer": hash_of(start.tokenizer_json), "text tower": start.origin},
+    )
+    with work_folder(decides) as work:
+        model = make_clip(architecture, seed)
         start.fill(model.text_tower)
-        take_image_side(model, english_clip(init.warm_start, architecture, store, work, params.seed))
-        made = Made(stage="init", params=hash_of(*parts), data=data, parent=None, text_tower=start.origin)
+        take_image_side(model, english_clip(init.warm_start, architecture, store, seed, work, interval))
+        made = Made(
+            stage="init",
+            params=hash_of(params.model, init, seed, start.tokenizer_json),
+            data=hash_of(store.manifest),
+            parent=None,
+            text_tower=start.origin,
+            adopted=tuple(str(adoption) for adoption in adoptions_in(work)),
+        )
         save_weights(model, start.tokenizer_json, out, made)
         publish_curves(work, curves)
 
 
-def from_elsewhere(params: "Params", out: Path, curves: Path) -> None:
+def from_elsewhere(params: Params, out: Path, curves: Path) -> None:
     """Weights that nothing was trained for here: the curve is empty."""
-    from clip_core.config import FromTowers, FromWeights
     from clip_core.files import atomic_write
     from clip_core.model.contract import Made, hash_of
     from clip_core.model.start import start_from_towers, start_from_weights

@@ -2,18 +2,23 @@
 
 from pathlib import Path
 
+from clip_core.config.packing import Pack
+from clip_core.config.section import Section
 from clip_core.errors import UserError
 from stages.command import run
 
 
-def main(curated: Path, raw: Path, out: Path, params_file: Path = Path("params.yaml")) -> None:
+class Params(Section):
+    pack: Pack
+
+
+def main(params: Params, curated: Path, raw: Path, out: Path) -> None:
     """Writes a store for each split into `out`, and how many pairs each took."""
     from clip_core.data.pairs import SPLITS, read_images, read_pairs, write_counts
     from clip_core.data.store import StoreWriter
     from clip_core.files import replacing_folder
-    from clip_core.params_file import load_params
 
-    shard_bytes = load_params(params_file).pack.shard_mib * 2**20
+    shard_bytes = params.pack.shard_mib * 2**20
     pairs = read_pairs(curated / "pairs.parquet")
     of_split = {split: pairs[pairs["split"] == split] for split in SPLITS}
     if empty := [split for split, rows in of_split.items() if rows.empty]:

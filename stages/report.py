@@ -2,25 +2,33 @@
 
 import json
 from pathlib import Path
+from typing import Annotated
 
+from pydantic import Field
+
+from clip_core.config.evaluation import Confidence
+from clip_core.config.section import Section
 from stages.command import run
 
 
+class Params(Section):
+    confidence: Annotated[Confidence, Field(alias="evaluate.confidence")]
+
+
 def main(
+    params: Params,
     out: Path,
     metrics: Path,
     reports: Path = Path("reports"),
     data: Path = Path("data"),
     onnx: Path = Path("models/onnx"),
-    params_file: Path = Path("params.yaml"),
 ) -> None:
     from clip_core.evaluate.headline import headline
     from clip_core.evaluate.report.page import page
     from clip_core.evaluate.report.read import read_run
     from clip_core.files import atomic_write
-    from clip_core.params_file import load_params
 
-    confidence = load_params(params_file).evaluate.confidence
+    confidence = params.confidence
     benchmarks = {name: json.loads((reports / name / "metrics.json").read_text()) for name in ("test", "valid")}
     atomic_write(metrics, json.dumps(headline(benchmarks, confidence), indent=1) + "\n")
     html = page(read_run(reports, data, onnx, confidence))

@@ -1,49 +1,34 @@
-"""DVC stage: stage 1, the image tower frozen: without augmentation its features are computed once."""
+"""DVC stage: stage 1, the image tower frozen."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from clip_core.config.intervals import Intervals
+from clip_core.config.section import Section, Seed
+from clip_core.config.training import Training
 from stages.command import run
 
 if TYPE_CHECKING:
-    from clip_core.data.batches import Pictures
-    from clip_core.model.clip import CLIP
-    from clip_core.train.backward import Encode
+    from clip_core.train.plan import Plan
 
 
-def main(packed: Path, start: Path, out: Path, curves: Path, params_file: Path = Path("params.yaml")) -> None:
-    from clip_core.params_file import load_params
-    from stages.training import train_stage
-
-    params = load_params(params_file)
-    is_same_each_time = params.stage1.augmentation.name == "none"
-    seen = cached_features if is_same_each_time and params.stage1.schedule.num_steps != 0 else changed_pictures
-    train_stage("stage1", params.stage1, params.seed, seen, packed, start, out, curves)
+class Params(Section):
+    seed: Seed
+    stage1: Training
 
 
-def cached_features(model: "CLIP", pictures: "Pictures", num_pictures: int) -> "tuple[Pictures, Encode]":
-    """The frozen tower's features of the unchanged pictures instead of the pictures."""
-    from clip_core.train.feature_cache import freeze_image_tower, image_features_of
+def main(params: Params, intervals: Intervals, packed: Path, start: Path, out: Path, curves: Path) -> None:
+    """Trains the weights in `start` on the pairs in `packed`; the new ones go to `out`, the curves to `curves`."""
+    from stages.training import Paths, train_stage
 
-    freeze_image_tower(model)
-    features = image_features_of(model, pictures, num_pictures)
-    return lambda rows: features[rows], lambda cached: cached
+    plan = plan_of(params.stage1, params.seed)
+    train_stage("stage1", __spec__.name, plan, intervals.stage1, Paths(packed, start, out, curves))
 
 
-def changed_pictures(model: "CLIP", pictures: "Pictures", num_pictures: int) -> "tuple[Pictures, Encode]":
-    """The pictures, which augmentation changes, and the frozen tower; its running statistics stay too."""
-    import torch
+def plan_of(stage1: Training, seed: int) -> "Plan":
+    from clip_core.train.plan import Plan
 
-    from clip_core.train.feature_cache import freeze_image_tower
-
-    freeze_image_tower(model)
-
-    def encode(pixels: torch.Tensor) -> torch.Tensor:
-        model.image_tower.eval()
-        with torch.no_grad():
-            return model.encode_images(pixels)
-
-    return pictures, encode
+    return Plan(stage1, seed, is_image_tower_frozen=True)
 
 
 if __name__ == "__main__":

@@ -3,31 +3,32 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from clip_core.config.intervals import Intervals
+from clip_core.config.section import Section, Seed
+from clip_core.config.stage2 import Stage2
 from stages.command import run
 
 if TYPE_CHECKING:
-    from clip_core.data.batches import Pictures
-    from clip_core.model.clip import CLIP
-    from clip_core.train.backward import Encode
+    from clip_core.train.plan import Plan
 
 
-def main(packed: Path, start: Path, out: Path, curves: Path, params_file: Path = Path("params.yaml")) -> None:
-    from clip_core.params_file import load_params
-    from clip_core.train.lora import add_adapters
-    from clip_core.train.patch_dropout import drop_patches
-    from stages.training import train_stage
+class Params(Section):
+    seed: Seed
+    stage2: Stage2
 
-    params = load_params(params_file)
 
-    def whole_pictures(model: "CLIP", pictures: "Pictures", num_pictures: int) -> "tuple[Pictures, Encode]":
-        """The pictures themselves."""
-        if params.stage2.patch_dropout:
-            drop_patches(model, params.stage2.patch_dropout)
-        if params.stage2.lora:
-            add_adapters(model, params.stage2.lora, params.seed)
-        return pictures, model.encode_images
+def main(params: Params, intervals: Intervals, packed: Path, start: Path, out: Path, curves: Path) -> None:
+    """Trains the weights in `start` on the pairs in `packed`; the new ones go to `out`, the curves to `curves`."""
+    from stages.training import Paths, train_stage
 
-    train_stage("stage2", params.stage2, params.seed, whole_pictures, packed, start, out, curves)
+    plan = plan_of(params.stage2, params.seed)
+    train_stage("stage2", __spec__.name, plan, intervals.stage2, Paths(packed, start, out, curves))
+
+
+def plan_of(stage2: Stage2, seed: int) -> "Plan":
+    from clip_core.train.plan import Plan
+
+    return Plan(stage2, seed, is_image_tower_frozen=False, patch_dropout=stage2.patch_dropout, lora=stage2.lora)
 
 
 if __name__ == "__main__":

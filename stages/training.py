@@ -1,13 +1,13 @@
-"""What the stages `stage1` and `stage2` have in common: all but what trains."""
+"""What the stages `stage1` and `stage2` have in common: all but the plan."""
 
-from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
-from clip_core.config import TrainingStage
-from clip_core.data.batches import Pairs, Pictures, decoded
+from clip_core.config.intervals import StageInterval
+from clip_core.data.batches import TrainingBatches, decoded
 from clip_core.data.store import open_store
 from clip_core.evaluate.retrieval import quick_recall
 from clip_core.inference.predictor import Predictor
@@ -16,25 +16,34 @@ from clip_core.model.clip import CLIP
 from clip_core.model.contract import Made, hash_of, read_contract, release_of
 from clip_core.model.weights import load_weights, save_weights
 from clip_core.text import load_tokenizer
-from clip_core.train.backward import Encode, settled
-from clip_core.train.checkpoint import fingerprint, work_folder
+from clip_core.train.backward import with_precision_resolved
+from clip_core.train.fingerprint import decisive
 from clip_core.train.log import publish_curves
-from clip_core.train.loop import Validation, check_batches, train
+from clip_core.train.loop import Validation, check_batch, train
 from clip_core.train.lora import merge_adapters
+from clip_core.train.plan import Plan
+from clip_core.train.work_folder import adoptions_in, work_folder
 
-# What a training sees of each picture, and how that becomes image features.
-Seen = Callable[[CLIP, Pictures, int], tuple[Pictures, Encode]]
+
+@dataclass(frozen=True)
+class Paths:
+    """Where a training reads and writes."""
+
+    packed: Path  # the stores of all splits
+    start: Path  # weights
+    out: Path
+    curves: Path
 
 
-def train_stage(
-    name: str, params: TrainingStage, seed: int, seen: Seen, packed: Path, start: Path, out: Path, curves: Path
-) -> None:
-    """Trains the weights in `start` on the pairs in `packed`; the new ones go to `out`, the curves to `curves`."""
-    params = settled(params)
-    store, benchmark = open_store(packed / "train"), open_store(packed / "valid")
-    check_batches({name: params}, store.pairs)
-    contract, parent = read_contract(start), release_of(start)
-    tokenizer = load_tokenizer(start / contract.tokenizer, contract.context_length)
+def train_stage(name: str, module: str, plan: Plan, interval: StageInterval, paths: Paths) -> None:
+    """Trains as `plan` says; `module` is the stage's own, whose code decides the result."""
+    plan = replace(plan, params=with_precision_resolved(plan.params))
+    store, benchmark = open_store(paths.packed / "train"), open_store(paths.packed / "valid")
+    is_passed_through = plan.params.schedule.num_steps == 0
+    if not is_passed_through:
+        check_batch(name, plan.params.global_batch, plan.params.captions.language, store.pairs)
+    contract = read_contract(paths.start)
+    tokenizer = load_tokenizer(paths.start / contract.tokenizer, contract.context_length)
 
     def recall(model: CLIP) -> dict[str, float]:
         predictor = Predictor(TorchTowers(model), tokenizer, contract, release="in training")
@@ -42,22 +51,26 @@ def train_stage(
             predictor.encode_texts, predictor.encode_images, benchmark, contract.architecture.matryoshka
         )
 
-    data, validation = hash_of(store.manifest), Validation(params.evaluate_every, recall)
-    with work_folder(name, fingerprint(params, seed, data, benchmark.manifest, parent)) as work:
-        model = load_weights(start)
-        is_passed_through = params.schedule.num_steps == 0
+    decides = decisive(name, module, {"seed": plan.seed, name: plan.params}, [paths.packed / "train", paths.start])
+    with work_folder(decides) as work:
+        model = load_weights(paths.start)
         pictures = _none if is_passed_through else decoded(store, contract.image_size, contract.preprocessing)
-        images, encode_images = seen(model, pictures, len(store))
-        pairs = Pairs(store, images, tokenizer, params, seed)
-        train(params, model, pairs, work, encode_images, validation)
+        images, encode_images = plan.prepare(model, pictures, len(store))
+        batches = TrainingBatches(store, images, tokenizer, plan.params, plan.seed)
+        train(batches, model, encode_images, work, interval, Validation(interval.evaluate_every, recall))
         if tokenizer.num_truncated:
             print(f"{tokenizer.num_truncated:,} texts were cut off at {contract.context_length} tokens", flush=True)
         merge_adapters(model)
         made = Made(
-            stage=name, params=hash_of(params, seed), data=data, parent=parent, text_tower=contract.made.text_tower
+            stage=name,
+            params=hash_of(plan.params, plan.seed),
+            data=hash_of(store.manifest),
+            parent=release_of(paths.start),
+            text_tower=contract.made.text_tower,
+            adopted=tuple(str(adoption) for adoption in adoptions_in(work)),
         )
-        save_weights(model, (start / contract.tokenizer).read_text(encoding="utf-8"), out, made)
-        publish_curves(work, curves)
+        save_weights(model, (paths.start / contract.tokenizer).read_text(encoding="utf-8"), paths.out, made)
+        publish_curves(work, paths.curves)
 
 
 def _none(rows: np.ndarray) -> Tensor:

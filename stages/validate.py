@@ -1,12 +1,21 @@
 """DVC stage: Great Expectations over the profile table; bad rows to quarantine, a bad batch stops the pipeline here."""
 
 from pathlib import Path
+from typing import Annotated
 
+from pydantic import Field
+
+from clip_core.config.section import Section
+from clip_core.config.validation import Validate
 from clip_core.errors import UserError
 from stages.command import run
 
 
-def main(raw: Path, out: Path, quarantine: Path, page: Path, params_file: Path = Path("params.yaml")) -> None:
+class Params(Section):
+    validate_: Annotated[Validate, Field(alias="validate")]
+
+
+def main(params: Params, raw: Path, out: Path, quarantine: Path, page: Path) -> None:
     """Writes the clean pair table and the pictures' fingerprints to `out`, unless the batch as a whole is refused."""
     from clip_core.data.expectations import findings_of, rules_of
     from clip_core.data.pairs import (
@@ -20,13 +29,12 @@ def main(raw: Path, out: Path, quarantine: Path, page: Path, params_file: Path =
     from clip_core.data.profile import profile_images, profile_pairs
     from clip_core.data.verdict import judge, write_page
     from clip_core.files import replacing_folder
-    from clip_core.params_file import load_params
 
-    params = load_params(params_file).validate_
+    limits = params.validate_
     pairs = read_pairs(raw / "pairs.parquet")
-    images = profile_images(read_images(raw), params.limits.max_pixels)
+    images = profile_images(read_images(raw), limits.limits.max_pixels)
     profile = profile_pairs(pairs, images)
-    verdict = judge(profile, findings_of(profile, rules_of(params)), params.max_bad_share, raw / "pairs.parquet")
+    verdict = judge(profile, findings_of(profile, rules_of(limits)), limits.max_bad_share, raw / "pairs.parquet")
     with replacing_folder(quarantine) as folder:
         write_rejected(verdict.rejected, folder)
     with replacing_folder(page) as folder:

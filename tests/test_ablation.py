@@ -8,11 +8,12 @@ import pytest
 from dvc.repo import Repo
 from dvc.repo.index import Index
 
-from clip_core.config import Evaluate
+from clip_core.all_params import load_params
+from clip_core.config.evaluation import Evaluate
 from clip_core.evaluate.ablation import claim, compare
 from clip_core.evaluate.report.ablation import ablation_cards
 from clip_core.evaluate.table import ablation_table
-from clip_core.params_file import load_params, read_yaml
+from clip_core.params_file import read_yaml
 from clip_core.recipe import merged
 from stages import ablation_arm, ablation_start, ablation_summary
 from stages.ablation_arms import arms_of, english_steps, num_steps

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from clip_core.config import TextTower as TextTowerParams
+from clip_core.config.model import TextTower as TextTowerParams
 from clip_core.model.contract import TextArchitecture
 from clip_core.model.text_tower import TextTower, with_positions
 from clip_core.params_file import read_yaml

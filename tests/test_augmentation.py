@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from clip_core.config import AffineAugmentation, AutoAugmentation, NoAugmentation
+from clip_core.config.training import AffineAugmentation, AutoAugmentation, NoAugmentation
 from clip_core.data.augmentation import augment
 from clip_core.data.sampler import random_at
 from tests.small_raw import drawing

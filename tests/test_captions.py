@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clip_core.config import CaptionMix, Captions
+from clip_core.config.training import CaptionMix, Captions
 from clip_core.data.captions import Described, describe, draw_caption, texts_of
 from clip_core.text import build_tokenizer, parse_tokenizer
 from tests.tiny import CHINESE, ENGLISH, tiny_store

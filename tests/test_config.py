@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clip_core.config import METRICS, Schedule
+from clip_core.all_params import check_files, check_params, load_params
+from clip_core.config.gates import METRICS
+from clip_core.config.training import Schedule
 from clip_core.evaluate.benchmark import read_benchmark
 from clip_core.evaluate.embed import Features
 from clip_core.evaluate.measure import measure
-from clip_core.params_file import check_files, check_params, load_params, read_yaml
+from clip_core.params_file import read_yaml
 from clip_core.recipe import apply_recipe, merged
 from tests.tiny_split import make_split
 

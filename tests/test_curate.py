@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 from PIL import Image, ImageDraw
 
+from clip_core.all_params import load_params
 from clip_core.data.curate import RULES, curate, looks_of, near
 from clip_core.data.pairs import read_pairs
 from clip_core.data.profile import profile_images
-from clip_core.params_file import load_params
 from stages.curate import main as curate_stage
 from stages.validate import main as validate_stage
 from tests.conftest import ROOT

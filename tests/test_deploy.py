@@ -101,7 +101,7 @@ def test_golden_answers_are_torchs(release: Release) -> None:
 
 
 def test_more_golden_queries_than_test_data_are_all_of_it(release: Release) -> None:
-    from clip_core.config import Deploy
+    from clip_core.config.deploy import Deploy
     from clip_core.inference.predictor import load
 
     params = Deploy(num_golden=1000, num_timed=1, max_feature_difference=1e-4)

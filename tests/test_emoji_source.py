@@ -11,14 +11,14 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from clip_core.config import EmojiSource
+from clip_core.all_params import load_params
+from clip_core.config.sources import EmojiSource
 from clip_core.data.sources import Harvest, emoji_packages, harvest
 from clip_core.data.sources.emoji_families import family_of, rules, split_of
 from clip_core.data.sources.emoji_fetch import main as fetch
 from clip_core.data.sources.emoji_fetch import npm_command
 from clip_core.data.sources.emoji_packages import Package, slug, svg_of
 from clip_core.files import sha256_file
-from clip_core.params_file import load_params
 from tests.conftest import ROOT
 
 CACHE = ROOT / ".cache" / "emoji"

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clip_core.config import Export
+from clip_core.config.export import Export
 from clip_core.serve.index import same_ranking
 from clip_core.serve.parity import measure_parity, shapes
 from tests.tiny_release import Release

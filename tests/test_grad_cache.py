@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from clip_core.config import Training
+from clip_core.config.training import Training
 from clip_core.data.batches import Batch
 from clip_core.model.clip import CLIP
 from clip_core.train import grad_cache

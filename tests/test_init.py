@@ -11,7 +11,9 @@ import pandas as pd
 import pytest
 import torch
 
-from clip_core.config import CustomModel, FromTowers, FromWeights, ImageTower, NamedModel, TextTower
+from clip_core.all_params import load_params
+from clip_core.config.init import FromTowers, FromWeights
+from clip_core.config.model import CustomModel, ImageTower, NamedModel, TextTower
 from clip_core.data.store import StoreWriter
 from clip_core.image import AS_RELEASED
 from clip_core.model.clip import CLIP
@@ -20,7 +22,7 @@ from clip_core.model.pretrained.positions import resize_positions
 from clip_core.model.registry import MODELS
 from clip_core.model.start import differences, start_from_towers, start_from_weights
 from clip_core.model.weights import load_weights, save_weights
-from clip_core.params_file import load_params, read_yaml
+from clip_core.params_file import read_yaml
 from clip_core.recipe import apply_recipes, merged
 from stages.init import main as init
 from stages.stage1 import main as stage1

@@ -62,7 +62,7 @@ def test_what_both_have_in_common_stays_to_the_bit() -> None:
 
 
 def test_the_curve_is_measured_as_an_evaluation_measures_and_the_best_is_kept(place: Path, tmp_path: Path) -> None:
-    from clip_core.config import Evaluate
+    from clip_core.config.evaluation import Evaluate
     from clip_core.data.store import open_store
     from clip_core.evaluate.benchmark import read_benchmark
     from clip_core.evaluate.embed import embed

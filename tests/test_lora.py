@@ -9,7 +9,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from clip_core.config import Lora, Training
+from clip_core.config.stage2 import Lora
+from clip_core.config.training import Training
 from clip_core.data.batches import decoded
 from clip_core.data.store import Store
 from clip_core.image import Preprocessing

@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
+from clip_core.all_params import check_params
 from clip_core.evaluate.retrieval import quick_recall
 from clip_core.inference.predictor import load
 from clip_core.model.clip import make_clip
 from clip_core.model.contract import read_contract, release_of
 from clip_core.model.matryoshka import narrow, narrow_weights
 from clip_core.model.weights import load_weights, save_weights
-from clip_core.params_file import check_params, read_yaml
+from clip_core.params_file import read_yaml
 from clip_core.recipe import merged
 from tests.conftest import ROOT
 from tests.test_grad_cache import batch_of

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from clip_core.config import ImageTower
+from clip_core.config.model import ImageTower
 from clip_core.image import Preprocessing, pixels_of
 from clip_core.model.clip import CLIP, make_clip
 from clip_core.model.image_tower import make_image_tower

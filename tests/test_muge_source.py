@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from clip_core.config import MugeSource
+from clip_core.config.sources import MugeSource
 from clip_core.data.pairs import read_images, read_pairs
 from clip_core.data.sources import harvest
 from clip_core.data.sources.muge import LONGEST_LINE

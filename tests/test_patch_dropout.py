@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from clip_core.config import ImageTower
+from clip_core.config.model import ImageTower
 from clip_core.model.clip import CLIP, make_clip
 from clip_core.train.patch_dropout import drop_patches
 from tests.test_grad_cache import assert_close, batch_of, step, with_micro_batch

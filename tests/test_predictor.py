@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import clip_core
-from clip_core.config import ImageTower, Options
+from clip_core.config.model import ImageTower, Options
 from clip_core.inference.fast import PackedLinear
 from clip_core.inference.first_token import keep_first_tokens
 from clip_core.inference.predictor import Predictor

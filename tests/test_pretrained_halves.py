@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from clip_core.config import ImageTower
+from clip_core.config.model import ImageTower
 from clip_core.model.image_tower import make_image_tower
 from clip_core.model.pretrained.checkpoint import read_checkpoint
 from clip_core.model.pretrained.image_side import ImageSide, read_image_side

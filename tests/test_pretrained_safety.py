@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from clip_core.config import ImageTower
+from clip_core.config.model import ImageTower
 from clip_core.image import AS_RELEASED, Preprocessing
 from clip_core.model import matryoshka
 from clip_core.model.contract import read_contract

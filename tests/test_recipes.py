@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from clip_core.config import CustomModel, FromTowers, FromWeights, Params
-from clip_core.params_file import load_params, read_yaml
+from clip_core.all_params import load_params
+from clip_core.config.init import FromTowers, FromWeights
+from clip_core.config.model import CustomModel
+from clip_core.config.params import Params
+from clip_core.params_file import read_yaml
 from clip_core.recipe import BEHIND, apply_recipes, main, overlays
 from tests.conftest import ROOT, run_in
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clip_core.config import Evaluate
+from clip_core.config.evaluation import Evaluate
 from clip_core.evaluate.benchmark import read_benchmark
 from clip_core.evaluate.embed import Features
 from clip_core.evaluate.headline import headline

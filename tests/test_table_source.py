@@ -6,11 +6,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from clip_core.config import TableSource
+from clip_core.all_params import load_params
+from clip_core.config.sources import TableSource
 from clip_core.data.pairs import read_images, read_pairs
 from clip_core.data.sources import harvest
 from clip_core.data.store import open_store
-from clip_core.params_file import load_params
 from clip_core.recipe import apply_recipe, merged
 from stages.curate import main as curate
 from stages.ingest import main as ingest
@@ -152,7 +152,8 @@ def test_own_pictures_come_through_to_the_stores_and_counts_add_up(tmp_path: Pat
 
 
 def test_the_recipe_for_own_pairs_is_valid() -> None:
-    from clip_core.params_file import check_params, read_yaml
+    from clip_core.all_params import check_params
+    from clip_core.params_file import read_yaml
 
     recipe = ROOT / "recipes" / "table.yaml"
     params = check_params(merged(read_yaml(ROOT / "params.yaml"), read_yaml(recipe)), recipe)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from clip_core.config import Optimizer, Schedule, Training
+from clip_core.config.training import Optimizer, Schedule, Training
 from clip_core.data.batches import Pairs, decoded
 from clip_core.data.store import Store
 from clip_core.image import Preprocessing

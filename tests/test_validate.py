@@ -7,11 +7,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from clip_core.all_params import load_params
 from clip_core.data.expectations import OF_THE_BATCH, Rule, findings_of, rules_of
 from clip_core.data.pairs import read_images, read_pairs
 from clip_core.data.profile import profile_images, profile_pairs
 from clip_core.data.verdict import Verdict, judge
-from clip_core.params_file import load_params
 from stages.validate import main as validate
 from tests.conftest import ROOT
 from tests.small_raw import drawing, encoded, pair_row, small_raw, write_raw

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import clip_core
-from clip_core.config import ImageTower
+from clip_core.config.model import ImageTower
 from clip_core.model.clip import make_clip
 from clip_core.model.contract import read_contract, release_of
 from clip_core.model.weights import load_weights, save_weights, without_weights

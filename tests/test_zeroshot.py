@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from clip_core.config import Evaluate
+from clip_core.config.evaluation import Evaluate
 from clip_core.evaluate.benchmark import Benchmark
 from clip_core.evaluate.embed import Features
 from clip_core.evaluate.measure import details, measure

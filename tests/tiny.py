@@ -6,7 +6,8 @@ from pathlib import Path
 import pandas as pd
 from PIL import Image, ImageDraw
 
-from clip_core.config import AffineAugmentation, CaptionMix, Captions, ImageTower, Optimizer, Schedule, Training
+from clip_core.config.model import ImageTower
+from clip_core.config.training import AffineAugmentation, CaptionMix, Captions, Optimizer, Schedule, Training
 from clip_core.data.captions import texts_of
 from clip_core.data.store import Store, StoreWriter, open_store
 from clip_core.image import Preprocessing

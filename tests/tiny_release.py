@@ -30,7 +30,8 @@ def make_release(folder: Path, store: "Store", seed: int, width: int | None = No
 
     `width` is `export.width`: features of so many numbers of a model that counts as trained for that.
     """
-    from clip_core.config import Deploy, Export
+    from clip_core.config.deploy import Deploy
+    from clip_core.config.export import Export
     from clip_core.evaluate.benchmark import questions, read_benchmark
     from clip_core.evaluate.retrieval import ranks, recall_at
     from clip_core.inference.predictor import encode_pictures, load

@@ -1,6 +1,6 @@
 """Tiny models of other kinds than the built-in one, for the tests of training."""
 
-from clip_core.config import ImageTower
+from clip_core.config.model import ImageTower
 from clip_core.model.clip import CLIP, make_clip
 from clip_core.model.contract import Architecture
 from clip_core.text import build_tokenizer

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
-from clip_core.config import AffineAugmentation, Augmentation, AutoAugmentation
+from clip_core.config.training import AffineAugmentation, Augmentation, AutoAugmentation
 
 
 def augment(pixels: Tensor, params: Augmentation, random: np.random.Generator) -> Tensor:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clip_core.config import Training
+from clip_core.config.training import Training
 from clip_core.data.augmentation import augment
 from clip_core.data.captions import describe, draw_caption
 from clip_core.data.sampler import batches_of_epoch, random_at
@@ -30,14 +30,14 @@ class Batch:
     token_ids: Tensor  # (batch, length)
 
 
-class Pairs:
-    """The training pairs of a store: `batch(step)` gives the global batch of a step."""
+class TrainingBatches:
+    """The training pairs of a store as global batches: `batch(step)` is a function of (seed, step)."""
 
     def __init__(self, store: "Store", images: Pictures, tokenizer: Tokenizer, params: Training, seed: int) -> None:
-        self.seed = seed
+        self.params, self.seed = params, seed
+        self._image_ids = store.image_ids
         self._images = images
         self._tokenizer = tokenizer
-        self._params = params
         self._described = describe(store.pairs, store.image_ids, params.captions.language)
         self.num_pairs = sum(described.num_captions for described in self._described.values())
         self._pictures = np.array(list(self._described))  # those that have captions in the language
@@ -46,16 +46,23 @@ class Pairs:
 
     def batch(self, step: int) -> Batch:
         """The batch of step 1, 2, ...; the same for the same seed, whatever was asked before."""
-        rows = self._rows(step)
-        random = random_at(self.seed, "caption", step)
-        captions = [draw_caption(self._described[row], self._params.captions, random) for row in rows]
+        rows, captions = self._drawn(step)
         images = self._images(rows)
         if images.dtype == torch.uint8:
-            images = augment(images, self._params.augmentation, random_at(self.seed, "augmentation", step))
+            images = augment(images, self.params.augmentation, random_at(self.seed, "augmentation", step))
         return Batch(images, torch.from_numpy(self._tokenizer(captions)))
 
+    def named(self, step: int) -> list[str]:
+        """The pairs of that batch for a person: the picture's id and the caption drawn for it."""
+        rows, captions = self._drawn(step)
+        return [f"{self._image_ids[row]}: {caption}" for row, caption in zip(rows, captions, strict=True)]
+
+    def _drawn(self, step: int) -> tuple[np.ndarray, list[str]]:
+        rows, random = self._rows(step), random_at(self.seed, "caption", step)
+        return rows, [draw_caption(self._described[row], self.params.captions, random) for row in rows]
+
     def _rows(self, step: int) -> np.ndarray:
-        batch = self._params.global_batch
+        batch = self.params.global_batch
         epoch, number = divmod(step - 1, max(1, len(self._concepts) // batch))
         if self._epoch[0] != epoch:
             self._epoch = epoch, batches_of_epoch(self._concepts, batch, self.seed, epoch)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from clip_core.config import CaptionMix, Captions
+from clip_core.config.training import CaptionMix, Captions
 from clip_core.errors import UserError
 
 if TYPE_CHECKING:

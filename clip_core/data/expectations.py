@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from clip_core.config import Validate
+from clip_core.config.validation import Validate
 from clip_core.data.pairs import CAPTION_KINDS, LANGUAGES, SPLITS
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from clip_core.config import Evaluate
+from clip_core.config.evaluation import Evaluate
 from clip_core.errors import UserError
 from clip_core.evaluate.bootstrap import resampled_means
 

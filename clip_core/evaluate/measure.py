@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from clip_core.config import Evaluate
+from clip_core.config.evaluation import Evaluate
 from clip_core.evaluate.answers import PARTS, Answers, answers_of, labelled
 from clip_core.evaluate.benchmark import Benchmark, questions
 from clip_core.evaluate.bootstrap import intervals

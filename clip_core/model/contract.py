@@ -7,7 +7,8 @@ from typing import Literal, Self
 
 from pydantic import ValidationError, model_validator
 
-from clip_core.config import Count, ImageTower, Section, TextTower, resembling
+from clip_core.config.model import ImageTower, TextTower
+from clip_core.config.section import Count, Section, resembling
 from clip_core.errors import UserError
 from clip_core.files import sha256_file
 from clip_core.image import Preprocessing
@@ -60,6 +61,7 @@ class Made(Section):
     data: str  # hash of the training data's manifest
     parent: str | None  # release of the weights that training started from
     text_tower: str  # what the text tower started from
+    adopted: tuple[str, ...] = ()  # where other code or packages went on with a training that was interrupted
 
 
 class Contract(Section):

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from clip_core.config import ImageTower
+from clip_core.config.model import ImageTower
 from clip_core.errors import UserError
 
 # timm's own about where weights come from and what is returned, which is not the params' to say: nothing here

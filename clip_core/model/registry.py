@@ -6,7 +6,7 @@
 
 from dataclasses import dataclass
 
-from clip_core.config import EMBED_DIMS, CustomModel, ImageTower, NamedModel, TextTower
+from clip_core.config.model import EMBED_DIMS, CustomModel, ImageTower, NamedModel, TextTower
 
 VOCABULARY = 21128  # tokens of the Chinese BERT that all released models share
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from clip_core.config import CustomModel, FromTowers, FromWeights, ImageTower, NamedModel, TextTower
+from clip_core.config.init import FromTowers, FromWeights
+from clip_core.config.model import CustomModel, ImageTower, NamedModel, TextTower
 from clip_core.errors import UserError
 from clip_core.files import sha256_file
 from clip_core.image import Preprocessing
@@ -22,7 +23,7 @@ from clip_core.model.pretrained.released import released_in
 from clip_core.model.registry import MODELS, Shape, shape_of
 from clip_core.model.text_start import text_start
 from clip_core.model.weights import load_weights, without_weights
-from clip_core.params_file import there
+from clip_core.params_file import existing
 
 Model = NamedModel | CustomModel
 OF_TRAINING = ("hidden_dropout_prob", "attention_probs_dropout_prob")  # not of the weights: params decide
@@ -42,7 +43,7 @@ class Start:
 def start_from_towers(model: Model, init: FromTowers, seed: int) -> Start:
     """The paper's start: the image side of one model, the BERT of another, a random text projection between them."""
     shape, source = shape_of(model), Path(init.path) / init.image_tower
-    checkpoint = read_checkpoint(there(source, "init.image_tower"))
+    checkpoint = read_checkpoint(existing(source, "init.image_tower"))
     side = _image_side(checkpoint, model, shape.image_tower)
     text = text_start(shape, model.context_length, str(Path(init.path) / init.bert_folder), [])
     _check(model, Path(init.path) / init.bert_folder, text_differences(shape.text_tower, text.architecture))
@@ -66,8 +67,8 @@ def start_from_towers(model: Model, init: FromTowers, seed: int) -> Start:
 
 def start_from_weights(model: Model, init: FromWeights) -> Start:
     """A Chinese CLIP: released, or made here."""
-    source = there(Path(init.path) / init.weights, "init.weights")
-    vocabulary = None if init.vocabulary is None else there(Path(init.path) / init.vocabulary, "init.vocabulary")
+    source = existing(Path(init.path) / init.weights, "init.weights")
+    vocabulary = None if init.vocabulary is None else existing(Path(init.path) / init.vocabulary, "init.vocabulary")
     if (source / MODEL_FILE).exists():
         found, tokenizer_json = load_weights(source), (source / TOKENIZER_FILE).read_text(encoding="utf-8")
         origin, parent = read_contract(source).made.text_tower, release_of(source)

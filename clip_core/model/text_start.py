@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from clip_core.config import Options
+from clip_core.config.model import Options
 from clip_core.errors import UserError
 from clip_core.files import sha256_file
 from clip_core.model.contract import TextArchitecture

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from clip_core.config import Options
-from clip_core.config import TextTower as TextTowerParams
+from clip_core.config.model import Options
+from clip_core.config.model import TextTower as TextTowerParams
 from clip_core.errors import UserError
 from clip_core.model.contract import TextArchitecture
 

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from clip_core.config import Export
+from clip_core.config.export import Export
 from clip_core.errors import UserError, told_to_the_user
 from clip_core.files import atomic_write, replacing_folder, sha256_file
 from clip_core.inference.first_token import keep_first_tokens

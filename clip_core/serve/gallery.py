@@ -9,7 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from clip_core.config import Deploy
+from clip_core.config.deploy import Deploy
 from clip_core.data.store import Store, StoreWriter, open_store
 from clip_core.env import set_switches
 from clip_core.errors import UserError, told_to_the_user

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from clip_core.config import Deploy
+from clip_core.config.deploy import Deploy
 from clip_core.errors import UserError
 from clip_core.image import read_image
 from clip_core.serve.index import same_ranking

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from clip_core.config import Export
+from clip_core.config.export import Export
 from clip_core.errors import UserError
 from clip_core.model.contract import Contract, read_contract
 from clip_core.serve.index import same_ranking, top_k

@@ -6,7 +6,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from clip_core.config import Training
+from clip_core.config.training import Training
 from clip_core.data.batches import Batch
 from clip_core.model.clip import CLIP
 from clip_core.model.precision import pick_device, pick_precision
@@ -18,13 +18,13 @@ AnyTraining = TypeVar("AnyTraining", bound=Training)
 Encode = Callable[[Tensor], Tensor]  # what a batch holds of pictures (or texts) -> features
 
 
-def settled(params: AnyTraining) -> AnyTraining:
+def with_precision_resolved(params: AnyTraining) -> AnyTraining:
     """`params` with what this machine is good at in place of `precision: auto`, so that a resumed run stays with it."""
     return params.model_copy(update={"precision": pick_precision(params.precision, pick_device("auto"))})
 
 
-def backward(params: Training, model: CLIP, encode_images: Encode, batch: Batch, seed: int) -> float:
-    """Puts the gradient of the global batch's loss into the parameters and returns the loss.
+def backward(params: Training, model: CLIP, encode_images: Encode, batch: Batch, seed: int) -> Tensor:
+    """Puts the gradient of the global batch's loss into the parameters and returns the loss, without waiting for it.
 
     With the same `seed` it drops the same units.
     """
@@ -39,7 +39,7 @@ def backward(params: Training, model: CLIP, encode_images: Encode, batch: Batch,
     loss = nested_loss(images.encode(images.rows), texts.encode(texts.rows), model.logit_scale, widths)
     with keeping_statistics(model):
         loss.backward()
-    return loss.item()
+    return loss.detach()
 
 
 def encode_texts(model: CLIP, token_ids: Tensor) -> Tensor:

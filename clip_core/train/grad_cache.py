@@ -28,7 +28,9 @@ class Side:
     trains: bool
 
 
-def cached_backward(model: CLIP, sides: tuple[Side, Side], widths: Sequence[int], micro_batch: int, seed: int) -> float:
+def cached_backward(
+    model: CLIP, sides: tuple[Side, Side], widths: Sequence[int], micro_batch: int, seed: int
+) -> Tensor:
     """Puts the gradient of the global batch's loss into the parameters and returns the loss.
 
     A micro batch drops the same units both times: each seeds itself by (seed, side, micro batch).
@@ -56,13 +58,13 @@ def _encoded(side: Side, micro_batch: int, seed: tuple[int, int]) -> Iterator[Te
 
 def _loss_backward(
     image_features: Tensor, text_features: Tensor, logit_scale: nn.Parameter, widths: Sequence[int]
-) -> float:
+) -> Tensor:
     """The nested loss, some rows at a time; its gradient goes to the features and to logit_scale."""
-    total = 0.0
+    total = torch.zeros((), device=image_features.device)
     for width in widths:
         for rows in torch.arange(len(image_features), device=image_features.device).split(LOSS_ROWS):
             narrow = narrowed(image_features, width), narrowed(text_features, width)
             part = loss_of_rows(*narrow, logit_scale, rows) / len(widths)
             part.backward()
-            total += part.item()
+            total += part.detach()
     return total

@@ -7,19 +7,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from clip_core.config import Training
-from clip_core.data.batches import Pairs
+from clip_core.config.intervals import Interval
+from clip_core.data.batches import TrainingBatches
 from clip_core.data.sampler import random_at
 from clip_core.errors import UserError
+from clip_core.files import atomic_write
 from clip_core.model.clip import CLIP
 from clip_core.model.precision import pick_device
 from clip_core.train.activations import checkpoint_activations
 from clip_core.train.backward import Encode, backward
-from clip_core.train.checkpoint import resume, save
 from clip_core.train.log import CsvLog, Progress
-from clip_core.train.optimizer import lr_at, make_optimizer, set_lr
+from clip_core.train.optimizer import make_optimizer, set_lr
+from clip_core.train.schedule import lr_at, num_steps_of, warmup_of
+from clip_core.train.state import resume, save
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,17 +37,18 @@ class Validation:
 
 
 def train(
-    params: Training,
+    batches: TrainingBatches,
     model: CLIP,
-    pairs: Pairs,
-    work: Path,
     encode_images: Encode,
+    work: Path,
+    interval: Interval,
     validation: Validation | None = None,
 ) -> None:
     """Trains to the last step, continuing by itself from a checkpoint in `work`; the curves stay in `work`."""
     torch.use_deterministic_algorithms(True)
-    num_steps = params.schedule.steps(pairs.num_pairs, params.global_batch)
-    if (warmup := params.schedule.warmup(num_steps)) < (asked := params.schedule.warmup_steps):
+    params = batches.params
+    num_steps = num_steps_of(params.schedule, batches.num_pairs, params.global_batch)
+    if (warmup := warmup_of(params.schedule, num_steps)) < (asked := params.schedule.warmup_steps):
         print(f"{num_steps} steps are few for a warm-up of {asked}: it takes {warmup}", flush=True)
     model.to(pick_device("auto")).image_tower.to(memory_format=torch.channels_last)  # faster convolutions
     if params.checkpoint_activations:
@@ -56,50 +60,58 @@ def train(
     train_log, validation_log = CsvLog(work / "train.csv", done), CsvLog(work / "validation.csv", done)
     progress = Progress(work.parent.name, done, num_steps, params.global_batch)
     if num_steps == 0 and validation:
-        validation_log(0, **_told(0, validation.measure(model.eval())))
+        validation_log(0, **_printed(0, validation.measure(model.eval())))
     for step in range(done + 1, num_steps + 1):
         model.train()
         set_lr(optimizer, lr := lr_at(step, params.schedule, num_steps))
-        seed = int(random_at(pairs.seed, "dropout", step).integers(2**63))
-        loss = backward(params, model, encode_images, pairs.batch(step), seed)
-        _stop_unless_finite(loss, step)
-        grad_norm = clip_grad_norm_(model.parameters(), params.optimizer.max_grad_norm or math.inf)
+        seed = int(random_at(batches.seed, "dropout", step).integers(2**63))
+        measured = backward(params, model, encode_images, batches.batch(step), seed)
+        norm = clip_grad_norm_(model.parameters(), params.optimizer.max_grad_norm or math.inf)
+        loss, grad_norm = _finite(measured, norm, step, lr, batches, work)  # before the optimizer moves
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         model.clamp_logit_scale()
-        progress(step, loss, lr, _is_due(step, params.log_every, num_steps))
-        if _is_due(step, params.log_every, num_steps):
-            scale = model.logit_scale.exp().item()
-            train_log(step, loss=loss, lr=lr, grad_norm=grad_norm.item(), logit_scale=scale)
+        progress(step, loss, lr, _is_due(step, interval.log_every, num_steps))
+        if _is_due(step, interval.log_every, num_steps):
+            train_log(step, loss=loss, lr=lr, grad_norm=grad_norm, logit_scale=model.logit_scale.exp().item())
         if validation and _is_due(step, validation.every, num_steps):
-            validation_log(step, **_told(step, validation.measure(model.eval())))
-        if _is_due(step, params.save_every, num_steps):
-            save(work, step, model, optimizer)
+            validation_log(step, **_printed(step, validation.measure(model.eval())))
+        if _is_due(step, interval.save_every, num_steps):
+            save(work, step, num_steps, model, optimizer)
     model.eval()
 
 
-def check_batches(trainings: dict[str, Training], pairs: "pd.DataFrame") -> None:
-    """Raises UserError where a training's batch is larger than its pictures are many; before any long work."""
-    for name, params in trainings.items():
-        language, batch = params.captions.language, params.global_batch
-        num_pictures = pairs.loc[pairs["language"] == language, "image_id"].nunique()
-        if params.schedule.num_steps != 0 and batch > num_pictures:
-            raise UserError(
-                f"{name}.global_batch is {batch:,}, but only {num_pictures:,} training pictures have captions in "
-                f"language {language!r}: lower it, and {name}.schedule.peak_lr with it. Behind a finetuning recipe "
-                "the recipe `small-batch` does both: a batch of 48"
-            )
+def check_batch(name: str, global_batch: int, language: str, pairs: "pd.DataFrame") -> None:
+    """Raises UserError where the batch of the training `name` is larger than its pictures are many."""
+    num_pictures = pairs.loc[pairs["language"] == language, "image_id"].nunique()
+    if global_batch > num_pictures:
+        raise UserError(
+            f"{name}.global_batch is {global_batch:,}, but only {num_pictures:,} training pictures have captions in "
+            f"language {language!r}: lower it, and {name}.schedule.peak_lr with it. Behind a finetuning recipe "
+            "the recipe `small-batch` does both: a batch of 48"
+        )
 
 
 def _is_due(step: int, every: int, num_steps: int) -> bool:
     return step % every == 0 or step == num_steps
 
 
-def _stop_unless_finite(loss: float, step: int) -> None:
-    if not math.isfinite(loss):
-        raise UserError(f"the loss is {loss} at step {step}: lower `schedule.peak_lr` or lengthen `warmup_steps`")
+def _finite(
+    loss: Tensor, grad_norm: Tensor, step: int, lr: float, batches: TrainingBatches, work: Path
+) -> tuple[float, float]:
+    """Both as numbers, at the price of one synchronisation; raises UserError unless both are finite."""
+    numbers = torch.stack([loss.float(), grad_norm.float()]).tolist()
+    if not all(map(math.isfinite, numbers)):
+        pairs, file = batches.named(step), work / f"not-finite-at-step-{step}.txt"
+        atomic_write(file, "\n".join(pairs) + "\n")
+        raise UserError(
+            f"at step {step}, with learning rate {lr:.3g}, the loss is {numbers[0]} and the gradient's norm "
+            f"{numbers[1]}; nothing of this step is kept. Lower `schedule.peak_lr` or lengthen `warmup_steps`, or look "
+            f"at the pairs of the batch: {'; '.join(pairs[:4])}; all {len(pairs)} stand in {file}"
+        )
+    return numbers[0], numbers[1]
 
 
-def _told(step: int, metrics: dict[str, float]) -> dict[str, float]:
+def _printed(step: int, metrics: dict[str, float]) -> dict[str, float]:
     print(f"validation at step {step}: " + "  ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
     return metrics

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from clip_core.config import Lora
+from clip_core.config.stage2 import Lora
 from clip_core.data.sampler import random_at
 from clip_core.errors import UserError
 from clip_core.model.clip import CLIP

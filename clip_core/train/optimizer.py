@@ -1,11 +1,9 @@
-"""AdamW, and the learning rate as a function of the step."""
-
-import math
+"""AdamW."""
 
 import torch
 from torch import nn
 
-from clip_core.config import Optimizer, Schedule
+from clip_core.config.training import Optimizer
 
 
 def make_optimizer(model: nn.Module, params: Optimizer) -> torch.optim.AdamW:
@@ -16,15 +14,6 @@ def make_optimizer(model: nn.Module, params: Optimizer) -> torch.optim.AdamW:
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=0.0, betas=(params.beta1, params.beta2), eps=params.eps, fused=True)
-
-
-def lr_at(step: int, schedule: Schedule, num_steps: int) -> float:
-    """The learning rate of step 1, 2, ...: a linear climb to the peak, then a cosine down to 0 after `num_steps`."""
-    warmup = schedule.warmup(num_steps)
-    if step <= warmup:
-        return schedule.peak_lr * step / warmup
-    share = (step - 1 - warmup) / (num_steps - warmup)
-    return schedule.peak_lr * (1 + math.cos(math.pi * share)) / 2
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

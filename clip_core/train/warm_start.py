@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from clip_core.config import Training
-from clip_core.data.batches import Pairs, decoded
+from clip_core.config.intervals import Interval
+from clip_core.config.training import Training
+from clip_core.data.batches import TrainingBatches, decoded
 from clip_core.data.captions import texts_of
 from clip_core.data.store import Store
 from clip_core.model.clip import CLIP, make_clip
@@ -12,15 +13,17 @@ from clip_core.text import build_tokenizer, parse_tokenizer
 from clip_core.train.loop import train
 
 
-def english_clip(params: Training, architecture: Architecture, store: Store, work: Path, seed: int) -> CLIP:
+def english_clip(
+    params: Training, architecture: Architecture, store: Store, seed: int, work: Path, interval: Interval
+) -> CLIP:
     """A CLIP of this architecture, trained with the captions of `params`; only its tokenizer, thrown away, differs."""
     tokenizer_json = build_tokenizer(texts_of(store.pairs, params.captions))
     tokenizer = parse_tokenizer(tokenizer_json, architecture.context_length)
     text_tower = architecture.text_tower.model_copy(update={"vocab_size": tokenizer.vocab_size})
     model = make_clip(architecture.model_copy(update={"text_tower": text_tower}), seed)
     pictures = decoded(store, architecture.image_size, architecture.preprocessing)
-    pairs = Pairs(store, pictures, tokenizer, params, seed)
-    train(params, model, pairs, work, model.encode_images)
+    batches = TrainingBatches(store, pictures, tokenizer, params, seed)
+    train(batches, model, model.encode_images, work, interval)
     return model
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
-from clip_core.config import EmojiSource, MugeSource, TableSource
+from clip_core.config.sources import EmojiSource, MugeSource, TableSource
 from clip_core.image import read_size
 
 if TYPE_CHECKING:

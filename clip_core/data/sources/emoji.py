@@ -7,7 +7,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clip_core.config import EmojiSource
+from clip_core.config.sources import EmojiSource
 from clip_core.data.pairs import ORIGIN
 from clip_core.data.sources import Harvest
 from clip_core.data.sources.emoji_families import family_of, split_of

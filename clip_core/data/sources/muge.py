@@ -8,7 +8,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
-from clip_core.config import MugeSource
+from clip_core.config.sources import MugeSource
 from clip_core.data.pairs import ORIGIN, SPLITS
 from clip_core.data.sources import Harvest
 from clip_core.errors import UserError

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clip_core.config import ImageTower
+from clip_core.config.model import ImageTower
 from clip_core.errors import UserError
 from clip_core.model.image_tower import make_image_tower
 from clip_core.model.pretrained.checkpoint import Checkpoint, read_checkpoint

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from clip_core.config import Options
+from clip_core.config.model import Options
 from clip_core.errors import UserError
 from clip_core.files import atomic_write, replacing_folder
 from clip_core.image import AS_RELEASED

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from clip_core.config import ImageTower, Options, TextTower
+from clip_core.config.model import ImageTower, Options, TextTower
 from clip_core.errors import UserError
 from clip_core.model.contract import Architecture
 from clip_core.model.pretrained.names import TRANSPOSED, Table, their_names

@@ -1,0 +1,14 @@
+"""`index`: how the gallery is searched."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from clip_core.config.section import Section, Share
+
+TopK = Annotated[int, Field(ge=1, le=100)]
+
+
+class Index(Section):
+    top_k: TopK
+    min_recall: Share  # of the index against the exact search

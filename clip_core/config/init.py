@@ -1,0 +1,41 @@
+"""`init`: where stage 1 starts."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from clip_core.config.section import Inside, Name, Section
+from clip_core.config.training import Training
+
+
+class AnyInit(Section):
+    """Where stage 1 starts. Files are named relative to `path`, whose contents decide whether init has to run again."""
+
+    path: Name  # a folder
+
+
+class WarmStart(AnyInit):
+    """The image tower trained here as an English CLIP, which it is in the paper."""
+
+    from_: Annotated[Literal["warm_start"], Field(alias="from")]
+    bert_folder: Inside | None  # a local BERT for the text tower; null: BERT's architecture, random start
+    warm_start: Training
+
+
+class FromTowers(AnyInit):
+    """The paper's start: an English CLIP's image side, a Chinese BERT, a random text projection."""
+
+    from_: Annotated[Literal["towers"], Field(alias="from")]
+    image_tower: Inside  # a file or folder of timm, open_clip or transformers
+    bert_folder: Inside
+
+
+class FromWeights(AnyInit):
+    """Weights of a Chinese CLIP: a released file or folder, or a weights folder made here."""
+
+    from_: Annotated[Literal["weights"], Field(alias="from")]
+    weights: Inside
+    vocabulary: Inside | None  # vocab.txt, for a released file that has none beside it
+
+
+Init = Annotated[WarmStart | FromTowers | FromWeights, Field(discriminator="from_")]

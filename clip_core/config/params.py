@@ -1,0 +1,52 @@
+"""All of `params.yaml`. The stage `check` alone reads it whole; every other one reads the sections that it names."""
+
+from typing import Annotated
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from clip_core.config.ablation import Ablation
+from clip_core.config.curation import Curate
+from clip_core.config.deploy import Deploy
+from clip_core.config.evaluation import Evaluate
+from clip_core.config.export import Export
+from clip_core.config.gates import Gates
+from clip_core.config.index import Index
+from clip_core.config.init import Init
+from clip_core.config.intervals import Intervals
+from clip_core.config.model import AnyModel, Model
+from clip_core.config.packing import Pack
+from clip_core.config.section import Section, Seed
+from clip_core.config.sources import Source
+from clip_core.config.stage2 import Stage2
+from clip_core.config.training import Training
+from clip_core.config.validation import Validate
+
+
+class Params(Section):
+    """Every section."""
+
+    seed: Seed
+    data: Source
+    validate_: Annotated[Validate, Field(alias="validate")]  # pydantic owns the bare name
+    curate: Curate
+    pack: Pack
+    model: Model
+    init: Init
+    stage1: Training
+    stage2: Stage2
+    intervals: Intervals
+    evaluate: Evaluate
+    gates: Gates
+    export: Export
+    index: Index
+    deploy: Deploy
+    ablation: Ablation
+
+    @field_validator("export")
+    @classmethod
+    def _exported_width_was_trained(cls, export: Export, others: ValidationInfo) -> Export:
+        model: AnyModel | None = others.data.get("model")  # none when it is wrong itself
+        if model and export.width is not None and export.width not in model.matryoshka:
+            trained = list(model.matryoshka)
+            raise ValueError(f"width ({export.width}) must be one of model.matryoshka {trained}, or null")
+        return export
