@@ -20,20 +20,20 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 # It resolves `clip_core.load` lazily, a way that no stage takes: with it an edit of the model would rerun ingest.
 LEFT_OUT = "clip_core"
-# The packages whose versions decide bits, and what one imports who reaches them. pandas and pyarrow are not among them:
-# they carry values through unchanged.
+# The packages whose versions decide bits -> the names under which code imports them. pandas and pyarrow are not among
+# them: they carry values through unchanged.
 PACKAGES = {
-    "torch": ("torch",),
-    "timm": ("timm",),
-    "transformers": ("transformers",),
-    "tokenizers": ("tokenizers",),
-    "numpy": ("numpy",),
-    "pillow": ("PIL",),
-    "peft": ("peft",),
-    "lmdb": ("lmdb",),
-    "onnx": ("onnx", "clip_core.serve.export"),  # torch's exporter imports these two
-    "onnxscript": ("onnxscript", "clip_core.serve.export"),
-    "onnxruntime": ("onnxruntime",),
+    "torch": "torch",
+    "timm": "timm",
+    "transformers": "transformers",
+    "tokenizers": "tokenizers",
+    "numpy": "numpy",
+    "pillow": "PIL",
+    "peft": "peft",
+    "lmdb": "lmdb",
+    "onnx": "onnx",
+    "onnxscript": "onnxscript",
+    "onnxruntime": "onnxruntime",
 }
 
 
@@ -67,7 +67,7 @@ def reached_by(module: str) -> Reached:
             code[str(beside.relative_to(ROOT))] = _hash(beside.read_bytes())
         started = {text for text in _strings_in(tree) & _graph().modules if _is_ours(text)}  # with `python -m`
         found += [name.rpartition(".")[0], *imported, *started]
-    packages = [package for package, names in PACKAGES.items() if not visited.isdisjoint(names)]
+    packages = [package for package, name in PACKAGES.items() if name in visited]
     return Reached(dict(sorted(code.items())), {package: installed_version(package) for package in sorted(packages)})
 
 

@@ -29,7 +29,7 @@ def main(params: Params, intervals: Intervals, packed: Path, start: Path, arm: s
         plan = {"stage1": stage1.plan_of, "stage2": stage2.plan_of}[stage](section, seed)
         interval = getattr(intervals, stage).model_copy(update={"evaluate_every": max(steps, 1)})
         print(f"{arm}, seed {seed}: {steps} steps of {stage}", flush=True)
-        train_stage(stage, __spec__.name, plan, interval, Paths(packed, start, work / stage, work / "curves"))
+        train_stage(stage, "stages.ablation_arm", plan, interval, Paths(packed, start, work / stage, work / "curves"))
         start = work / stage
     store = open_store(packed / "test")
     benchmark = read_benchmark(store)

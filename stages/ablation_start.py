@@ -9,7 +9,7 @@ from stages.init import Start, warm_start
 
 def main(params: Start, intervals: Intervals, packed: Path, seed: int, out: Path) -> None:
     curves = Path(".work/ablation") / out.name
-    warm_start(params, seed, __spec__.name, intervals.warm_start, packed, out, curves)
+    warm_start(params, seed, "stages.ablation_start", intervals.warm_start, packed, out, curves)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """The command line of a stage: its paths from the signature of `main`, its params from what dvc.yaml declares."""
 
-import functools
 import inspect
 import json
 import os
@@ -14,7 +13,7 @@ from pathlib import Path
 from clip_core.code import ROOT, differences, reached_by
 from clip_core.config.section import Section
 from clip_core.env import set_switches
-from clip_core.errors import EXIT_CODE, UserError
+from clip_core.errors import UserError, told_to_the_user
 from clip_core.files import atomic_write
 from clip_core.guard import end_with_owner
 from clip_core.params_file import looked_up, read_yaml, validated
@@ -33,7 +32,7 @@ def run(main: Callable[..., None]) -> None:
     module = sys.modules["__main__"].__spec__
     assert module
     arguments = parsed(main, sys.argv[1:])
-    with _outcome():
+    with _outcome(os.environ.get("DVC_STAGE", module.name).rpartition(":")[2]):
         if "DVC_STAGE" in os.environ:
             end_with_owner()
         _refuse_what_check_has_not_seen(module.name)
@@ -45,7 +44,7 @@ def parsed(main: Callable[..., None], arguments: list[str]) -> dict[str, object]
     import tyro
 
     signature = inspect.signature(main)
-    asked = [p for p in signature.parameters.values() if p.name not in _sections_in(main)]
+    asked = [p for p in signature.parameters.values() if p.name not in sections_in(main)]
 
     def collect(**values: object) -> dict[str, object]:
         return values
@@ -59,10 +58,10 @@ def sections_of(main: Callable[..., None], module: str, params_file: Path = Path
     """What `main` reads of the params file: `params` as dvc.yaml declares them, and sections that no stage declares."""
     tree = read_yaml(params_file)
     loaded = {}
-    for name, kind in _sections_in(main).items():
-        keys = declared(module) if name == "params" else {name}
-        flat = {key: looked_up(tree, key, params_file) for key in keys}
-        loaded[name] = validated(kind, flat if name == "params" else flat[name], params_file)
+    for name, kind in sections_in(main).items():
+        declares = name == "params"
+        part = {key: looked_up(tree, key, params_file) for key in declared(module)} if declares else tree.get(name, {})
+        loaded[name] = validated(kind, part, params_file)
     return loaded
 
 
@@ -76,7 +75,8 @@ def declared(module: str) -> set[str]:
     raise AssertionError(f"no stage runs {module}")
 
 
-def _sections_in(main: Callable[..., None]) -> dict[str, type[Section]]:
+def sections_in(main: Callable[..., None]) -> dict[str, type[Section]]:
+    """The arguments of `main` that are sections of params."""
     hints = typing.get_type_hints(main)
     return {name: kind for name, kind in hints.items() if isinstance(kind, type) and issubclass(kind, Section)}
 
@@ -97,21 +97,21 @@ def _refuse_what_check_has_not_seen(module: str) -> None:
 
 
 @contextmanager
-def _outcome() -> Generator[None]:
+def _outcome(stage: str) -> Generator[None]:
     """Tells how the block ended, for people on the screen and for the flow in a file."""
-    name = os.environ.get("DVC_STAGE", sys.modules["__main__"].__spec__.name).rpartition(":")[2]  # ty: ignore
-    tell = functools.partial(_write_outcome, Path(".work") / name / "outcome.json")
+
+    def write(kind: str, message: str = "") -> None:
+        content = json.dumps({"kind": kind, "message": message}, ensure_ascii=False)
+        atomic_write(Path(".work") / stage / "outcome.json", content)
+
     try:
-        yield
-    except UserError as error:
-        tell("refused", str(error))
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(EXIT_CODE)
+        with told_to_the_user():
+            try:
+                yield
+            except UserError as error:
+                write("refused", str(error))
+                raise
     except Exception:
-        tell("failed", traceback.format_exc())
+        write("failed", traceback.format_exc())
         raise
-    tell("done", "")
-
-
-def _write_outcome(file: Path, kind: str, message: str) -> None:
-    atomic_write(file, json.dumps({"kind": kind, "message": message}, ensure_ascii=False))
+    write("done")

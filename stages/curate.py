@@ -13,7 +13,7 @@ class Params(Section):
 
 def main(params: Params, valid: Path, out: Path, quarantine: Path) -> None:
     """Writes the pairs that stay, with the column `seen`, to `out`, and the others with their rule to `quarantine`."""
-    from clip_core.data.curate import RULES, curate, looks_of
+    from clip_core.data.curate import RULES, curate, near_duplicate_groups
     from clip_core.data.pairs import (
         COLUMNS,
         ORIGIN,
@@ -27,7 +27,7 @@ def main(params: Params, valid: Path, out: Path, quarantine: Path) -> None:
 
     distance = params.curate.near_duplicate_distance
     pairs = read_pairs(valid / "pairs.parquet")
-    judged = curate(pairs, looks_of(read_fingerprints(valid / "fingerprints.parquet"), distance), RULES)
+    judged = curate(pairs, near_duplicate_groups(read_fingerprints(valid / "fingerprints.parquet"), distance), RULES)
     stays = judged["reason"].isna()
     kept = judged[stays].drop(columns="reason")
     rejected = judged[~stays].assign(file=str(valid / "pairs.parquet"), line=judged.index[~stays] + 1)

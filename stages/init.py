@@ -35,7 +35,7 @@ def main(
 ) -> None:
     check_batches_of_stages(packed, params_file)
     if isinstance(params.init, WarmStart):
-        warm_start(params, params.seed, __spec__.name, intervals.warm_start, packed, out, curves)
+        warm_start(params, params.seed, "stages.init", intervals.warm_start, packed, out, curves)
     else:
         from_elsewhere(params, out, curves)
 

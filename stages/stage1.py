@@ -22,7 +22,7 @@ def main(params: Params, intervals: Intervals, packed: Path, start: Path, out: P
     from stages.training import Paths, train_stage
 
     plan = plan_of(params.stage1, params.seed)
-    train_stage("stage1", __spec__.name, plan, intervals.stage1, Paths(packed, start, out, curves))
+    train_stage("stage1", "stages.stage1", plan, intervals.stage1, Paths(packed, start, out, curves))
 
 
 def plan_of(stage1: Training, seed: int) -> "Plan":

@@ -22,7 +22,7 @@ def main(params: Params, intervals: Intervals, packed: Path, start: Path, out: P
     from stages.training import Paths, train_stage
 
     plan = plan_of(params.stage2, params.seed)
-    train_stage("stage2", __spec__.name, plan, intervals.stage2, Paths(packed, start, out, curves))
+    train_stage("stage2", "stages.stage2", plan, intervals.stage2, Paths(packed, start, out, curves))
 
 
 def plan_of(stage2: Stage2, seed: int) -> "Plan":

@@ -15,13 +15,21 @@ from clip_core.evaluate.report.ablation import ablation_cards
 from clip_core.evaluate.table import ablation_table
 from clip_core.params_file import read_yaml
 from clip_core.recipe import merged
-from stages import ablation_arm, ablation_start, ablation_summary
-from stages.ablation_arms import arms_of, english_steps, num_steps
+from stages import ablation_arm
+from stages.ablation_arms import NAMES, Params, arms_of, num_steps
+from stages.command import sections_of
+from tests.stage_calls import call
 from tests.tiny_split import make_split
 
 ROOT = Path(__file__).resolve().parents[1]
 PARAMS = Evaluate(num_bootstrap=1000, confidence=0.95, prompt_templates=("{}",))
 METRIC = "seen.text_to_image_mean_recall"
+
+
+def arm_params(params_file: Path) -> Params:
+    params = sections_of(ablation_arm.main, "stages.ablation_arm", params_file)["params"]
+    assert isinstance(params, Params)
+    return params
 
 
 def run_of(arm: str, seed: int, values: np.ndarray) -> dict:
@@ -30,11 +38,11 @@ def run_of(arm: str, seed: int, values: np.ndarray) -> dict:
 
 
 def test_all_arms_but_the_compute_matched_one_take_the_same_chinese_steps() -> None:
-    params = load_params(ROOT / "params.yaml")
+    params = arm_params(ROOT / "params.yaml")
     steps = {name: sum(map(num_steps, arm.trains.values())) for name, arm in arms_of(params).items()}
     longer = steps.pop("longer_scratch")
     assert set(steps.values()) == {num_steps(params.stage1.schedule) + num_steps(params.stage2.schedule)}
-    assert longer == steps["two_stages"] + english_steps(params)
+    assert longer == steps["two_stages"] + num_steps(params.warm_start)
 
 
 def test_the_pipeline_runs_every_arm_with_every_seed_and_is_not_part_of_the_root_one() -> None:
@@ -43,7 +51,7 @@ def test_the_pipeline_runs_every_arm_with_every_seed_and_is_not_part_of_the_root
         file = str(ROOT / "recipes" / "ablation" / "dvc.yaml")
         names = {stage.addressing.split(":")[-1] for stage in Index.from_file(repo, file).stages}
         root = {stage.addressing for stage in Index.from_file(repo, str(ROOT / "dvc.yaml")).stages}
-    arms = {f"arm@{seed}-{arm}" for arm in arms_of(params) for seed in params.ablation.seeds}
+    arms = {f"arm@{seed}-{arm}" for arm in NAMES for seed in params.ablation.seeds}
     assert names == arms | {f"start@{seed}" for seed in params.ablation.seeds} | {"summary"}
     assert not any("arm" in name for name in root)
 
@@ -148,10 +156,10 @@ def test_every_arm_trains_with_the_pipeline_s_own_stages(tmp_path: Path, monkeyp
     params_file = tmp_path / "params.yaml"
     params_file.write_text(json.dumps(merged(read_yaml(ROOT / "params.yaml"), small)))
     start = tmp_path / "start-7"
-    ablation_start.main(packed, 7, start, params_file)
-    for arm in arms_of(load_params(params_file)):
-        ablation_arm.main(packed, start, arm, 7, tmp_path / "arms" / f"{arm}-7.json", params_file)
-    ablation_summary.main(tmp_path / "arms", tmp_path / "ablation.json", params_file)
+    call("ablation_start", params_file, packed, 7, start)
+    for arm in NAMES:
+        call("ablation_arm", params_file, packed, start, arm, 7, tmp_path / "arms" / f"{arm}-7.json")
+    call("ablation_summary", params_file, tmp_path / "arms", tmp_path / "ablation.json")
     found = json.loads((tmp_path / "ablation.json").read_text())
     steps_of = {arm: (facts["chinese_steps"], facts["english_steps"]) for arm, facts in found["arms"].items()}
     assert steps_of == {

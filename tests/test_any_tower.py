@@ -14,10 +14,8 @@ from clip_core.model.contract import TextArchitecture
 from clip_core.model.text_tower import TextTower, with_positions
 from clip_core.params_file import read_yaml
 from clip_core.recipe import merged
-from stages.init import main as init
-from stages.stage1 import main as stage1
-from stages.stage2 import main as stage2
 from tests.conftest import ROOT
+from tests.stage_calls import call
 from tests.tiny import tiny_store
 from tests.variants import VIT
 
@@ -49,15 +47,14 @@ def trained(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tr
     monkeypatch.chdir(tmp_path)
 
     def run(model: dict[str, Any], **changes: Any) -> Path:
-        step = {"schedule": {"num_steps": 1, "warmup_steps": 0}, "global_batch": 8, "evaluate_every": 1}
-        first = {name: value for name, value in step.items() if name != "evaluate_every"}
+        step = {"schedule": {"num_steps": 1, "warmup_steps": 0}, "global_batch": 8}
         common = {"name": "custom", "image_size": 32, "context_length": 16, "matryoshka": [], "embed_dim": 8}
-        small = {"model": common | model, "init": {"warm_start": first}, "stage1": step, "stage2": step | changes}
+        small = {"model": common | model, "init": {"warm_start": step}, "stage1": step, "stage2": step | changes}
         params_file = tmp_path / "params.yaml"
         params_file.write_text(json.dumps(merged(read_yaml(ROOT / "params.yaml"), small)))
-        init(packed, tmp_path / "init", tmp_path / "curves", params_file)
-        stage1(packed, tmp_path / "init", tmp_path / "stage1", tmp_path / "curves1", params_file)
-        stage2(packed, tmp_path / "stage1", tmp_path / "stage2", tmp_path / "curves2", params_file)
+        call("init", params_file, packed, tmp_path / "init", tmp_path / "curves")
+        call("stage1", params_file, packed, tmp_path / "init", tmp_path / "stage1", tmp_path / "curves1")
+        call("stage2", params_file, packed, tmp_path / "stage1", tmp_path / "stage2", tmp_path / "curves2")
         return tmp_path
 
     return run

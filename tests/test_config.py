@@ -14,6 +14,7 @@ from clip_core.evaluate.embed import Features
 from clip_core.evaluate.measure import measure
 from clip_core.params_file import read_yaml
 from clip_core.recipe import apply_recipe, merged
+from clip_core.train.schedule import num_steps_of, warmup_of
 from tests.tiny_split import make_split
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -69,11 +70,12 @@ def test_a_key_of_another_choice_is_named_as_the_file_has_it(params_file: Path) 
 
 def test_a_schedule_in_epochs_is_as_long_as_its_pairs_and_its_warmup_at_most_a_quarter() -> None:
     schedule = Schedule(num_steps=None, num_epochs=3, warmup_steps=8, peak_lr=1e-3)
-    assert schedule.steps(num_pairs=300, global_batch=100) == 9
-    assert schedule.steps(num_pairs=301, global_batch=100) == 12  # the last batch is filled up
-    assert [schedule.warmup(num_steps) for num_steps in (1, 7, 9, 32, 900)] == [0, 1, 2, 8, 8]
-    assert Schedule(num_steps=9, num_epochs=None, warmup_steps=8, peak_lr=1e-3).warmup(9) == 8  # as it is asked for
-    assert Schedule(num_steps=0, num_epochs=None, warmup_steps=0, peak_lr=1e-3).steps(9, 9) == 0
+    assert num_steps_of(schedule, num_pairs=300, global_batch=100) == 9
+    assert num_steps_of(schedule, num_pairs=301, global_batch=100) == 12  # the last batch is filled up
+    assert [warmup_of(schedule, num_steps) for num_steps in (1, 7, 9, 32, 900)] == [0, 1, 2, 8, 8]
+    as_asked_for = Schedule(num_steps=9, num_epochs=None, warmup_steps=8, peak_lr=1e-3)
+    assert warmup_of(as_asked_for, 9) == 8
+    assert num_steps_of(Schedule(num_steps=0, num_epochs=None, warmup_steps=0, peak_lr=1e-3), 9, 9) == 0
 
 
 def test_attention_heads_must_share_the_width(params_file: Path) -> None:

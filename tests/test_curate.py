@@ -10,13 +10,12 @@ import pytest
 from PIL import Image, ImageDraw
 
 from clip_core.all_params import load_params
-from clip_core.data.curate import RULES, curate, looks_of, near
+from clip_core.data.curate import RULES, curate, near, near_duplicate_groups
 from clip_core.data.pairs import read_pairs
 from clip_core.data.profile import profile_images
-from stages.curate import main as curate_stage
-from stages.validate import main as validate_stage
 from tests.conftest import ROOT
 from tests.small_raw import CAPTIONS, drawing, encoded, pair_row, small_raw, write_raw
+from tests.stage_calls import call
 
 DISTANCE = load_params(ROOT / "params.yaml").curate.near_duplicate_distance
 Rows = list[dict]
@@ -57,7 +56,7 @@ PLANTED = {
 
 def curated(rows: Rows, images: Images, rules: dict) -> pd.DataFrame:
     fingerprints = profile_images(sorted(images.items()), 10_000)
-    return curate(pd.DataFrame(rows), looks_of(fingerprints, DISTANCE), rules)
+    return curate(pd.DataFrame(rows), near_duplicate_groups(fingerprints, DISTANCE), rules)
 
 
 def test_clean_pairs_stay() -> None:
@@ -139,8 +138,8 @@ def test_the_stage_counts_what_it_reads_keeps_and_removes(tmp_path: Path) -> Non
     raw = write_raw(rows, images, tmp_path / "raw")
     folders = {name: tmp_path / name for name in ("valid", "rejected", "page", "curated", "removed")}
     params = ROOT / "params.yaml"
-    validate_stage(raw, folders["valid"], folders["rejected"], folders["page"], params)
-    curate_stage(folders["valid"], folders["curated"], folders["removed"], params)
+    call("validate", params, raw, folders["valid"], folders["rejected"], folders["page"])
+    call("curate", params, folders["valid"], folders["curated"], folders["removed"])
     counts = json.loads((folders["curated"] / "counts.json").read_text())
     assert (counts["read"], counts["kept"], counts["rejected"]) == (15, 12, 3)
     assert counts["rules"] == {"exact_duplicate": 1, "near_duplicate": 1, "leakage": 1}

@@ -35,7 +35,7 @@ def step(
 ) -> tuple[float, dict[str, Tensor]]:
     """The loss of one step and the gradients that it leaves."""
     model.train().zero_grad(set_to_none=True)
-    loss = backward(params, model, encode_images or model.encode_images, batch or batch_of(), seed=5)
+    loss = backward(params, model, encode_images or model.encode_images, batch or batch_of(), seed=5).item()
     return loss, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 

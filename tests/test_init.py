@@ -24,13 +24,13 @@ from clip_core.model.start import differences, start_from_towers, start_from_wei
 from clip_core.model.weights import load_weights, save_weights
 from clip_core.params_file import read_yaml
 from clip_core.recipe import apply_recipes, merged
-from stages.init import main as init
-from stages.stage1 import main as stage1
-from stages.stage2 import main as stage2
 from tests.conftest import ROOT
 from tests.small_raw import drawing, pair_row
+from tests.stage_calls import call
 from tests.test_model import bert_folder
 from tests.tiny import MADE, encoded, tiny_store
+
+PARAMS = Path("params.yaml")  # in the working directory
 
 IMAGE_TOWER = ImageTower(
     name="vit_base_patch16_clip_quickgelu_224",
@@ -240,9 +240,9 @@ def test_a_released_checkpoint_is_finetuned_by_the_recipe(
     pipeline("finetune-vit-b-16", SMALL | {"init": {"weights": "chinese"}, "stage2": ONE_STEP})
     packed = tmp_path / "packed"
 
-    init(packed, tmp_path / "init", tmp_path / "curves" / "init")
-    stage1(packed, tmp_path / "init", tmp_path / "stage1", tmp_path / "curves" / "stage1")
-    stage2(packed, tmp_path / "stage1", tmp_path / "stage2", tmp_path / "curves" / "stage2")
+    call("init", PARAMS, packed, tmp_path / "init", tmp_path / "curves" / "init")
+    call("stage1", PARAMS, packed, tmp_path / "init", tmp_path / "stage1", tmp_path / "curves" / "stage1")
+    call("stage2", PARAMS, packed, tmp_path / "stage1", tmp_path / "stage2", tmp_path / "curves" / "stage2")
 
     start, passed, tuned = (load_weights(tmp_path / name) for name in ("init", "stage1", "stage2"))
     assert same(start, passed)  # the recipe trains nothing in stage 1: it measures the checkpoint as it is
@@ -276,9 +276,9 @@ def test_a_few_hundred_pairs_are_enough_for_the_recipe_as_it_is(
         (packed / split).parent.mkdir(exist_ok=True)
         captioned(packed / split, num_pictures)
 
-    init(packed, tmp_path / "init", tmp_path / "curves" / "init")
-    stage1(packed, tmp_path / "init", tmp_path / "stage1", tmp_path / "curves" / "stage1")
-    stage2(packed, tmp_path / "stage1", tmp_path / "stage2", tmp_path / "curves" / "stage2")
+    call("init", PARAMS, packed, tmp_path / "init", tmp_path / "curves" / "init")
+    call("stage1", PARAMS, packed, tmp_path / "init", tmp_path / "stage1", tmp_path / "curves" / "stage1")
+    call("stage2", PARAMS, packed, tmp_path / "stage1", tmp_path / "stage2", tmp_path / "curves" / "stage2")
 
     assert "7 steps are few for a warm-up of 100: it takes 1" in capsys.readouterr().out
     assert (tmp_path / "curves" / "stage2" / "train.csv").read_text().split()[1].startswith("7,")
@@ -289,7 +289,7 @@ def test_a_batch_larger_than_the_data_is_named_before_anything_is_read(
 ) -> None:
     pipeline("table finetune-vit-b-16", SMALL)
     with pytest.raises(ValueError, match=r"stage2\.global_batch is 48, but only 36 training .*recipe `small-batch`"):
-        init(tmp_path / "packed", tmp_path / "init", tmp_path / "curves" / "init")
+        call("init", PARAMS, tmp_path / "packed", tmp_path / "init", tmp_path / "curves" / "init")
 
 
 def test_a_released_checkpoint_is_measured_by_a_recipe_and_stays_as_it_is(
@@ -299,9 +299,9 @@ def test_a_released_checkpoint_is_measured_by_a_recipe_and_stays_as_it_is(
     pipeline("table finetune-vit-b-16 evaluate", SMALL | {"init": {"weights": "chinese"}})
     packed = tmp_path / "packed"
 
-    init(packed, tmp_path / "init", tmp_path / "curves" / "init")
-    stage1(packed, tmp_path / "init", tmp_path / "stage1", tmp_path / "curves" / "stage1")
-    stage2(packed, tmp_path / "stage1", tmp_path / "stage2", tmp_path / "curves" / "stage2")
+    call("init", PARAMS, packed, tmp_path / "init", tmp_path / "curves" / "init")
+    call("stage1", PARAMS, packed, tmp_path / "init", tmp_path / "stage1", tmp_path / "curves" / "stage1")
+    call("stage2", PARAMS, packed, tmp_path / "stage1", tmp_path / "stage2", tmp_path / "curves" / "stage2")
 
     assert same(load_weights(tmp_path / "init"), load_weights(tmp_path / "stage2"))
     assert "decoded" not in capsys.readouterr().out  # the training pictures are not wanted
@@ -319,9 +319,9 @@ def test_the_papers_two_stages_start_from_towers_and_stage_1_leaves_the_image_si
     assert load_params(params).stage1.augmentation.name == "auto_augment"
     packed = tmp_path / "packed"
 
-    init(packed, tmp_path / "init", tmp_path / "curves" / "init")
-    stage1(packed, tmp_path / "init", tmp_path / "stage1", tmp_path / "curves" / "stage1")
-    stage2(packed, tmp_path / "stage1", tmp_path / "stage2", tmp_path / "curves" / "stage2")
+    call("init", PARAMS, packed, tmp_path / "init", tmp_path / "curves" / "init")
+    call("stage1", PARAMS, packed, tmp_path / "init", tmp_path / "stage1", tmp_path / "curves" / "stage1")
+    call("stage2", PARAMS, packed, tmp_path / "stage1", tmp_path / "stage2", tmp_path / "curves" / "stage2")
 
     weights = [load_weights(tmp_path / name).state_dict() for name in ("init", "stage1", "stage2")]
     moved = [{n for n in a if not torch.equal(a[n], b[n])} for a, b in pairwise(weights)]

@@ -9,6 +9,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from clip_core.config.intervals import Interval
 from clip_core.config.stage2 import Lora
 from clip_core.config.training import Training
 from clip_core.data.batches import decoded
@@ -21,12 +22,13 @@ from clip_core.train.activations import checkpoint_activations
 from clip_core.train.loop import train
 from clip_core.train.lora import add_adapters, merge_adapters
 from tests.test_grad_cache import assert_close, batch_of, step, with_micro_batch
-from tests.test_resume import Stopped, StoppingPairs
+from tests.test_resume import Stopped, StoppingBatches
 from tests.tiny import IMAGE_SIZE, MADE, tiny_clip, tiny_store, tiny_tokenizer_json, tiny_training
 from tests.variants import vit_clip
 
 LORA = Lora(rank=2, alpha=4, dropout=0.1)
-PARAMS = tiny_training(num_steps=8, save_every=3)
+PARAMS = tiny_training(num_steps=8)
+INTERVAL = Interval(log_every=2, save_every=3)
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +40,13 @@ def run(store: Store, work: Path, params: Training = PARAMS, stop_at: int = 0) -
     """Trains adapters in `work` as a new process would."""
     tokenizer_json = tiny_tokenizer_json(store)
     pictures = decoded(store, IMAGE_SIZE, Preprocessing())
-    pairs = StoppingPairs(store, pictures, parse_tokenizer(tokenizer_json, 16), params, seed=1)
-    pairs.stop_at = stop_at
+    batches = StoppingBatches(store, pictures, parse_tokenizer(tokenizer_json, 16), params, seed=1)
+    batches.stop_at = stop_at
     torch.manual_seed(time.time_ns())  # whatever was drawn before must not matter
     model = vit_clip(tokenizer_json)
     add_adapters(model, LORA, seed=1)
     work.mkdir(parents=True, exist_ok=True)
-    train(params, model, pairs, work, model.encode_images)
+    train(batches, model, model.encode_images, work, INTERVAL)
     return model
 
 
@@ -125,7 +127,7 @@ def test_a_checkpoint_holds_only_what_trains(store: Store, tmp_path: Path) -> No
     work = tmp_path / "tiny" / "run"
     with pytest.raises(Stopped):
         run(store, work, stop_at=5)
-    with safe_open(work / "checkpoint.safetensors", framework="pt") as file:
+    with safe_open(work / "checkpoint-00000003.safetensors", framework="pt") as file:
         assert all("lora_" in name or "logit_scale" in name for name in file.keys())  # noqa: SIM118
 
 

@@ -11,7 +11,7 @@ from clip_core.model import precision
 from clip_core.model.clip import CLIP, make_clip
 from clip_core.model.precision import pick_device
 from clip_core.train.activations import checkpoint_activations
-from clip_core.train.backward import settled
+from clip_core.train.backward import with_precision_resolved
 from clip_core.train.feature_cache import freeze_image_tower
 from tests.test_grad_cache import assert_close, batch_of, step, with_micro_batch
 from tests.tiny import tiny_clip
@@ -87,9 +87,9 @@ def test_auto_trains_in_what_the_machine_is_good_at_and_says_so(
 ) -> None:
     for has_bf16, taken in ((True, "bf16"), (False, "fp32")):
         monkeypatch.setattr(precision, "_multiplies_bf16", lambda device, has_bf16=has_bf16: has_bf16)
-        assert settled(with_micro_batch(None, precision="auto")).precision == taken
+        assert with_precision_resolved(with_micro_batch(None, precision="auto")).precision == taken
         assert f"precision auto: {taken}, " in capsys.readouterr().err
-    assert settled(with_micro_batch(None, precision="bf16")).precision == "bf16"
+    assert with_precision_resolved(with_micro_batch(None, precision="bf16")).precision == "bf16"
 
 
 def test_in_bf16_the_towers_multiply_in_bf16_and_weights_and_features_are_fp32() -> None:

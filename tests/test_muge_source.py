@@ -12,9 +12,9 @@ from clip_core.data.pairs import read_images, read_pairs
 from clip_core.data.sources import harvest
 from clip_core.data.sources.muge import LONGEST_LINE
 from clip_core.recipe import apply_recipe
-from stages.ingest import main as ingest
 from tests.conftest import ROOT
 from tests.small_raw import drawing, encoded
+from tests.stage_calls import call
 
 PICTURES = [encoded(drawing(i)) for i in range(8)]
 
@@ -170,7 +170,7 @@ def test_such_a_data_set_is_ingested_and_its_counts_add_up(tmp_path: Path) -> No
     recipe.write_text(json.dumps({"data": data.model_dump()}))
     apply_recipe(recipe, params_file)
 
-    ingest(tmp_path / "raw", tmp_path / "quarantine", params_file)
+    call("ingest", params_file, tmp_path / "raw", tmp_path / "quarantine")
 
     counts = json.loads((tmp_path / "raw" / "counts.json").read_text())
     assert (counts["read"], counts["kept"], counts["rejected"]) == (12, 9, 3)

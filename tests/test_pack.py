@@ -14,9 +14,9 @@ import pytest
 from clip_core.data.store import Store, StoreWriter, open_store
 from clip_core.errors import UserError
 from clip_core.files import sha256_file
-from stages.pack import main as pack
 from tests.conftest import ROOT
 from tests.small_raw import SPLITS, drawing, encoded, small_raw, write_raw
+from tests.stage_calls import call
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def pack_into(out: Path, tmp_path: Path) -> Path:
     raw = tmp_path / "raw"
     if not raw.exists():
         write_raw([row | {"seen": True} for row in rows], images, raw)
-    pack(curated=raw, raw=raw, out=out, params_file=ROOT / "params.yaml")
+    call("pack", ROOT / "params.yaml", raw, raw, out)
     return out
 
 
@@ -145,7 +145,7 @@ def test_a_picture_that_is_not_the_one_in_the_pair_table_is_refused(tmp_path: Pa
     images["picture-02"] = encoded(drawing(99))
     raw = write_raw([row | {"seen": True} for row in rows], images, tmp_path / "raw")
     with pytest.raises(ValueError, match="train: the pictures are not those of the pair table"):
-        pack(curated=raw, raw=raw, out=tmp_path / "packed", params_file=ROOT / "params.yaml")
+        call("pack", ROOT / "params.yaml", raw, raw, tmp_path / "packed")
     assert not (tmp_path / "packed").exists()
 
 
@@ -155,7 +155,7 @@ def test_a_split_without_pictures_is_refused_by_name(tmp_path: Path, empty: str)
     kept = [row | {"seen": True} for row in rows if row["split"] != empty]
     raw = write_raw(kept, images, tmp_path / "raw")
     with pytest.raises(ValueError, match=f"no pictures for {empty}.*valid_percent.*column `split`"):
-        pack(curated=raw, raw=raw, out=tmp_path / "packed", params_file=ROOT / "params.yaml")
+        call("pack", ROOT / "params.yaml", raw, raw, tmp_path / "packed")
     assert not (tmp_path / "packed").exists()
 
 

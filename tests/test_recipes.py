@@ -11,6 +11,7 @@ from clip_core.config.model import CustomModel
 from clip_core.config.params import Params
 from clip_core.params_file import read_yaml
 from clip_core.recipe import BEHIND, apply_recipes, main, overlays
+from clip_core.train.schedule import num_steps_of, warmup_of
 from tests.conftest import ROOT, run_in
 
 RECIPES = ROOT / "recipes"
@@ -115,9 +116,9 @@ def test_finetuning_is_the_papers_and_epochs_become_its_steps(model: str, benchm
     stage, schedule = params.stage2, params.stage2.schedule
     found = stage.global_batch, schedule.peak_lr, schedule.num_epochs or schedule.num_steps, schedule.warmup_steps
     assert found == OURS.get((model, benchmark), FINETUNING[model][BENCHMARKS.index(benchmark)])
-    num_steps = schedule.steps(NUM_PAIRS[benchmark], stage.global_batch)
+    num_steps = num_steps_of(schedule, NUM_PAIRS[benchmark], stage.global_batch)
     assert num_steps == STEPS[model, benchmark]
-    assert schedule.warmup(num_steps) == schedule.warmup_steps  # none is cut
+    assert warmup_of(schedule, num_steps) == schedule.warmup_steps  # none is cut
     assert params.stage1.schedule.num_steps == 0
     assert stage.checkpoint_activations == (model in ("vit-l-14-336", "vit-h-14"))
 
@@ -146,7 +147,9 @@ def test_on_one_gpu_all_stays_but_memory_and_with_small_batches_the_learning_rat
     memory = {"micro_batch", "checkpoint_activations", "precision"}
     assert single.model_dump(exclude=memory) == whole.model_dump(exclude=memory)
     assert (small.global_batch, small.schedule.peak_lr) == (48, 3e-6)
-    assert small.schedule.warmup(small.schedule.steps(NUM_PAIRS[benchmark], 48)) == small.schedule.warmup_steps
+    assert (
+        warmup_of(small.schedule, num_steps_of(small.schedule, NUM_PAIRS[benchmark], 48)) == small.schedule.warmup_steps
+    )
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -12,12 +12,9 @@ from clip_core.data.pairs import read_images, read_pairs
 from clip_core.data.sources import harvest
 from clip_core.data.store import open_store
 from clip_core.recipe import apply_recipe, merged
-from stages.curate import main as curate
-from stages.ingest import main as ingest
-from stages.pack import main as pack
-from stages.validate import main as validate
 from tests.conftest import ROOT
 from tests.small_raw import drawing, encoded
+from tests.stage_calls import call
 
 HEADER = "image,caption\n"
 
@@ -126,10 +123,10 @@ def test_own_pictures_come_through_to_the_stores_and_counts_add_up(tmp_path: Pat
     apply_recipe(overlay, params_file)
 
     raw, valid, curated, packed = (tmp_path / name for name in ("raw", "valid", "curated", "packed"))
-    ingest(raw, tmp_path / "q" / "ingest", params_file)
-    validate(raw, valid, tmp_path / "q" / "validate", tmp_path / "page", params_file)
-    curate(valid, curated, tmp_path / "q" / "curate", params_file)
-    pack(curated, raw, packed, params_file)
+    call("ingest", params_file, raw, tmp_path / "q" / "ingest")
+    call("validate", params_file, raw, valid, tmp_path / "q" / "validate", tmp_path / "page")
+    call("curate", params_file, valid, curated, tmp_path / "q" / "curate")
+    call("pack", params_file, curated, raw, packed)
 
     counts = [json.loads((folder / "counts.json").read_text()) for folder in (raw, valid, curated, packed)]
     assert [(c["read"], c["kept"], c["rejected"]) for c in counts] == [

@@ -2,23 +2,36 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from clip_core.config.training import Optimizer, Schedule, Training
-from clip_core.data.batches import Pairs, decoded
+from clip_core.data.batches import TrainingBatches, decoded
 from clip_core.data.store import Store
+from clip_core.errors import UserError
 from clip_core.image import Preprocessing
 from clip_core.model.clip import CLIP
 from clip_core.text import parse_tokenizer
+from clip_core.train import loop
 from clip_core.train.backward import encode_texts
 from clip_core.train.feature_cache import freeze_image_tower, image_features_of
 from clip_core.train.loop import Validation, train
-from clip_core.train.optimizer import lr_at, make_optimizer
+from clip_core.train.optimizer import make_optimizer
+from clip_core.train.schedule import lr_at
 from clip_core.train.warm_start import english_clip, take_image_side
-from tests.tiny import ENGLISH, IMAGE_SIZE, tiny_architecture, tiny_clip, tiny_store, tiny_tokenizer_json, tiny_training
+from tests.tiny import (
+    ENGLISH,
+    IMAGE_SIZE,
+    INTERVAL,
+    tiny_architecture,
+    tiny_clip,
+    tiny_store,
+    tiny_tokenizer_json,
+    tiny_training,
+)
 
 
 @pytest.fixture(scope="module")
@@ -26,14 +39,14 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return tiny_store(tmp_path_factory.mktemp("training") / "store")
 
 
-def pairs_of(store: Store, params: Training, seed: int = 1) -> Pairs:
+def batches_of(store: Store, params: Training, seed: int = 1) -> TrainingBatches:
     pictures = decoded(store, IMAGE_SIZE, Preprocessing())
-    return Pairs(store, pictures, parse_tokenizer(tiny_tokenizer_json(store), 16), params, seed)
+    return TrainingBatches(store, pictures, parse_tokenizer(tiny_tokenizer_json(store), 16), params, seed)
 
 
 def trained(store: Store, params: Training, work: Path, seed: int = 1) -> CLIP:
     model = tiny_clip(tiny_tokenizer_json(store))
-    train(params, model, pairs_of(store, params, seed), work, model.encode_images)
+    train(batches_of(store, params, seed), model, model.encode_images, work, INTERVAL)
     return model
 
 
@@ -103,10 +116,11 @@ def test_stage_1_leaves_the_image_tower_as_it_was_to_the_bit(store: Store, tmp_p
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     freeze_image_tower(model)
     features = image_features_of(model, decoded(store, IMAGE_SIZE, Preprocessing()), len(store))
-    pairs = Pairs(store, lambda rows: features[rows], parse_tokenizer(tiny_tokenizer_json(store), 16), params, 1)
+    tokenizer = parse_tokenizer(tiny_tokenizer_json(store), 16)
+    batches = TrainingBatches(store, lambda rows: features[rows], tokenizer, params, 1)
     validation = Validation(3, lambda model: {"mean": model.encode_images(torch.zeros(2, 3, 32, 32)).mean().item()})
 
-    train(params, model, pairs, tmp_path / "tiny" / "run", lambda cached: cached, validation)
+    train(batches, model, lambda cached: cached, tmp_path / "tiny" / "run", INTERVAL, validation)
 
     after = model.state_dict()
     image_side = {name for name in before if name.startswith("image_")}  # running statistics too
@@ -137,31 +151,85 @@ def test_pictures_too_many_for_memory_are_decoded_as_they_are_needed(
 
 def test_texts_encoded_apart_by_length_are_the_same_texts(store: Store) -> None:
     model = tiny_clip(tiny_tokenizer_json(store)).eval()
-    token_ids = pairs_of(store, tiny_training()).batch(1).token_ids
+    token_ids = batches_of(store, tiny_training()).batch(1).token_ids
     for some in (token_ids, token_ids[:1], token_ids[:3]):
         assert torch.allclose(encode_texts(model, some), model.encode_texts(some), atol=1e-6)
 
 
 def test_a_batch_depends_on_its_step_alone(store: Store) -> None:
-    forwards, single = pairs_of(store, tiny_training()), pairs_of(store, tiny_training())
+    forwards, single = batches_of(store, tiny_training()), batches_of(store, tiny_training())
     batches = [forwards.batch(step) for step in range(1, 12)]
     again = single.batch(9)
     assert torch.equal(batches[8].images, again.images)
     assert torch.equal(batches[8].token_ids, again.token_ids)
 
 
-def test_a_loss_that_is_no_number_stops_the_training(store: Store, tmp_path: Path) -> None:
-    params = tiny_training()
+def checkpoints(work: Path) -> list[str]:
+    return sorted(file.name for file in work.glob("checkpoint*"))
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, at_step: int, what: str) -> None:
+    """Makes the loss, or the gradient alone, infinite at a step."""
+    real, steps = loop.backward, iter(range(1, 100))
+
+    def poisoned(params: Training, model: CLIP, *rest: Any) -> torch.Tensor:
+        loss = real(params, model, *rest)
+        if next(steps) == at_step:
+            if what == "loss":
+                return loss * math.inf
+            gradient = model.text_projection.weight.grad
+            assert gradient is not None
+            gradient[0, 0] = math.inf
+        return loss
+
+    monkeypatch.setattr(loop, "backward", poisoned)
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_a_loss_or_a_gradient_that_is_not_finite_stops_before_anything_moves_and_names_the_pairs(
+    what: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params, work = tiny_training(), tmp_path / "tiny" / "run"
+    model, batches = tiny_clip(tiny_tokenizer_json(store)), batches_of(store, params)
+    poison(monkeypatch, 12, what)  # the last step
+    with pytest.raises(UserError, match=r"at step 12, with learning rate [\d.e-]+, the loss is") as error:
+        train(batches, model, model.encode_images, work, INTERVAL)
+    assert all(pair in str(error.value) for pair in batches.named(12)[:4])
+    assert (work / "not-finite-at-step-12.txt").read_text(encoding="utf-8").splitlines() == batches.named(12)
+    assert all(torch.isfinite(tensor).all() for tensor in model.state_dict().values())
+    assert checkpoints(work) == ["checkpoint-00000005.safetensors", "checkpoint-00000010.safetensors"]
+
+
+def test_state_that_is_not_finite_is_never_saved_also_when_the_last_step_makes_it_so(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params, work = tiny_training(), tmp_path / "tiny" / "run"
     model = tiny_clip(tiny_tokenizer_json(store))
-    model.text_projection.weight.data[0, 0] = math.nan
-    with pytest.raises(ValueError, match=r"the loss is nan at step 1: lower `schedule\.peak_lr`"):
-        train(params, model, pairs_of(store, params), tmp_path / "tiny" / "run", model.encode_images)
-    assert not list((tmp_path / "tiny" / "run").glob("checkpoint*"))
+    real, steps = CLIP.clamp_logit_scale, iter(range(1, 100))
+
+    def overflow(self: CLIP) -> None:  # as an optimizer's step can, from a gradient that is finite
+        real(self)
+        if next(steps) == 12:
+            self.text_projection.weight.data[0, 0] = math.inf
+
+    monkeypatch.setattr(CLIP, "clamp_logit_scale", overflow)
+    with pytest.raises(UserError, match=r"after step 12 these are not finite: model\.text_projection\.weight; nothing"):
+        train(batches_of(store, params), model, model.encode_images, work, INTERVAL)
+    assert checkpoints(work) == ["checkpoint-00000005.safetensors", "checkpoint-00000010.safetensors"]
+
+
+def test_a_warm_start_that_is_not_finite_gives_no_weights(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, 3, "gradient")
+    architecture = tiny_architecture(tiny_tokenizer_json(store))
+    with pytest.raises(UserError, match="at step 3"):
+        english_clip(tiny_training(captions=ENGLISH), architecture, store, 1, tmp_path / "init" / "run", INTERVAL)
 
 
 def test_the_warm_start_gives_its_image_side_and_nothing_of_its_texts(store: Store, tmp_path: Path) -> None:
     architecture = tiny_architecture(tiny_tokenizer_json(store))
-    english = english_clip(tiny_training(captions=ENGLISH), architecture, store, tmp_path / "init" / "run", seed=1)
+    english = english_clip(tiny_training(captions=ENGLISH), architecture, store, 1, tmp_path / "init" / "run", INTERVAL)
     model = tiny_clip(tiny_tokenizer_json(store), seed=2)
     texts = {name: tensor.clone() for name, tensor in model.state_dict().items() if name.startswith("text_")}
 

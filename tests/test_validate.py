@@ -12,9 +12,9 @@ from clip_core.data.expectations import OF_THE_BATCH, Rule, findings_of, rules_o
 from clip_core.data.pairs import read_images, read_pairs
 from clip_core.data.profile import profile_images, profile_pairs
 from clip_core.data.verdict import Verdict, judge
-from stages.validate import main as validate
 from tests.conftest import ROOT
 from tests.small_raw import drawing, encoded, pair_row, small_raw, write_raw
+from tests.stage_calls import call
 
 PARAMS = load_params(ROOT / "params.yaml").validate_
 MAX_PIXELS = 5000  # smaller than in params.yaml, so that the pictures of the tests may be small
@@ -118,13 +118,7 @@ def test_an_empty_batch_is_refused(tmp_path: Path) -> None:
 
 
 def run_validate(raw: Path, project: Path) -> None:
-    validate(
-        raw=raw,
-        out=project / "valid",
-        quarantine=project / "quarantine",
-        page=project / "page",
-        params_file=ROOT / "params.yaml",
-    )
+    call("validate", ROOT / "params.yaml", raw, project / "valid", project / "quarantine", project / "page")
 
 
 def test_too_many_bad_rows_stop_the_stage_but_leave_quarantine_and_page(tmp_path: Path) -> None:

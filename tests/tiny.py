@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 from PIL import Image, ImageDraw
 
+from clip_core.config.intervals import Interval
 from clip_core.config.model import ImageTower
 from clip_core.config.training import AffineAugmentation, CaptionMix, Captions, Optimizer, Schedule, Training
 from clip_core.data.captions import texts_of
@@ -30,6 +31,7 @@ ENGLISH = Captions(
 )
 MADE = Made(stage="init", params="0", data="0", parent=None, text_tower="random start")
 IMAGE_SIZE = 32
+INTERVAL = Interval(log_every=2, save_every=5)
 
 
 def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
@@ -126,7 +128,7 @@ def tiny_clip(tokenizer_json: str | None = None, seed: int = 1) -> CLIP:
     return make_clip(tiny_architecture(tokenizer_json or build_tokenizer(["一只猫", "ok"])), seed)
 
 
-def tiny_training(num_steps: int = 12, captions: Captions = CHINESE, save_every: int = 5) -> Training:
+def tiny_training(num_steps: int = 12, captions: Captions = CHINESE) -> Training:
     return Training(
         schedule=Schedule(num_steps=num_steps, num_epochs=None, warmup_steps=2, peak_lr=0.01),
         optimizer=Optimizer(beta1=0.9, beta2=0.98, eps=1e-6, weight_decay=0.05, max_grad_norm=1.0),
@@ -136,6 +138,4 @@ def tiny_training(num_steps: int = 12, captions: Captions = CHINESE, save_every:
         checkpoint_activations=False,
         augmentation=AffineAugmentation(name="affine", scale=0.1, rotate=10.0, shift=0.1, brightness=0.1),
         captions=captions,
-        log_every=2,
-        save_every=save_every,
     )

@@ -16,7 +16,7 @@ TEXT = ["caption", "language", "concept_id"]
 MEAN_DIFFERENCE, LARGEST_DIFFERENCE = 3, 32  # of two thumbnails that show the same picture, in colour levels (0-255)
 
 
-def looks_of(fingerprints: "pd.DataFrame", distance: int) -> "pd.Series":
+def near_duplicate_groups(fingerprints: "pd.DataFrame", distance: int) -> "pd.Series":
     """A number for each image_id; pictures that look the same have the same one.
 
     Candidates have perceptual hashes that differ in at most `distance` bits. Hashes see only light and dark, so the

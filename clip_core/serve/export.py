@@ -160,6 +160,10 @@ def write_onnx(clip: CLIP, contract: Contract, opset: int, folder: Path) -> None
 def _write(
     tower: TextTower | ImageTower, name: str, example: Tensor, dims: dict, output: str, opset: int, file: Path
 ) -> None:
+    # torch's exporter imports both; here they are named so that their versions count, see clip_core/code.py
+    import onnx  # noqa: F401
+    import onnxscript  # noqa: F401
+
     program = torch.onnx.export(
         tower.eval(),
         (example,),

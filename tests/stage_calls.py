@@ -1,0 +1,18 @@
+"""A stage called in this process, as its command would be, with the params of any file."""
+
+import importlib
+import inspect
+from pathlib import Path
+
+from stages.command import sections_of
+
+
+def call(stage: str, params_file: Path, *arguments: Path | str | int) -> None:
+    """Runs the stage's `main` with its sections of `params_file` and its paths in the order of its signature."""
+    main = importlib.import_module(f"stages.{stage}").main
+    sections = sections_of(main, f"stages.{stage}", params_file)
+    names = [name for name in inspect.signature(main).parameters if name not in sections]
+    values = dict(zip(names, arguments, strict=False))
+    if "params_file" in names:
+        values["params_file"] = params_file
+    main(**sections, **values)
