@@ -32,7 +32,7 @@ def run(main: Callable[..., None]) -> None:
     module = sys.modules["__main__"].__spec__
     assert module
     arguments = parsed(main, sys.argv[1:])
-    with _outcome(os.environ.get("DVC_STAGE", module.name).rpartition(":")[2]):
+    with _outcome(os.environ.get("DVC_STAGE", module.name.rpartition(".")[2]).rpartition(":")[2]):
         if "DVC_STAGE" in os.environ:
             end_with_owner()
         _refuse_what_check_has_not_seen(module.name)
@@ -50,7 +50,7 @@ def parsed(main: Callable[..., None], arguments: list[str]) -> dict[str, object]
         return values
 
     collect.__annotations__ = {parameter.name: parameter.annotation for parameter in asked} | {"return": dict}
-    collect.__signature__ = signature.replace(parameters=asked, return_annotation=dict)  # ty: ignore[unresolved-attribute]
+    collect.__signature__ = signature.replace(parameters=asked, return_annotation=dict)  # ty: ignore[missing-attribute]
     return tyro.cli(collect, args=arguments, prog=f"python -m {main.__module__}", description=main.__doc__)
 
 
