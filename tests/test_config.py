@@ -48,6 +48,20 @@ def test_all_wrong_keys_are_named_at_once_with_what_is_allowed(params_file: Path
     assert "stagge3" in message
 
 
+def test_a_key_of_an_older_version_is_told_where_it_stands_now(params_file: Path, tmp_path: Path) -> None:
+    old = {"stage1": {"log_every": 10, "evaluate_every": 100}, "init": {"warm_start": {"save_every": 5}}}
+    with pytest.raises(ValueError, match="3 wrong") as error:
+        check_params(merged(read_yaml(params_file), old), params_file)
+    message = str(error.value)
+    assert re.search(r"stage1\.log_every: .*it has moved: set it in intervals\.warm_start, intervals\.stage1", message)
+    assert re.search(r"stage1\.evaluate_every: .*it has moved: set it in intervals\.stage1", message)
+    assert re.search(r"init\.warm_start\.save_every: .*it has moved", message)
+    recipe = tmp_path / "old.yaml"
+    recipe.write_text("stage2: {save_every: 50}\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"stage2\.save_every: .*it has moved"):
+        apply_recipe(recipe, params_file)
+
+
 def test_numbers_that_contradict_each_other_are_refused(params_file: Path) -> None:
     tree = merged(read_yaml(params_file), {"stage2": {"schedule": {"num_steps": 10, "warmup_steps": 10}}})
     with pytest.raises(ValueError, match="warmup_steps"):

@@ -5,9 +5,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from multiprocessing.context import SpawnProcess
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
@@ -154,9 +156,22 @@ def test_the_command_lists_and_removes(tmp_path: Path) -> None:
     assert refused.stderr.startswith(f"error: {left}: no interrupted training")
 
 
-def hold(root: Path, seconds: float) -> None:
+def test_a_training_of_an_older_version_is_listed_and_can_be_removed(tmp_path: Path) -> None:
+    old = tmp_path / "stage1" / "0123456789abcdef"
+    old.mkdir(parents=True)
+    for name in ("lock", "checkpoint.safetensors"):
+        (old / name).touch()
+    assert list(interrupted(tmp_path)) == [old]
+    assert "of an older version, which cannot go on" in described(old, PARAMS_FILE)
+    with pytest.raises(UserError, match="no interrupted training with a checkpoint"):
+        adopt(old)
+    remove(old)
+    assert not old.exists()
+
+
+def hold(root: Path, released: Event) -> None:
     with work_folder(training(), root):
-        time.sleep(seconds)
+        released.wait(60)
 
 
 def pid_in(lock: Path) -> int:
@@ -167,20 +182,27 @@ def pid_in(lock: Path) -> int:
 
 
 @pytest.fixture
-def holder(tmp_path: Path) -> Iterator[SpawnProcess]:
-    """Another process that trains in the folder for two seconds."""
-    process = multiprocessing.get_context("spawn").Process(target=hold, args=(tmp_path, 2.0))
+def released() -> Event:
+    return multiprocessing.get_context("spawn").Event()
+
+
+@pytest.fixture
+def holder(tmp_path: Path, released: Event) -> Iterator[SpawnProcess]:
+    """Another process that trains in the folder until it is released."""
+    process = multiprocessing.get_context("spawn").Process(target=hold, args=(tmp_path, released))
     process.start()
     pid_in(tmp_path / "stage1" / training().fingerprint / "lock")
     yield process
+    released.set()
     process.join()
 
 
 def test_a_second_trainer_waits_and_says_for_whom(
-    tmp_path: Path, holder: SpawnProcess, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, holder: SpawnProcess, released: Event, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    threading.Timer(1, released.set).start()
     with work_folder(training(), tmp_path) as work:
-        holder.join(5)
+        holder.join(60)
         assert holder.exitcode == 0
         assert pid_in(work / "lock") == os.getpid()  # a new folder: the other removed its own
     assert f"process {holder.pid} is training this: waiting" in capsys.readouterr().out

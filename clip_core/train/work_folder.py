@@ -94,7 +94,7 @@ def adopt(folder: Path) -> Path:
 
 def remove(folder: Path) -> None:
     """Removes an interrupted training; raises UserError when there is none, or when it is at work."""
-    if _about(folder) is None:
+    if not (folder / "lock").exists():
         raise UserError(f"{folder}: no interrupted training; `{COMMAND}` lists those that are")
     with _locked(folder, wait=False):
         shutil.rmtree(folder)
@@ -102,13 +102,14 @@ def remove(folder: Path) -> None:
 
 def interrupted(root: Path = ROOT) -> Iterator[Path]:
     """The folders of trainings that have not ended, by stage."""
-    return (file.parent for file in sorted(root.glob(f"*/*/{ABOUT}")))
+    return (lock.parent for lock in sorted(root.glob("*/*/lock")))
 
 
 def described(folder: Path, params_file: Path) -> str:
     """A training's line in the list, and what of it is no longer as it was."""
     about, checkpoints = _about(folder), checkpoints_in(folder)
-    assert about
+    if about is None:
+        return f"{folder}\n  of an older version, which cannot go on: {COMMAND} remove {folder}"
     progress = f"step {progress_in(checkpoints[-1])}" if checkpoints else "no checkpoint"
     hours = (time.time() - (checkpoints or [folder / ABOUT])[-1].stat().st_mtime) / 3600
     num_bytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

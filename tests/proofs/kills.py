@@ -1,0 +1,43 @@
+"""`kill -9` at 20 random moments of the trainings, a third of them while saving: 20 times the same bytes."""
+
+import random
+import tempfile
+import time
+from pathlib import Path
+
+from clip_core.recipe import apply_recipe
+from tests.conftest import copy_of, new_project, run_in
+from tests.kills import REPRO, STAGES, after_seconds, forget, go_on, kill, while_saving
+
+NUM_KILLS = 20
+
+
+def prove() -> dict:
+    """The moments of the kills, and how many steps each left to be computed again or not."""
+    draw = random.Random(time.time_ns())  # other moments each time
+    with tempfile.TemporaryDirectory() as scratch:
+        undisturbed = new_project(Path(scratch) / "undisturbed")
+        apply_recipe(undisturbed / "recipes" / "smoke.yaml", undisturbed / "params.yaml")
+        run_in(undisturbed, "dvc", "repro")
+        project = copy_of(undisturbed, Path(scratch))
+        seconds = {stage: undisturbed_seconds(project, stage) for stage in STAGES}
+        kills = []
+        while len(kills) < NUM_KILLS:
+            stage, number = draw.choice(STAGES), len(kills)
+            moment = draw.uniform(0.5, seconds[stage])
+            forget(project, stage)
+            was_killed = kill(project, stage, while_saving if number % 3 == 0 else after_seconds(moment))
+            if not was_killed:  # it was quicker this time: this one does not count
+                continue
+            kept = go_on(project, stage, undisturbed)
+            when = "while saving" if number % 3 == 0 else f"after {moment:.2f} s of {seconds[stage]:.1f}"
+            kills.append({"stage": stage, "when": when, "steps_kept": kept, "same_bytes": True})
+            print(f"kill {len(kills)} of {NUM_KILLS}: {stage}, {when}: {kept} steps kept, the same bytes", flush=True)
+    return {"kills": kills, "same_bytes": len(kills)}
+
+
+def undisturbed_seconds(project: Path, stage: str) -> float:
+    forget(project, stage)
+    start = time.monotonic()
+    run_in(project, *REPRO, stage)
+    return time.monotonic() - start
