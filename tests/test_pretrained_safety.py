@@ -1,8 +1,10 @@
 """Bringing weights in and out loses nothing that lies there, opens nothing that files name, and answers in words."""
 
+import io
 import json
 import shutil
 import sys
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +58,9 @@ def change(path: Path, **changes: Any) -> None:
 def run(main: Any, monkeypatch: pytest.MonkeyPatch, *words: object) -> str:
     """What the command says when it fails."""
     monkeypatch.setattr(sys, "argv", ["command", *map(str, words)])
-    with pytest.raises(SystemExit) as error:
+    with redirect_stderr(io.StringIO()) as said, pytest.raises(SystemExit):
         main()
-    return str(error.value)
+    return said.getvalue()
 
 
 def test_an_import_never_replaces_its_source_nor_what_lies_beside_it(released: Path, tmp_path: Path) -> None:
