@@ -69,7 +69,7 @@ class StoreWriter:
             "shards": [shard | {"sha256": sha256_file(self.folder / shard["file"])} for shard in self.shards],
             "sha256": {name: sha256_file(self.folder / name) for name in ("images.parquet", "pairs.parquet")},
         }
-        (self.folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+        (self.folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
         return manifest
 
     def _open_shard(self) -> None:
