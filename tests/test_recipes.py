@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from clip_core.config import CustomModel, FromTowers, FromWeights, Params
+from clip_core.errors import UserError
 from clip_core.params_file import load_params, read_yaml
 from clip_core.recipe import BEHIND, apply_recipes, main, overlays
 from tests.conftest import ROOT, run_in
@@ -201,3 +202,8 @@ def test_the_readme_of_the_recipes_names_every_recipe() -> None:
 def test_the_readme_of_the_recipes_says_from_how_many_pairs_the_steps_are_counted() -> None:
     text = (RECIPES / "README.md").read_text()
     assert all(f"{num:,}" in text for num in NUM_PAIRS.values())
+
+
+def test_a_folder_named_as_a_recipe_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"{tmp_path}: can not be read: Is a directory. A YAML file is wanted"):
+        apply_recipes([tmp_path], ROOT / "params.yaml")

@@ -192,7 +192,7 @@ def _write_expected(clip: CLIP, predictor: Predictor, store: "Store", texts: lis
 
 
 def main() -> None:
-    """Runs the command; a mistake of the user's becomes a message and exit code 1."""
+    """Runs the command; a mistake of the user's becomes a message and exit code 2."""
     parser = argparse.ArgumentParser(prog="python -m clip_core.serve.export", description=__doc__)
     parser.add_argument("weights", type=Path, metavar="WEIGHTS_FOLDER")
     parser.add_argument("out", type=Path, metavar="OUT", help="a new folder, or an earlier export")

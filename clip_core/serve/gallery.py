@@ -157,7 +157,7 @@ def _prove(folder: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    """Runs the command; a mistake of the user's becomes a message and exit code 1."""
+    """Runs the command; a mistake of the user's becomes a message and exit code 2."""
     parser = argparse.ArgumentParser(prog="python -m clip_core.serve.gallery", description=__doc__)
     parser.add_argument("weights", type=Path, metavar="WEIGHTS", help="a weights folder")
     parser.add_argument("pictures", type=Path, metavar="PICTURES", help=f"a folder of pictures, {KINDS}")
