@@ -76,12 +76,14 @@ def file_of(module: str) -> Path:
 
 def has_code(file: Path) -> bool:
     """Whether there is more in a module than a docstring."""
-    return any(not isinstance(node, ast.Expr) for node in ast.parse(file.read_text()).body)
+    return any(not isinstance(node, ast.Expr) for node in ast.parse(file.read_text(encoding="utf-8")).body)
 
 
 def data_of(module: Path) -> set[Path]:
     """The files beside `module`, or in folders beside it, that it names."""
-    named = {node.value for node in ast.walk(ast.parse(module.read_text())) if isinstance(node, ast.Constant)}
+    named = {
+        node.value for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))) if isinstance(node, ast.Constant)
+    }
     beside = [
         path
         for path in module.parent.iterdir()
@@ -92,13 +94,19 @@ def data_of(module: Path) -> set[Path]:
 
 def started_by(module: Path) -> set[str]:
     """The modules that `module` runs as a process, with `python -m`: a string is the name and nothing else."""
-    strings = {str(node.value) for node in ast.walk(ast.parse(module.read_text())) if isinstance(node, ast.Constant)}
+    strings = {
+        str(node.value)
+        for node in ast.walk(ast.parse(module.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant)
+    }
     return strings & graph().modules
 
 
 def imported_by(template: Path) -> list[str]:
     """The project's modules that a Python file outside the packages imports."""
-    imports = [node for node in ast.walk(ast.parse(template.read_text())) if isinstance(node, ast.ImportFrom)]
+    imports = [
+        node for node in ast.walk(ast.parse(template.read_text(encoding="utf-8"))) if isinstance(node, ast.ImportFrom)
+    ]
     return [str(node.module) for node in imports if node.module in graph().modules]
 
 

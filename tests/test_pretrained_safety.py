@@ -49,10 +49,10 @@ def exported(imported: Path, tmp_path: Path) -> Path:
 
 def change(path: Path, **changes: Any) -> None:
     """Other values in a JSON file; a part keeps what is not named."""
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text(encoding="utf-8"))
     for name, value in changes.items():
         content[name] = content[name] | value if isinstance(content.get(name), dict) else value
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(content), encoding="utf-8")
 
 
 def run(main: Any, monkeypatch: pytest.MonkeyPatch, *words: object) -> str:

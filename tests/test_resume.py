@@ -177,9 +177,9 @@ def hold(root: Path, seconds: float) -> None:
 
 def pid_in(lock: Path) -> int:
     """The trainer that holds the lock; waits until there is one."""
-    while not lock.exists() or not lock.read_text():
+    while not lock.exists() or not lock.read_text(encoding="utf-8"):
         time.sleep(0.01)
-    return int(lock.read_text().split()[0])
+    return int(lock.read_text(encoding="utf-8").split()[0])
 
 
 @pytest.fixture
