@@ -88,7 +88,7 @@ def _measure(commands: dict[str, tuple[str, ...]], out: Path, repeats: int, thre
 def _run(command: tuple[str, ...], threads: int) -> Done:
     start = now([os.getpid()])
     clock = time.perf_counter()
-    with tempfile.TemporaryFile("w+") as output:
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
         process = subprocess.Popen(
             [sys.executable, *command],
             cwd=ROOT,

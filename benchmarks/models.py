@@ -86,7 +86,7 @@ def _release(name: str, file: Path) -> None:
     if name in NAMES:
         configs = Path(cn_clip.__file__).parent / "clip/model_configs"
         for config in NAMES[name][:2]:
-            shape |= json.loads((configs / f"{config}.json").read_text())
+            shape |= json.loads((configs / f"{config}.json").read_text(encoding="utf-8"))
     aside = file.with_suffix(".aside")
     torch.save(
         {"epoch": 15, "step": 0, "name": name, "state_dict": with_prefix(reference(**shape).state_dict())}, aside

@@ -18,7 +18,7 @@ class Moment(NamedTuple):
 def now(pids: Iterable[int]) -> Moment:
     """The clock and the seconds of CPU spent so far, by all and by the processes `pids`."""
     user, nice, system, _idle, _waiting, irq, softirq, steal = map(
-        int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
+        int, Path("/proc/stat").read_text(encoding="utf-8").split("\n", 1)[0].split()[1:9]
     )
     own = sum(_spent(pid) for pid in pids)
     return Moment(time.monotonic(), (user + nice + system + irq + softirq + steal) * TICK, own * TICK)
@@ -30,5 +30,5 @@ def other_cores(start: Moment, end: Moment) -> float:
 
 
 def _spent(pid: int) -> int:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     return int(fields[11]) + int(fields[12])  # utime and stime of all its threads

@@ -21,7 +21,7 @@ PACKAGES = ("torch", "timm", "transformers", "tokenizers", "onnxruntime", "cn-cl
 
 def machine(threads: int) -> dict:
     """What the figures depend on besides the code."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     return {
         "cpu": next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine()),
         "cores": sum(line.startswith("processor") for line in lines),
@@ -35,7 +35,7 @@ def machine(threads: int) -> dict:
 def write_result(name: str, result: dict, folder: Path = RESULTS) -> None:
     """Writes `name`.json."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    (folder / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(f"wrote {folder / name}.json", file=sys.stderr)
 
 
@@ -92,7 +92,7 @@ def _print_table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
 
 if __name__ == "__main__":
     for file in sorted(RESULTS.glob("*.json")):
-        kept = json.loads(file.read_text())
+        kept = json.loads(file.read_text(encoding="utf-8"))
         versions = ", ".join(f"{name} {number}" for name, number in kept["versions"].items())
         print(f"{file.stem}: {kept['model']}, {kept['threads']} threads of {kept['cpu']}, {kept['date']}; {versions}\n")
         print_result(kept)

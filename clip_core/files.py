@@ -8,10 +8,13 @@ import re
 import shutil
 import tempfile
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from clip_core.errors import UserError
+
+LEFT = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}\.(aside|old)")  # folders: what `_make_locked` names
+LEFT_IN_FILES = re.compile(r"\.(?P<name>.+)\.(?P<process>\d{1,7})\.aside")  # by earlier versions
 
 
 def sha256_file(path: Path) -> str:
@@ -28,73 +31,108 @@ def atomic_write(path: Path, data: bytes | str) -> None:
 
 @contextmanager
 def replacing_file(path: Path) -> Generator[Path]:
-    """Gives a name beside `path` for a file that takes its place on success and vanishes on failure."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.aside")
-    try:
-        with _named_when_full(path):
-            yield aside
-            _sync(aside)
+    """Gives a name for a file that takes the place of `path` on success and vanishes on failure."""
+    with _beside(path, "aside") as folder:
+        aside = folder / path.name
+        yield aside
+        _sync(aside)
         aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
     _sync(path.parent)
 
 
 @contextmanager
 def replacing_folder(folder: Path) -> Generator[Path]:
     """Gives a temporary folder beside `folder` that takes its place on success and vanishes on failure."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    _tidy_up_after_the_killed(folder)
-    aside, lock = _make_beside(folder, "aside")
-    aside.chmod(0o755)  # mkdtemp makes it private
-    try:
-        with _named_when_full(folder):
-            yield aside
-            for path in [*aside.rglob("*"), aside]:
-                path.chmod(path.stat().st_mode | 0o444)  # safetensors makes its files private
-                _sync(path)
+    with _beside(folder, "aside") as aside:
+        aside.chmod(0o755)  # mkdtemp makes it private
+        yield aside
+        for path in [*aside.rglob("*"), aside]:
+            path.chmod(path.stat().st_mode | 0o444)  # safetensors makes its files private
+            _sync(path)
         if folder.exists():
-            old, lock_of_old = _make_beside(folder, "old")
-            try:
+            with _beside(folder, "old") as old:
                 folder.rename(old / folder.name)  # a folder can not be renamed onto a full one
                 aside.rename(folder)
-                shutil.rmtree(old)
-            finally:
-                os.close(lock_of_old)
         else:
             aside.rename(folder)
-        _sync(folder.parent)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-        os.close(lock)
+    _sync(folder.parent)
 
 
-def _make_beside(folder: Path, kind: str) -> tuple[Path, int]:
-    """A new folder beside `folder`, and the lock on it, which ends with this process at the latest."""
-    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=f".{kind}", dir=folder.parent))
-    lock = os.open(beside, os.O_RDONLY)
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    return beside, lock
+@contextmanager
+def _beside(path: Path, kind: str) -> Generator[Path]:
+    """A new folder beside `path` that is locked while its writer lives, and removed in the end."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _tidy_up_after_the_killed(path.parent)
+    with _named_when_full(path):
+        beside, lock = _make_locked(path, kind)
+        try:
+            yield beside
+        finally:
+            _remove(beside, path)
+            os.close(lock)
+
+
+def _make_locked(path: Path, kind: str) -> tuple[Path, int]:
+    """The new folder and the lock on it, which ends with this process at the latest."""
+    while True:
+        beside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=f".{kind}", dir=path.parent))
+        with suppress(FileNotFoundError):  # another writer tidied it up before it was locked: make a new one
+            lock = os.open(beside, os.O_RDONLY)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if _is_at(beside, lock):
+                return beside, lock
+            os.close(lock)
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def _tidy_up_after_the_killed(folder: Path) -> None:
-    """Removes what killed processes left beside `folder`; it comes back if they had just moved it away."""
-    name = re.compile(rf"\.{re.escape(folder.name)}\.[a-z0-9_]{{8}}\.(aside|old)")
-    for left in [path for path in folder.parent.iterdir() if name.fullmatch(path.name)]:
-        try:
-            lock = os.open(left, os.O_RDONLY)
-        except FileNotFoundError:  # its process is just done
-            continue
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if left.suffix == ".old" and (left / folder.name).exists() and not folder.exists():
-                (left / folder.name).rename(folder)
-            shutil.rmtree(left, ignore_errors=True)
-        except BlockingIOError:  # its process is alive
-            pass
-        finally:
-            os.close(lock)
+    """Removes what killed writers left in `folder`, whatever they wrote; what they had just moved away comes back."""
+    for left in list(folder.iterdir()):
+        if (match := LEFT.fullmatch(left.name)) and left.is_dir():
+            _remove_unless_locked(left, folder / match["name"])
+        elif (match := LEFT_IN_FILES.fullmatch(left.name)) and not _is_alive(int(match["process"])):
+            with suppress(FileNotFoundError, PermissionError):  # another writer's tidying up, another user's file
+                left.unlink()
+
+
+def _remove_unless_locked(left: Path, path: Path) -> None:
+    try:
+        lock = os.open(left, os.O_RDONLY)
+    except (FileNotFoundError, PermissionError):  # its writer is just done, or another user's
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # what else a folder with such a name holds is the user's: .name.20240101.old
+        if left.suffix == ".aside" or all(moved.name == path.name for moved in left.glob("*")):
+            _remove(left, path)
+    except BlockingIOError:  # its writer is alive
+        pass
+    finally:
+        os.close(lock)
+
+
+def _remove(beside: Path, path: Path) -> None:
+    """Removes the folder beside `path`; what was moved there comes back when nothing has taken its place."""
+    moved = beside / path.name
+    if beside.suffix == ".old" and moved.exists() and not path.exists():
+        moved.rename(path)
+    shutil.rmtree(beside, ignore_errors=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        pass
+    return True
 
 
 def _sync(path: Path) -> None:

@@ -27,6 +27,8 @@ def read_yaml(path: Path) -> dict:
         tree = YAML().load(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file. Run from the project's folder.") from None
+    except OSError as error:
+        raise UserError(f"{path}: can not be read: {error.strerror}. A YAML file is wanted.") from None
     except YAMLError as error:
         raise UserError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(tree, dict):

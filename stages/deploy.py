@@ -42,12 +42,13 @@ def main(
     benchmark = read_benchmark(store)
     asked = questions(benchmark, "all")
     texts = [benchmark.texts[i] for i in asked.texts]
-    truth = make_truth(predictor, store, texts, asked.right_images, json.loads(offline.read_text())["all"])
+    metrics = json.loads(offline.read_text(encoding="utf-8"))["all"]
+    truth = make_truth(predictor, store, texts, asked.right_images, metrics)
     golden = make_golden(truth, predictor, store, params.deploy, params.top_k)
     with replacing_folder(repository) as aside:
         assemble(onnx, index, golden, params.top_k, aside)
         proof = prove(aside, repository.parent / "live" / "deploy", golden, truth, params.deploy.num_timed)
-    parity = json.loads((onnx / "parity.json").read_text())
+    parity = json.loads((onnx / "parity.json").read_text(encoding="utf-8"))
     atomic_write(report, json.dumps(proof | {"parity": parity}, indent=1) + "\n")
     print(json.dumps(proof, indent=1))
 

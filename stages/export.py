@@ -18,7 +18,7 @@ class Params(Section):
 def main(params: Params, model: Path, metrics: Path, packed: Path, out: Path) -> None:
     from clip_core.evaluate.gates import check_gates
 
-    check_gates(json.loads(metrics.read_text()), params.gates)  # before torch is loaded
+    check_gates(json.loads(metrics.read_text(encoding="utf-8")), params.gates)  # before torch is loaded
 
     from clip_core.data.store import open_store
     from clip_core.serve.export import export

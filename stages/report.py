@@ -29,7 +29,9 @@ def main(
     from clip_core.files import atomic_write
 
     confidence = params.confidence
-    benchmarks = {name: json.loads((reports / name / "metrics.json").read_text()) for name in ("test", "valid")}
+    benchmarks = {
+        name: json.loads((reports / name / "metrics.json").read_text(encoding="utf-8")) for name in ("test", "valid")
+    }
     atomic_write(metrics, json.dumps(headline(benchmarks, confidence), indent=1) + "\n")
     html = page(read_run(reports, data, onnx, confidence))
     atomic_write(out, html)

@@ -74,7 +74,7 @@ def smoke_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     project = new_project(tmp_path_factory.mktemp("smoke") / "project")
     apply_recipe(project / "recipes" / "smoke.yaml", project / "params.yaml")
     result = run_in(project, *without_network(), "dvc", "repro")
-    (project / ".work" / "repro.log").write_text(result.stdout)
+    (project / ".work" / "repro.log").write_text(result.stdout, encoding="utf-8")
     return project
 
 
@@ -83,7 +83,7 @@ def copy_of(project: Path, folder: Path) -> Path:
     copy = folder / "project"
     shutil.copytree(project, copy, ignore=shutil.ignore_patterns("cache", "tmp", ".cache", ".git", ".prefect"))
     shutil.copytree(project / ".cache", copy / ".cache", copy_function=os.link)
-    (copy / ".dvc" / "config.local").write_text(f"[cache]\n    dir = {project / '.dvc' / 'cache'}\n")
+    (copy / ".dvc" / "config.local").write_text(f"[cache]\n    dir = {project / '.dvc' / 'cache'}\n", encoding="utf-8")
     commit_all(copy, "init", "-q", "-b", "main")
     return copy
 

@@ -38,5 +38,5 @@ def processes_in(folder: Path) -> dict[int, list[str]]:
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # another user's, or gone by now
             if (process / "cwd").readlink() == folder.resolve():
-                found[int(process.name)] = (process / "cmdline").read_text().split("\0")
+                found[int(process.name)] = (process / "cmdline").read_text(encoding="utf-8").split("\0")
     return found

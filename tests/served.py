@@ -22,7 +22,7 @@ def serving(
     it is to open in the file `opened`.
     """
     browser = project / "browser"
-    browser.write_text(f'#!/bin/sh\necho "$1" >> "{project}/opened"\n')
+    browser.write_text(f'#!/bin/sh\necho "$1" >> "{project}/opened"\n', encoding="utf-8")
     browser.chmod(0o755)
     environment = ENVIRONMENT if (project / "clip_core").exists() else ENVIRONMENT | {"PYTHONPATH": str(ROOT)}
     environment = environment | {"BROWSER": str(browser), "DISPLAY": ":99"}

@@ -134,7 +134,9 @@ def test_a_wrong_key_of_the_data_is_named_as_the_file_has_it(recipe: Path | None
 
 
 def test_an_unquoted_date_is_named(params_file: Path) -> None:
-    params_file.write_text(params_file.read_text().replace("path: .cache/emoji", "path: 2024-05-01"))
+    params_file.write_text(
+        params_file.read_text(encoding="utf-8").replace("path: .cache/emoji", "path: 2024-05-01"), encoding="utf-8"
+    )
     with pytest.raises(ValueError, match=r"params\.yaml: .*\n  data\.path: date 2024-05-01 .*quotes"):
         load_params(params_file)
 

@@ -1,15 +1,18 @@
 """Files and folders appear whole or not at all."""
 
 import errno
+import multiprocessing
+import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from clip_core.errors import UserError
-from clip_core.files import atomic_write, replacing_folder, sha256_file
+from clip_core.files import atomic_write, replacing_file, replacing_folder, sha256_file
 
 
 def test_a_written_file_has_its_bytes_and_nothing_lies_beside_it(
@@ -58,7 +61,7 @@ def test_a_full_disk_says_what_to_do(tmp_path: Path) -> None:
 
 
 KILLED_WHILE_WRITING = """
-with replacing_folder(folder) as aside:
+with replacing_folder(path) as aside:
     (aside / "half").touch()
     os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -68,15 +71,20 @@ def rename(path, target):
         os.kill(os.getpid(), signal.SIGKILL)
     os.rename(path, target)
 Path.rename = rename
-with replacing_folder(folder) as aside:
+with replacing_folder(path) as aside:
     (aside / "new").touch()
+"""
+KILLED_WHILE_WRITING_A_FILE = """
+with replacing_file(path) as aside:
+    aside.write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def killed(script: str, folder: Path) -> None:
-    head = "import os, signal, sys\nfrom pathlib import Path\nfrom clip_core.files import replacing_folder\n"
-    code = f"{head}folder = Path(sys.argv[1])\n{script}"
-    assert subprocess.run([sys.executable, "-c", code, str(folder)]).returncode == -signal.SIGKILL
+def killed(script: str, path: Path) -> None:
+    head = "import os, signal, sys\nfrom pathlib import Path\nfrom clip_core.files import "
+    code = f"{head}replacing_file, replacing_folder\npath = Path(sys.argv[1])\n{script}"
+    assert subprocess.run([sys.executable, "-c", code, str(path)]).returncode == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("script", [KILLED_WHILE_WRITING, KILLED_BETWEEN_THE_RENAMES])
@@ -90,12 +98,55 @@ def test_after_a_kill_the_next_call_tidies_up_and_the_old_folder_is_there(script
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["old", "out"]
 
 
+@pytest.mark.parametrize("script", [KILLED_WHILE_WRITING, KILLED_WHILE_WRITING_A_FILE])
+@pytest.mark.parametrize("writing", [replacing_file, replacing_folder])
+def test_after_a_kill_the_next_write_of_any_name_into_the_folder_tidies_up(
+    script: str, writing: Callable, tmp_path: Path
+) -> None:
+    killed(script, tmp_path / "step-1.pt")
+    assert [p.name.startswith(".step-1.pt.") for p in tmp_path.iterdir()] == [True]
+    with pytest.raises(KeyError), writing(tmp_path / "step-2.pt"):
+        raise KeyError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_writer_of_an_earlier_version_left_goes_and_that_of_a_living_one_stays(tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    living = tmp_path / f".b.{os.getpid()}.aside"
+    for left in (living, tmp_path / f".a.{dead.pid}.aside"):
+        left.touch()
+    atomic_write(tmp_path / "c", "new")
+    assert sorted(tmp_path.iterdir()) == [living, tmp_path / "c"]
+
+
 def test_what_others_are_writing_is_left_alone(tmp_path: Path) -> None:
-    longer = tmp_path / ".out.put.abcdefgh.old"
-    longer.mkdir()
-    with replacing_folder(tmp_path / "out") as first:
+    with replacing_folder(tmp_path / "out") as first, replacing_file(tmp_path / "file") as file:
         with replacing_folder(tmp_path / "out") as second:
             (second / "second").touch()
+        file.touch()
         (first / "first").touch()
-    assert longer.exists()
-    assert [p.name for p in (tmp_path / "out").iterdir()] == ["first"]
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["file", "first", "out"]
+
+
+def test_a_folder_of_the_users_that_is_named_like_one_of_ours_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / ".config.20240101.old").mkdir()
+    (tmp_path / ".config.20240101.old" / "mine").touch()
+    atomic_write(tmp_path / "new", "new")
+    assert sorted(p.name for p in tmp_path.rglob("*")) == [".config.20240101.old", "mine", "new"]
+
+
+def write_often(folder: Path, name: str) -> None:
+    for number in range(300):
+        atomic_write(folder / name, str(number))
+
+
+def test_writers_that_tidy_up_in_one_folder_at_once_never_remove_what_another_has_just_made(tmp_path: Path) -> None:
+    names = ["a", "b", "c", "d"]
+    writers = [multiprocessing.get_context("fork").Process(target=write_often, args=(tmp_path, name)) for name in names]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert [writer.exitcode for writer in writers] == [0] * 4
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == dict.fromkeys(names, "299")

@@ -1,27 +1,30 @@
 """From a released checkpoint to Triton: imported, served with a folder of pictures, and asked; no pipeline."""
 
 import io
+import os
 import sys
 from collections.abc import Callable
 from contextlib import closing, redirect_stdout
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 
 import clip_core
 from clip_core.image import AS_RELEASED
-from clip_core.model.contract import read_contract
+from clip_core.model.contract import Contract, read_contract
 from clip_core.serve import gallery
 from clip_core.serve.client import read_state
 from clip_core.serve.queries import encode_images, encode_texts, search
 from clip_core.serve.triton import connect
+from clip_core.text import build_tokenizer
 from tests.conftest import ROOT, run_in
 from tests.odd_pictures import ODD
 from tests.served import serving
 from tests.test_parity_serving import TEXTS
+from tests.tiny import MADE, tiny_clip
 
 PICTURES = {f"图片/{number:02}.png": make() for number, make in enumerate(ODD.values())}  # what they are, bytes say
 
@@ -83,6 +86,38 @@ def test_a_picture_that_can_not_be_read_is_named_and_left_out(road: Road) -> Non
     assert f"left out: {road.pictures}/broken.jpg: " in road.said
     assert f"{len(PICTURES)} of {len(PICTURES) + 1} pictures" in road.said
     assert f"next: python -m clip_core.serve.gateway --repository {road.out}/repository" in road.said
+
+
+def test_every_picture_that_is_not_there_or_can_not_be_opened_is_named_and_the_others_are_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures, decode = tmp_path / "pictures", gallery.pixels_of
+    pictures.mkdir()
+    for name in ("a.png", "vanishing.png", "z.png"):
+        (pictures / name).write_bytes(next(iter(PICTURES.values())))
+    for name, target in (("loop", "loop.png"), ("dangling", "nowhere"), ("refusing", "/proc/self/mem")):
+        (pictures / f"{name}.png").symlink_to(target)
+    (pictures / os.fsdecode(b"\xff.png")).write_bytes(next(iter(PICTURES.values())))
+    (pictures / "folder.png").mkdir()
+    os.mkfifo(pictures / "pipe.png")
+
+    def decode_while_another_deletes(*arguments: Any) -> np.ndarray:
+        (pictures / "vanishing.png").unlink(missing_ok=True)
+        return decode(*arguments)
+
+    monkeypatch.setattr(gallery, "pixels_of", decode_while_another_deletes)
+    contract = Contract(architecture=tiny_clip(build_tokenizer(["猫"])).architecture, made=MADE)
+    store = gallery.store_pictures(pictures, contract, tmp_path / "store")
+    assert store.image_ids == ["a.png", "z.png"]
+    *left_out, total = capsys.readouterr().out.splitlines()
+    assert [line.removeprefix(f"left out: {pictures}/") for line in left_out] == [
+        "dangling.png: No such file or directory",
+        "loop.png: Too many levels of symbolic links",
+        "refusing.png: Input/output error",
+        "vanishing.png: No such file or directory",
+        "\N{REPLACEMENT CHARACTER}.png: its name is not UTF-8; rename it",
+    ]
+    assert total == f"2 of 7 pictures in {pictures} can be found"
 
 
 def test_what_is_in_the_way_is_said_before_anything_long_and_nothing_is_written(road: Road, tmp_path: Path) -> None:

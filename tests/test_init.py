@@ -223,7 +223,7 @@ def pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, 
         params_file = Path("params.yaml")
         params_file.write_bytes((ROOT / "params.yaml").read_bytes())
         apply_recipes([ROOT / "recipes" / f"{recipe}.yaml" for recipe in recipes.split()], params_file)
-        params_file.write_text(json.dumps(merged(read_yaml(params_file), overlay)))
+        params_file.write_text(json.dumps(merged(read_yaml(params_file), overlay)), encoding="utf-8")
         return params_file
 
     return write

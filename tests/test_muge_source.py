@@ -159,6 +159,9 @@ def test_an_unusable_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "valid_imgs.tsv").unlink()
     with pytest.raises(ValueError, match=r"valid_imgs\.tsv: no such file\. `data\.path` names the folder"):
         harvest(data)
+    (tmp_path / "valid_imgs.tsv").mkdir()
+    with pytest.raises(ValueError, match=r"valid_imgs\.tsv: can not be read: Is a directory\. `data` in params"):
+        harvest(data)
 
 
 def test_such_a_data_set_is_ingested_and_its_counts_add_up(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """`clip_core.load(folder, runtime="onnx")`: the exported graph behind the same Predictor."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -40,9 +41,10 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Exports run here, which takes less time; the list tells which there were."""
     made = []
 
-    def run(command: list[str], check: bool) -> None:
+    def run(command: list[str], check: bool, env: dict[str, str]) -> None:
         assert command[:3] == [sys.executable, "-m", "clip_core.serve.export"]
         assert check
+        assert str(ROOT) in env["PYTHONPATH"].split(os.pathsep)
         export.export_alone(Path(command[3]), Path(command[4]))
         made.append(Path(command[4]))
 
@@ -145,3 +147,14 @@ def test_it_runs_without_torch(folder: Path, predictor: Predictor) -> None:
     code += "; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.stdout == "False\n", done.stderr
+
+
+def test_the_first_export_is_made_from_any_folder_by_whoever_can_import_the_project(
+    folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(folder, tmp_path / "weights")
+    code = f"import sys; sys.path.append({str(ROOT)!r})\n"
+    code += "import clip_core; print(clip_core.load('weights', runtime='onnx').encode_texts(['ok']).shape)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.stdout == "(1, 8)\n", done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".weights.onnx", "weights"]

@@ -1,11 +1,14 @@
 """Stores hold the pictures they were given, byte for byte, in any process, and come out the same twice."""
 
+import gc
 import json
 import multiprocessing
 import os
 import pickle
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from hashlib import sha256
 from pathlib import Path
 
 import pandas as pd
@@ -110,6 +113,112 @@ def test_an_open_store_is_read_after_a_fork(packed: Path) -> None:
             0 if store.image_bytes(2) == expected and open_store(packed / "train").image_bytes(2) == expected else 1
         )
     assert os.waitpid(child, 0)[1] == 0
+
+
+def test_a_forked_child_closes_its_own_files_and_not_the_parents(packed: Path) -> None:
+    store = open_store(packed / "train")
+    expected = store.image_bytes(2)
+    child = os.fork()
+    if child == 0:
+        store.close()
+        os._exit(num_open_in(packed))
+    assert os.waitpid(child, 0)[1] == 0
+    assert store.image_bytes(2) == expected
+
+
+def num_open_in(folder: Path) -> int:
+    """How many file descriptors of this process lead into the folder, also to files that are gone by now."""
+    targets = []
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # that of the listing itself
+            targets.append(descriptor.readlink())
+    return sum(target.is_relative_to(folder.resolve()) for target in targets)
+
+
+def test_a_closed_store_has_no_file_open_and_says_that_it_is_closed(packed: Path) -> None:
+    with open_store(packed / "train") as store:
+        store.image_bytes(0)
+        assert num_open_in(packed) == 1
+    assert num_open_in(packed) == 0
+    with pytest.raises(ValueError, match="train: this store is closed"):
+        store.image_bytes(0)
+    store.close()  # as a file: once more changes nothing
+
+
+def test_stores_of_the_same_files_share_them_and_the_last_closes_them(packed: Path) -> None:
+    first, second = open_store(packed / "train"), open_store(packed / "train")
+    expected = first.image_bytes(0)
+    assert second.image_bytes(0) == expected
+    assert num_open_in(packed) == 1
+    first.close()
+    assert (second.image_bytes(0), num_open_in(packed)) == (expected, 1)
+    second.close()
+    assert num_open_in(packed) == 0
+
+
+def test_a_store_that_nobody_names_any_more_has_no_file_open(packed: Path) -> None:
+    store = open_store(packed / "train")
+    store.image_bytes(0)
+    del store
+    assert num_open_in(packed) == 0
+    store = open_store(packed / "train")
+    store.image_bytes(0)
+    vars(store)["itself"] = store
+    del store
+    gc.collect()
+    assert num_open_in(packed) == 0
+
+
+def test_a_folder_that_others_replace_is_read_anew_and_the_store_of_before_stays_what_it_was(tmp_path: Path) -> None:
+    rows, images = small_raw()
+    before = small_store(tmp_path / "store", 2**20)
+    assert before.image_bytes(0) == images[rows[0]["image_id"]]
+    shutil.rmtree(tmp_path / "store")
+    writer = StoreWriter(tmp_path / "store", 2**20)
+    image = encoded(drawing(99))
+    writer.add("new", image)
+    writer.finish(
+        pd.DataFrame([rows[0] | {"image_id": "new", "image_sha256": sha256(image).hexdigest(), "seen": True}])
+    )
+    with open_store(tmp_path / "store") as store:
+        assert (len(store), store.image_bytes(0)) == (1, image)
+        assert before.image_bytes(0) == images[rows[0]["image_id"]]
+        assert num_open_in(tmp_path) == 2
+    before.close()
+    assert num_open_in(tmp_path) == 0
+
+
+def test_stores_are_closed_while_other_threads_read_the_same_files(tmp_path: Path) -> None:
+    _, images = small_raw()
+    expected = [images[image_id] for image_id in sorted(images)]
+    small_store(tmp_path / "store", shard_bytes=1)  # a shard for every picture
+
+    def read(_: int) -> bool:
+        with open_store(tmp_path / "store") as store:
+            return [store.image_bytes(i) for i in range(len(store))] == expected
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(read, range(200)))
+    assert num_open_in(tmp_path) == 0
+
+
+def test_a_store_is_closed_in_the_midst_of_another_threads_reading(packed: Path) -> None:
+    for _ in range(50):
+        store = open_store(packed / "train")
+        expected = store.image_bytes(0)
+        with ThreadPoolExecutor(1) as pool:
+            reading = pool.submit(read_until_closed, store)
+            store.close()
+            assert reading.result() <= {expected}
+        assert num_open_in(packed) == 0
+
+
+def read_until_closed(store: Store) -> set[bytes]:
+    found = set()
+    with pytest.raises(ValueError, match="this store is closed"):
+        for _ in range(10**6):
+            found.add(store.image_bytes(0))
+    return found
 
 
 def test_an_index_outside_is_refused(packed: Path) -> None:

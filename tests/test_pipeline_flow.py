@@ -131,10 +131,10 @@ def test_however_a_flow_is_stopped_the_processes_of_its_stage_end_with_it(
 
 def wait_for(file: Path) -> str:
     deadline = time.monotonic() + 60
-    while not (file.exists() and file.read_text()):
+    while not (file.exists() and file.read_text(encoding="utf-8")):
         assert time.monotonic() < deadline, f"{file} has not appeared"
         time.sleep(0.1)
-    return file.read_text()
+    return file.read_text(encoding="utf-8")
 
 
 def wait_until_gone(pid: int) -> None:

@@ -159,6 +159,16 @@ def test_the_positions_of_an_image_side_are_resized(tmp_path: Path) -> None:
     assert torch.equal(side.tower["pos_embed"], resize_positions(model.pos_embed.detach(), 8))
 
 
+def test_an_l14_taken_to_336_pixels_has_the_name_of_that_size(tmp_path: Path) -> None:
+    name = "vit_large_patch14_clip_quickgelu_"
+    small: dict[str, Any] = {**SMALL_VIT, "patch_size": 14}
+    save_file(timm.create_model(f"{name}224", num_classes=16, **small).state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": f"{name}224", "model_args": small}))
+    import_checkpoint(tmp_path, tmp_path / "tower", None, image_size=336)
+    config = json.loads((tmp_path / "tower" / "config.json").read_text())
+    assert (config["architecture"], config["model_args"]["img_size"]) == (f"{name}336", 336)
+
+
 @torch.inference_mode()
 def test_an_imported_image_tower_is_a_folder_that_timm_and_init_read(tmp_path: Path) -> None:
     model = small_open_clip()

@@ -1,8 +1,10 @@
 """Bringing weights in and out loses nothing that lies there, opens nothing that files name, and answers in words."""
 
+import io
 import json
 import shutil
 import sys
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -47,18 +49,18 @@ def exported(imported: Path, tmp_path: Path) -> Path:
 
 def change(path: Path, **changes: Any) -> None:
     """Other values in a JSON file; a part keeps what is not named."""
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text(encoding="utf-8"))
     for name, value in changes.items():
         content[name] = content[name] | value if isinstance(content.get(name), dict) else value
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(content), encoding="utf-8")
 
 
 def run(main: Any, monkeypatch: pytest.MonkeyPatch, *words: object) -> str:
     """What the command says when it fails."""
     monkeypatch.setattr(sys, "argv", ["command", *map(str, words)])
-    with pytest.raises(SystemExit) as error:
+    with redirect_stderr(io.StringIO()) as said, pytest.raises(SystemExit):
         main()
-    return str(error.value)
+    return said.getvalue()
 
 
 def test_an_import_never_replaces_its_source_nor_what_lies_beside_it(released: Path, tmp_path: Path) -> None:

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from clip_core.config.model import ImageTower
 from clip_core.image import AS_RELEASED
-from clip_core.model.contract import read_contract
-from clip_core.model.pretrained.exporting import CN_CLIP_NAMES, export_weights
+from clip_core.model.contract import Architecture, TextArchitecture, read_contract
+from clip_core.model.pretrained.exporting import CN_CLIP_NAMES, export_weights, how_cn_clip_loads
 from clip_core.model.pretrained.importing import import_checkpoint
 from clip_core.model.pretrained.recognise import name_of
+from clip_core.model.registry import MODELS, VOCABULARY
 from clip_core.model.weights import load_weights
 from tests.released import fill, save_as_released, with_prefix, without_init
 
@@ -80,6 +82,31 @@ def assert_transformers_are_the_same(folder: Path, pixels: Tensor, wanted: tuple
 def assert_same_tensors(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
     assert one.keys() == other.keys()
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+def architecture_of(image_tower: str, image_size: int) -> Architecture:
+    shape = MODELS["vit-l-14"]
+    return Architecture(
+        image_tower=ImageTower(name=image_tower, options={}),
+        text_tower=TextArchitecture(**shape.text_tower.model_dump(), vocab_size=VOCABULARY),
+        embed_dim=shape.embed_dim,
+        image_size=image_size,
+        context_length=52,
+        preprocessing=AS_RELEASED,
+    )
+
+
+@pytest.mark.parametrize("trained_at", [224, 336])
+def test_the_reference_loads_l14_by_the_name_of_the_size_that_it_was_taken_to(trained_at: int) -> None:
+    tower = f"vit_large_patch14_clip_quickgelu_{trained_at}"
+    for image_size, name in ((224, "vit-l-14"), (336, "vit-l-14-336")):
+        architecture = architecture_of(tower, image_size)
+        assert name_of(architecture) == name
+        vision = CN_CLIP_NAMES[name][0]
+        said = " ".join(how_cn_clip_loads(architecture, Path("file.pt")))
+        assert f"vision_model_name={vision!r}," in said and said.endswith(f"input_resolution={image_size})")
+    (first, _) = how_cn_clip_loads(architecture_of(tower, 448), Path("file.pt"))
+    assert first == "cn_clip has no model config of this shape (vit-l-14, 448 x 448);"
 
 
 def pixels_for(name: str) -> Tensor:

@@ -9,6 +9,7 @@ from clip_core.all_params import load_params
 from clip_core.config.init import FromTowers, FromWeights
 from clip_core.config.model import CustomModel
 from clip_core.config.params import Params
+from clip_core.errors import UserError
 from clip_core.params_file import read_yaml
 from clip_core.recipe import BEHIND, apply_recipes, main, overlays
 from clip_core.train.schedule import num_steps_of, warmup_of
@@ -207,3 +208,8 @@ def test_the_readme_of_the_recipes_names_every_recipe() -> None:
 def test_the_readme_of_the_recipes_says_from_how_many_pairs_the_steps_are_counted() -> None:
     text = (RECIPES / "README.md").read_text()
     assert all(f"{num:,}" in text for num in NUM_PAIRS.values())
+
+
+def test_a_folder_named_as_a_recipe_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"{tmp_path}: can not be read: Is a directory. A YAML file is wanted"):
+        apply_recipes([tmp_path], ROOT / "params.yaml")

@@ -108,7 +108,7 @@ def test_a_port_in_use_is_named_with_the_remedy(tmp_path: Path) -> None:
 
 def touch(module: Path) -> None:
     """Changes a file of code but not what it does."""
-    with module.open("a") as file:
+    with module.open("a", encoding="utf-8") as file:
         file.write(f"# {time.time()}\n")
 
 

@@ -1,6 +1,10 @@
 """A folder with a CSV becomes pairs; bad records are set aside, a bad CSV is named with its line."""
 
 import json
+import os
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -11,6 +15,7 @@ from clip_core.config.sources import TableSource
 from clip_core.data.pairs import read_images, read_pairs
 from clip_core.data.sources import harvest
 from clip_core.data.store import open_store
+from clip_core.errors import UserError
 from clip_core.recipe import apply_recipe, merged
 from tests.conftest import ROOT
 from tests.small_raw import drawing, encoded
@@ -108,6 +113,32 @@ def test_a_missing_csv_says_where_it_should_be(tmp_path: Path) -> None:
     (tmp_path / "pairs.csv").unlink()
     with pytest.raises(ValueError, match=r"data\.path.*names the folder"):
         harvest(data)
+
+
+@contextmanager
+def without_privileges() -> Generator[None]:
+    """As one whom the bits of a file's mode stop, which they do not do for root."""
+    mine = os.geteuid()
+    if mine == 0:
+        os.seteuid(65534)  # nobody
+    try:
+        yield
+    finally:
+        os.seteuid(mine)
+
+
+def test_a_picture_and_a_csv_that_may_not_be_read_are_named() -> None:
+    with tempfile.TemporaryDirectory() as place:  # tmp_path lies in a folder of root's
+        Path(place).chmod(0o755)
+        data = source(Path(place), HEADER + "in/0.png,猫\nin/1.png,狗\n")
+        (Path(place) / "in" / "0.png").chmod(0)
+        with without_privileges():
+            found = harvest(data)
+        assert found.rejected[["reason", "line"]].to_numpy().tolist() == [["image_unreadable", 2]]
+        assert [image_id for image_id, _ in found.images] == ["in/1.png"]
+        (Path(place) / "pairs.csv").chmod(0)
+        with without_privileges(), pytest.raises(UserError, match=r"pairs\.csv: can not be read: Permission denied"):
+            harvest(data)
 
 
 def test_own_pictures_come_through_to_the_stores_and_counts_add_up(tmp_path: Path) -> None:

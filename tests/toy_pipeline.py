@@ -52,9 +52,9 @@ if name.startswith("words"):
 def new_toy(folder: Path) -> Path:
     """The toy repository in `folder`; its stages have not run yet."""
     for name, text in {"dvc.yaml": DVC_YAML, "toy.py": TOY, ".gitignore": "/.prefect\n/runs.txt\n"}.items():
-        (folder / name).write_text(text)
+        (folder / name).write_text(text, encoding="utf-8")
     for name in ("letters", "words-long", "words-short"):
-        (folder / f"{name}.in").write_text("")
+        (folder / f"{name}.in").write_text("", encoding="utf-8")
     shutil.copy(ROOT / "params.yaml", folder)
     (folder / ".dvc").mkdir()
     shutil.copy(ROOT / ".dvc" / "config", folder / ".dvc")
@@ -65,13 +65,13 @@ def new_toy(folder: Path) -> Path:
 def new_toy_of_one_stage(folder: Path) -> Path:
     """The same with `letters` alone."""
     toy = new_toy(folder)
-    (toy / "dvc.yaml").write_text(DVC_YAML.partition("  words:")[0])
+    (toy / "dvc.yaml").write_text(DVC_YAML.partition("  words:")[0], encoding="utf-8")
     return toy
 
 
 def runs(toy: Path) -> list[str]:
     """The stages that have really run, in order, since the last call."""
     file = toy / "runs.txt"
-    names = file.read_text().split() if file.exists() else []
+    names = file.read_text(encoding="utf-8").split() if file.exists() else []
     file.unlink(missing_ok=True)
     return names

@@ -74,7 +74,7 @@ def write_counts(folder: Path, read: int, kept: int, reasons: Iterable[str], **m
     rejected = sum(by_reason.values())
     assert read == kept + rejected, f"{read} rows read, but {kept} kept and {rejected} rejected"
     counts = {"read": read, "kept": kept, "rejected": rejected, "by_reason": by_reason, **more}
-    (folder / "counts.json").write_text(json.dumps(counts, indent=1, ensure_ascii=False) + "\n")
+    (folder / "counts.json").write_text(json.dumps(counts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def write_images(images: Iterable[tuple[str, bytes]], folder: Path, shard_bytes: int = SHARD_BYTES) -> None:

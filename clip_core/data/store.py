@@ -1,14 +1,17 @@
 """Stores: a split's pictures in immutable LMDB shards, its pairs beside them, and a manifest of what was written."""
 
 import json
+import os
 import threading
+import weakref
 from bisect import bisect_right
-from collections.abc import Generator
+from collections import Counter, deque
+from collections.abc import Generator, Set
 from contextlib import contextmanager
-from functools import cache, cached_property
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from clip_core.data.pairs import read_pairs, write_pairs
 from clip_core.errors import UserError
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
 
 RECORDS_PER_TRANSACTION = 1000
 MAP_BYTES = 2**40  # sparse: the file takes what is written; a fixed size, since LMDB records it in the file
+File = tuple[Path, str]  # a shard, and its sha256: another may come to its place
 
 
 class StoreWriter:
@@ -65,7 +69,7 @@ class StoreWriter:
             "shards": [shard | {"sha256": sha256_file(self.folder / shard["file"])} for shard in self.shards],
             "sha256": {name: sha256_file(self.folder / name) for name in ("images.parquet", "pairs.parquet")},
         }
-        (self.folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+        (self.folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
         return manifest
 
     def _open_shard(self) -> None:
@@ -96,18 +100,41 @@ class StoreWriter:
 
 
 class Store:
-    """A split, read: pictures by index, in the order of their ids. It may be pickled and used after a fork."""
+    """A split, read: pictures by index, in the order of their ids. It may be pickled and used after a fork.
+
+    Its files are open from the first picture read until `close`, the end of its `with` block, or that of the object.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.manifest: dict = json.loads((folder / "manifest.json").read_text())
+        self.manifest: dict = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         self.first_of_shard = [shard["first"] for shard in self.manifest["shards"]]
+        self._hold_nothing()
+
+    def _hold_nothing(self) -> None:
+        self._files: set[File] = set()  # whose environments the store uses
+        self._finalizer = weakref.finalize(self, _give_back, self._files)
+        self._finalizer.atexit = False  # threads may still read; the system closes files
+
+    def close(self) -> None:
+        """Closes the files that no other store uses; no picture can be read thereafter."""
+        self._finalizer()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def __len__(self) -> int:
         return self.manifest["num_images"]
 
     def __getstate__(self) -> dict:
         return {"folder": self.folder, "manifest": self.manifest, "first_of_shard": self.first_of_shard}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._hold_nothing()
 
     @cached_property
     def image_ids(self) -> list[str]:
@@ -126,13 +153,33 @@ class Store:
         if not 0 <= index < len(self):
             raise IndexError(f"picture {index} of {len(self)}")
         shard = self.manifest["shards"][bisect_right(self.first_of_shard, index) - 1]
-        with _ONE_OPENS:
-            environment = _open_readonly(self.folder.resolve() / shard["file"], shard["sha256"])
-        with environment.begin() as transaction:
-            image = transaction.get(_key(index))
+        file = (self.folder.resolve() / shard["file"], shard["sha256"])
+        environment = self._take(file)
+        try:
+            with environment.begin() as transaction:
+                image = transaction.get(_key(index))
+        finally:
+            _give_back({file})
         if image is None:
             raise UserError(f"{self.folder / shard['file']}: picture {index} is missing. Run `dvc repro -f -s pack`.")
         return image
+
+    def _take(self, file: File) -> "lmdb.Environment":
+        """The file's environment, which the store uses from now on, and the caller until it is given back."""
+        import lmdb
+
+        try:
+            with _LOCK:
+                if not self._finalizer.alive:
+                    raise ValueError(f"{self.folder}: this store is closed")
+                if file not in _OPEN:
+                    # DVC owns the file: without readonly and lock=False LMDB would write a lock beside it
+                    _OPEN[file] = lmdb.open(str(file[0]), subdir=False, readonly=True, lock=False, max_readers=1)
+                _USERS[file] += 1 if file in self._files else 2
+                self._files.add(file)
+                return _OPEN[file]
+        finally:
+            _close_unused()
 
 
 def open_store(folder: Path) -> Store:
@@ -142,15 +189,34 @@ def open_store(folder: Path) -> Store:
     return Store(folder)
 
 
-_ONE_OPENS = threading.Lock()  # two threads that open a file at once would open it twice, which LMDB refuses
+# LMDB allows one environment a file and process, so that stores share them.
+_OPEN: dict[File, "lmdb.Environment"] = {}
+_USERS: Counter[File] = Counter()
+_GIVEN_BACK: deque[Set[File]] = deque()
+_LOCK = threading.Lock()  # on _OPEN and _USERS
+os.register_at_fork(before=_LOCK.acquire, after_in_parent=_LOCK.release, after_in_child=_LOCK.release)
 
 
-@cache  # LMDB allows one environment a file and process; it stays usable in a forked child
-def _open_readonly(file: Path, _sum: str) -> "lmdb.Environment":
-    import lmdb
+def _give_back(files: Set[File]) -> None:
+    """Uses the files' environments no more; their last user closes them."""
+    _GIVEN_BACK.append(files)
+    _close_unused()
 
-    # DVC owns the file: without readonly and lock=False LMDB would write a lock beside it
-    return lmdb.open(str(file), subdir=False, readonly=True, lock=False, max_readers=1)
+
+def _close_unused() -> None:
+    """Never waits: garbage is collected at any time, also in the midst of the thread that has the lock.
+
+    Who has it comes here when it is free again.
+    """
+    while _GIVEN_BACK and _LOCK.acquire(blocking=False):
+        try:
+            for file in _GIVEN_BACK.popleft() if _GIVEN_BACK else ():
+                _USERS[file] -= 1
+                if not _USERS[file]:
+                    del _USERS[file]
+                    _OPEN.pop(file).close()
+        finally:
+            _LOCK.release()
 
 
 @contextmanager

@@ -90,8 +90,8 @@ def write_page(verdict: Verdict, folder: Path) -> None:
             for finding in verdict.findings
         ],
     }
-    (folder / "validation.json").write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
-    (folder / "index.html").write_text(page_of(summary, verdict.rejected.head(NUM_EXAMPLES)))
+    (folder / "validation.json").write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "index.html").write_text(page_of(summary, verdict.rejected.head(NUM_EXAMPLES)), encoding="utf-8")
 
 
 def page_of(summary: dict, examples: "pd.DataFrame") -> str:

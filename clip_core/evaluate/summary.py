@@ -49,7 +49,7 @@ Go on with:   make serve                  type Chinese, see pictures
 def main(report: Path = Path("reports/report.html"), metrics: Path = Path("reports/metrics.json")) -> None:
     """Prints the summary of the last run."""
     try:
-        found = json.loads(metrics.read_text())
+        found = json.loads(metrics.read_text(encoding="utf-8"))
     except FileNotFoundError:
         print(f"error: {metrics}: no such file. `make run` writes it.", file=sys.stderr)
         sys.exit(2)

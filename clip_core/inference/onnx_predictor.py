@@ -70,5 +70,7 @@ def exported(folder: Path) -> Path:
             )
         print(f"exporting {folder.name} to ONNX, once: {kept}", file=sys.stderr, flush=True)
         # in a process of its own, whose torch takes its memory along when it is done
-        subprocess.run([sys.executable, "-m", "clip_core.serve.export", str(folder), str(kept)], check=True)
+        command = [sys.executable, "-m", "clip_core.serve.export", str(folder), str(kept)]
+        places = os.pathsep.join(place or str(Path.cwd()) for place in sys.path)  # imports there what it does here
+        subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": places})
     return kept

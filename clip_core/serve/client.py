@@ -30,7 +30,7 @@ def ask(url: str, text: str, top: int) -> dict:
 def read_state() -> dict[str, str]:
     """Where this project's running `make serve` listens: url, triton (host:port), live (its model repository)."""
     try:
-        return json.loads(STATE.read_text())
+        return json.loads(STATE.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"no server runs in this project; {START}") from None
 

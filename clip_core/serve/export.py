@@ -92,7 +92,7 @@ def export(model: Path, store: "Store", texts: list[str], params: Export, out: P
         _write_facts(model, contract, aside)
         print("onnxruntime's features of the test data", flush=True)
         parity = measure_parity(Path(expected), aside, store.folder, params)
-        (aside / "parity.json").write_text(json.dumps(parity, indent=2) + "\n")
+        (aside / "parity.json").write_text(json.dumps(parity, indent=2) + "\n", encoding="utf-8")
     return parity
 
 
@@ -137,8 +137,8 @@ def _check_place(out: Path) -> None:
 def _write_facts(model: Path, contract: Contract, folder: Path) -> None:
     shutil.copy2(model / contract.tokenizer, folder / contract.tokenizer)
     atomic_write(folder / MODEL_FILE, contract.model_dump_json(indent=2) + "\n")
-    (folder / WEIGHTS_SUM).write_text(sha256_file(model / WEIGHTS_FILE))
-    (folder / "release.txt").write_text(release_of(folder) + "\n")
+    (folder / WEIGHTS_SUM).write_text(sha256_file(model / WEIGHTS_FILE), encoding="utf-8")
+    (folder / "release.txt").write_text(release_of(folder) + "\n", encoding="utf-8")
 
 
 def write_onnx(clip: CLIP, contract: Contract, opset: int, folder: Path) -> None:
@@ -190,13 +190,13 @@ def _write_expected(clip: CLIP, predictor: Predictor, store: "Store", texts: lis
         for number, (tower, rows) in enumerate(shapes(predictor.contract)):
             encode = clip.encode_texts if tower == "text" else clip.encode_images
             np.save(folder / f"shape-{number}.npy", encode(torch.from_numpy(rows)).numpy())
-    (folder / "texts.json").write_text(json.dumps(texts))
+    (folder / "texts.json").write_text(json.dumps(texts), encoding="utf-8")
     np.save(folder / "texts.npy", predictor.encode_texts(texts))
     np.save(folder / "images.npy", encode_pictures(predictor, store))
 
 
 def main() -> None:
-    """Runs the command; a mistake of the user's becomes a message and exit code 1."""
+    """Runs the command; a mistake of the user's becomes a message and exit code 2."""
     parser = argparse.ArgumentParser(prog="python -m clip_core.serve.export", description=__doc__)
     parser.add_argument("weights", type=Path, metavar="WEIGHTS_FOLDER")
     parser.add_argument("out", type=Path, metavar="OUT", help="a new folder, or an earlier export")

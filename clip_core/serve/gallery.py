@@ -5,6 +5,7 @@ Triton model repository that a real Triton has proved, and OUT/images the pictur
 """
 
 import argparse
+import os
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -61,7 +62,7 @@ def make_gallery(weights: Path, pictures: Path, out: Path, k: int = TOP_K) -> di
 def store_pictures(folder: Path, contract: Contract, out: Path) -> Store:
     """A store of the pictures in `folder` and below; a picture's id is its path there.
 
-    Those that the model can not read are named with the reason and left out; ValueError when none is left.
+    Those that can not be read are named with the reason and left out; UserError when none is left.
     """
     import pandas as pd
 
@@ -70,13 +71,10 @@ def store_pictures(folder: Path, contract: Contract, out: Path) -> Store:
     image_ids = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if is_picture(file))
     writer, rows = StoreWriter(out, SHARD_BYTES), []
     for image_id in image_ids:
-        image = (folder / image_id).read_bytes()
         try:
-            if len(image) > MAX_BYTES:
-                raise UserError(f"{len(image):,} bytes; {MAX_BYTES:,} are allowed")
-            pixels_of(image, contract.image_size, contract.preprocessing, MAX_PIXELS)
-        except ValueError as error:
-            print(f"left out: {folder / image_id}: {error}", flush=True)
+            image = _read_picture(folder / image_id, contract)
+        except UserError as error:
+            print(f"left out: {_in_utf8(folder / image_id)}: {error}", flush=True)
             continue
         writer.add(image_id, image)
         rows.append(_row(image_id, image))
@@ -88,8 +86,27 @@ def store_pictures(folder: Path, contract: Contract, out: Path) -> Store:
 
 
 def is_picture(file: Path) -> bool:
-    """Whether it is a file whose name is that of a picture, and not hidden."""
-    return file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and file.is_file()
+    """Whether it is a file whose name is that of a picture, and not hidden, or leads to nothing that can be seen."""
+    can_be_read = os.path.isfile(file) or not os.path.exists(file)  # noqa: PTH110, PTH113 - unlike Path's, never raise
+    return file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and can_be_read
+
+
+def _read_picture(file: Path, contract: Contract) -> bytes:
+    """The encoded picture; raises UserError with the reason when it can not be read, or not by the model."""
+    if _in_utf8(file) != str(file):
+        raise UserError("its name is not UTF-8; rename it")
+    try:
+        image = file.read_bytes()
+    except OSError as error:
+        raise UserError(error.strerror) from None
+    if len(image) > MAX_BYTES:
+        raise UserError(f"{len(image):,} bytes; {MAX_BYTES:,} are allowed")
+    pixels_of(image, contract.image_size, contract.preprocessing, MAX_PIXELS)
+    return image
+
+
+def _in_utf8(file: Path) -> str:
+    return os.fsencode(file).decode("utf-8", "replace")
 
 
 def _row(image_id: str, image: bytes) -> dict:
@@ -140,7 +157,7 @@ def _prove(folder: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    """Runs the command; a mistake of the user's becomes a message and exit code 1."""
+    """Runs the command; a mistake of the user's becomes a message and exit code 2."""
     parser = argparse.ArgumentParser(prog="python -m clip_core.serve.gallery", description=__doc__)
     parser.add_argument("weights", type=Path, metavar="WEIGHTS", help="a weights folder")
     parser.add_argument("pictures", type=Path, metavar="PICTURES", help=f"a folder of pictures, {KINDS}")

@@ -66,14 +66,14 @@ def write_golden(golden: Golden, folder: Path) -> None:
     for place, image in enumerate(golden.images):
         (folder / f"image-{place:03d}").write_bytes(image)
     facts = {name: getattr(golden, name) for name in ("release", "texts", "rankings", "max_difference")}
-    (folder / "golden.json").write_text(json.dumps(facts, ensure_ascii=False, indent=1) + "\n")
+    (folder / "golden.json").write_text(json.dumps(facts, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
 def read_golden(folder: Path) -> Golden:
     """The golden queries in `folder`."""
     if not (folder / "golden.json").exists():
         raise UserError(f"{folder}: a release without golden queries is not served; `dvc repro deploy` makes them")
-    facts = json.loads((folder / "golden.json").read_text())
+    facts = json.loads((folder / "golden.json").read_text(encoding="utf-8"))
     return Golden(
         **facts,
         text_features=np.load(folder / "text_features.npy", allow_pickle=False),

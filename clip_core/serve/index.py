@@ -61,20 +61,20 @@ def build_index(onnx: Path, store: "Store", texts: Sequence[str], k: int, min_re
     recall = recall_of(features, encode_texts(onnx, texts), k)
     if recall < min_recall:
         raise UserError(f"the index finds {recall:.4f} of the true top {k}; index.min_recall asks for {min_recall}")
-    release = (onnx / "release.txt").read_text().strip()
+    release = (onnx / "release.txt").read_text(encoding="utf-8").strip()
     facts = {"release": release, "kind": "flat", "num_images": len(store), "recall": recall, "num_queries": len(texts)}
     with replacing_folder(folder) as aside:
         np.save(aside / "features.npy", features)
         image_ids = json.dumps(list(store.image_ids), ensure_ascii=False, indent=0)
         (aside / "image_ids.json").write_text(image_ids + "\n", encoding="utf-8")
-        (aside / "index.json").write_text(json.dumps(facts, indent=2) + "\n")
+        (aside / "index.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     return recall
 
 
 def read_index(folder: Path) -> Index:
     """The index in `folder`; ValueError when its parts do not belong together."""
     try:
-        facts = json.loads((folder / "index.json").read_text())
+        facts = json.loads((folder / "index.json").read_text(encoding="utf-8"))
         # without the encoding, Triton's Python reads ASCII, whatever the locale is
         image_ids = json.loads((folder / "image_ids.json").read_text(encoding="utf-8"))
         features = np.load(folder / "features.npy", mmap_mode="r", allow_pickle=False)

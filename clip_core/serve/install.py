@@ -59,7 +59,7 @@ def install() -> Path:
             print("installing the local Triton server (150 MB) ...", flush=True)
             with replacing_folder(home) as folder:
                 _fill(folder)
-                (folder / "installed.json").write_text(json.dumps(wanted, indent=2) + "\n")
+                (folder / "installed.json").write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
     finally:
         os.close(lock)
     return home
@@ -68,7 +68,7 @@ def install() -> Path:
 def is_installed(home: Path, wanted: dict[str, str] | None = None) -> bool:
     """Whether `home` holds what this Python and this triton.lock ask for."""
     try:
-        return json.loads((home / "installed.json").read_text()) == (wanted or _wanted())
+        return json.loads((home / "installed.json").read_text(encoding="utf-8")) == (wanted or _wanted())
     except (OSError, ValueError):
         return False
 
@@ -90,7 +90,8 @@ def _fill(folder: Path) -> None:
         *("--python", str(environment / "bin" / "python"), "--requirements", str(LOCK)),
     )
     packages = environment / PACKAGES
-    (packages / "zz_main.pth").write_text(sysconfig.get_path("purelib") + "\n")  # zz: behind the overlay's own
+    behind = packages / "zz_main.pth"  # zz: behind the overlay's own
+    behind.write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
     server = packages / "pytriton" / "tritonserver"
     backend = folder / "backends" / "python"
     backend.mkdir(parents=True)
@@ -106,7 +107,7 @@ def _uv(*arguments: str) -> None:
     uv = shutil.which("uv", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
     if uv is None:
         raise UserError("no `uv` beside this Python or on PATH: run `make setup`, or pip install uv")
-    result = subprocess.run([uv, *arguments], stderr=subprocess.PIPE, text=True)
+    result = subprocess.run([uv, *arguments], stderr=subprocess.PIPE, encoding="utf-8")
     if result.returncode:
         raise UserError(
             f"uv {' '.join(arguments[:2])} failed: {result.stderr.strip()[-2000:]}\n"

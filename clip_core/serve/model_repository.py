@@ -34,7 +34,7 @@ def assemble(onnx: Path, index: Path, golden: Golden, k: int, folder: Path) -> N
     ValueError when the index or the golden answers were made by another release.
     """
     contract, gallery = read_contract(onnx), read_index(index)
-    release = (onnx / "release.txt").read_text().strip()
+    release = (onnx / "release.txt").read_text(encoding="utf-8").strip()
     if not release == gallery.release == golden.release:
         raise UserError(
             f"{index}: made by release {gallery.release}, but {onnx} holds {release} and the golden answers are of "
@@ -63,7 +63,7 @@ def read_config(file: Path) -> Any:
     from tritonclient.grpc.model_config_pb2 import ModelConfig  # ty: ignore[missing-module-member]
 
     try:
-        return text_format.Parse(file.read_text(), ModelConfig())
+        return text_format.Parse(file.read_text(encoding="utf-8"), ModelConfig())
     except FileNotFoundError:
         raise UserError(f"{file.parent}: not a model of a Triton repository: {file.name} is missing") from None
     except text_format.ParseError as error:
@@ -75,4 +75,4 @@ def _fill_templates(template: Path, folder: Path, values: dict[str, int]) -> Non
         if file.is_file() and file.suffix in (".pbtxt", ".py"):
             target = folder / file.relative_to(template)
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(Template(file.read_text()).substitute(values))
+            target.write_text(Template(file.read_text(encoding="utf-8")).substitute(values), encoding="utf-8")

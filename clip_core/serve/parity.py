@@ -41,7 +41,7 @@ def measure_parity(expected: Path, onnx: Path, store: Path, limits: Export) -> d
     """The export in `onnx` against the features in `expected`, in a process of its own; ValueError above the limits."""
     command = [sys.executable, "-m", "clip_core.serve.parity", str(expected), str(onnx), str(store)]
     subprocess.run([*command, str(limits.tie_margin)], check=True)
-    parity = json.loads((expected / "parity.json").read_text())
+    parity = json.loads((expected / "parity.json").read_text(encoding="utf-8"))
     largest = float(np.max(list(parity["max_feature_difference"].values())))  # not max(), which may pass over NaN
     if not largest <= limits.max_feature_difference:
         raise UserError(
@@ -68,7 +68,7 @@ def compare(expected: Path, onnx: Path, store_folder: Path, tie_margin: float) -
         difference = np.abs(run(sessions[tower], rows) - np.load(expected / f"shape-{number}.npy")).max()
         largest[tower] = float(np.maximum(largest[tower], difference))
         num_shapes += 1
-    texts = json.loads((expected / "texts.json").read_text())
+    texts = json.loads((expected / "texts.json").read_text(encoding="utf-8"))
     found = {"texts": encode_texts(onnx, texts), "images": encode_store(onnx, open_store(store_folder))}
     true = {name: np.load(expected / f"{name}.npy") for name in found}
     for name, features in found.items():
@@ -97,7 +97,7 @@ def _compare_rankings(found: dict[str, np.ndarray], true: dict[str, np.ndarray],
 def main() -> None:
     expected, onnx, store, tie_margin = sys.argv[1:]
     parity = compare(Path(expected), Path(onnx), Path(store), float(tie_margin))
-    (Path(expected) / "parity.json").write_text(json.dumps(parity, indent=2) + "\n")
+    (Path(expected) / "parity.json").write_text(json.dumps(parity, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

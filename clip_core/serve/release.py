@@ -158,7 +158,7 @@ def _point_public_names(live: Path, number: int) -> None:
     for name in PUBLIC:
         version = live / name / str(number)
         version.mkdir(parents=True, exist_ok=True)
-        (version / "release.txt").write_text(f"{name}_r{number}\n")
+        (version / "release.txt").write_text(f"{name}_r{number}\n", encoding="utf-8")
         config = _alias(read_config(live / f"{name}_r{number}" / "config.pbtxt"), f"{name}_r{number}", number)
         atomic_write(live / name / "config.pbtxt", str(config))
 

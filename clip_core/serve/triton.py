@@ -78,7 +78,7 @@ def _start(repository: Path, models: list[str], log: Path) -> tuple[Server, subp
     for _ in range(3):  # between finding a free port and taking it, another process may take it
         prefix = f"clip-{os.getpid()}-{secrets.token_hex(4)}-"
         port = free_port()
-        with log.open("w") as output:
+        with log.open("w", encoding="utf-8") as output:
             process = start(
                 _command(home, repository.absolute(), models, port, prefix),
                 shared_memory=prefix,
@@ -92,7 +92,7 @@ def _start(repository: Path, models: list[str], log: Path) -> tuple[Server, subp
             return Server(f"127.0.0.1:{port}", repository, log), process, prefix
         except ValueError:
             stop(process)
-            if "address already in use" not in log.read_text(errors="replace").lower():
+            if "address already in use" not in log.read_text(encoding="utf-8", errors="replace").lower():
                 raise
         except BaseException:  # Ctrl-C while the models load
             stop(process)
@@ -155,7 +155,7 @@ def _wait_until_ready(address: str, process: subprocess.Popen, log: Path) -> Non
 
 
 def _explain(log: Path) -> str:
-    text = log.read_text(errors="replace")
+    text = log.read_text(encoding="utf-8", errors="replace")
     remedy = ""
     if re.search(r"shared memory|shm", text, re.IGNORECASE) and shutil.disk_usage("/dev/shm").free < 32 * 2**20:
         remedy = "\n/dev/shm is nearly full; in a container: --shm-size=1g"

@@ -143,7 +143,7 @@ def _folder(args: dict[str, str]) -> Path:
 
 
 def _read_release(folder: Path) -> str:
-    return (folder / "release.txt").read_text().strip()
+    return (folder / "release.txt").read_text(encoding="utf-8").strip()
 
 
 def _prepare(

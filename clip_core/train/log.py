@@ -15,13 +15,13 @@ class CsvLog:
 
     def __init__(self, path: Path, last_step: int) -> None:
         self._path = path
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
         kept = [line for line in lines[1:] if line.endswith("\n") and int(line.split(",")[0]) <= last_step]
         atomic_write(path, "".join(lines[:1] + kept) if kept else "")
 
     def __call__(self, step: int, **values: float) -> None:
         """Appends a row; the first one writes the header."""
-        with self._path.open("a") as file:
+        with self._path.open("a", encoding="utf-8") as file:
             if file.tell() == 0:
                 file.write(",".join(["step", *values]) + "\n")
             file.write(",".join([str(step), *(f"{value:.8g}" for value in values.values())]) + "\n")
@@ -34,7 +34,7 @@ def publish_curves(work: Path, curves: Path) -> None:
     for path in sorted(work.glob("*.csv")):
         # A training without validation has an empty one; DVC waits for train.csv, also when no step was asked for.
         if path.stat().st_size or path.name == "train.csv":
-            atomic_write(curves / path.name, path.read_text() or NO_STEPS)
+            atomic_write(curves / path.name, path.read_text(encoding="utf-8") or NO_STEPS)
 
 
 class Progress:

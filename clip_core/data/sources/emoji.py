@@ -72,7 +72,7 @@ def check_cache(cache: Path, artworks: tuple[str, ...]) -> dict[str, str]:
     """Each artwork's licence; refuses a cache that is missing, damaged or lacks one of `artworks`."""
     remedy = "Run `make setup`: it fetches the built-in pictures."
     try:
-        manifest = json.loads((cache / "manifest.json").read_text())
+        manifest = json.loads((cache / "manifest.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{cache}: the built-in pictures are not there. {remedy}") from None
     for name, expected in manifest["sha256"].items():

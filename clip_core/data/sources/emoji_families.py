@@ -33,5 +33,5 @@ def split_of(family: str, unseen_percent: int) -> str:
 @cache
 def rules() -> list[tuple[str, re.Pattern, re.Pattern]]:
     """The committed table: family, pattern of the subgroup, pattern of the English name."""
-    rows = tomllib.loads(TABLE.read_text())["families"]
+    rows = tomllib.loads(TABLE.read_text(encoding="utf-8"))["families"]
     return [(family, re.compile(subgroup), re.compile(name)) for family, subgroup, name in rows]

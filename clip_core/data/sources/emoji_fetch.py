@@ -48,8 +48,8 @@ def main(cache: Path) -> None:
 def recipe() -> str:
     """A name for what the cache is made from: the packages, how they are read, the renderer and the size."""
     made_from = [
-        emoji_packages.TABLE.read_text(),
-        Path(emoji_packages.__file__).read_text(),
+        emoji_packages.TABLE.read_text(encoding="utf-8"),
+        Path(emoji_packages.__file__).read_text(encoding="utf-8"),
         version("resvg-py"),
         str(SIDE),
     ]
@@ -59,7 +59,7 @@ def recipe() -> str:
 def is_whole(cache: Path) -> bool:
     """Whether the cache was made by this recipe and its files are the ones written then."""
     try:
-        manifest = json.loads((cache / "manifest.json").read_text())
+        manifest = json.loads((cache / "manifest.json").read_text(encoding="utf-8"))
         return manifest["recipe"] == recipe() and all(
             sha256_file(cache / name) == expected for name, expected in manifest["sha256"].items()
         )
@@ -76,7 +76,7 @@ def download(package: Package, folder: Path) -> None:
         shutil.rmtree(arriving, ignore_errors=True)
         arriving.mkdir()
         done = subprocess.run(
-            [*command, "--pack-destination", "."], cwd=arriving, capture_output=True, text=True, check=False
+            [*command, "--pack-destination", "."], cwd=arriving, capture_output=True, encoding="utf-8", check=False
         )
         if done.returncode or not (arriving / file.name).exists():
             said = "\n".join((done.stderr or done.stdout).strip().splitlines()[-4:])
@@ -145,7 +145,7 @@ def write_cache(cache: Path, concepts: list[dict], pictures: list[dict], artwork
             "artworks": artworks,
             "sha256": {file.name: sha256_file(file) for file in sorted(folder.glob("*.parquet"))},
         }
-        (folder / "manifest.json").write_text(json.dumps(manifest, indent=1, ensure_ascii=False))
+        (folder / "manifest.json").write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ class Package:
 
 def pinned_packages() -> list[Package]:
     """The packages of the committed table."""
-    return [Package(**row) for row in tomllib.loads(TABLE.read_text())["packages"]]
+    return [Package(**row) for row in tomllib.loads(TABLE.read_text(encoding="utf-8"))["packages"]]
 
 
 def read_member(tgz: Path, name: str) -> Any:

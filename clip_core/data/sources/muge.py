@@ -181,6 +181,8 @@ def lines_of(file: Path) -> Iterator[Line]:
         raise UserError(
             f"{file}: no such file. `data.path` names the folder; `data.train`, `valid` and `test` the files in it."
         ) from None
+    except OSError as error:
+        raise UserError(f"{file}: can not be read: {error.strerror}. `data` in params.yaml names it.") from None
     with opened:
         number = offset = 0
         while content := opened.readline(LONGEST_LINE):

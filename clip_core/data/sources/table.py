@@ -53,6 +53,10 @@ def read_csv(file: Path) -> tuple[list[str], Iterator[Record]]:
         data = file.read_bytes()
     except FileNotFoundError:
         raise UserError(f"{file}: no such file. `data.path` names the folder, `data.table` the CSV in it.") from None
+    except OSError as error:
+        raise UserError(
+            f"{file}: can not be read: {error.strerror}. `data.table` names a CSV in `data.path`."
+        ) from None
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -97,7 +101,18 @@ def fault_of(header: list[str], record: Record, folder: Path) -> str | None:
     if "\0" in str(picture) or not os.path.isfile(picture):  # noqa: PTH113 - unlike Path's, never raises
         return "image_missing"
     is_inside = Path(os.path.realpath(picture)).is_relative_to(os.path.realpath(folder))  # also through links
-    return None if is_inside else "image_outside_folder"
+    if not is_inside:
+        return "image_outside_folder"
+    return None if _can_be_read(picture) else "image_unreadable"
+
+
+def _can_be_read(picture: Path) -> bool:
+    try:
+        with picture.open("rb") as file:
+            file.read(1)
+    except OSError:
+        return False
+    return True
 
 
 def image_id_of(row: dict[str, str]) -> str:

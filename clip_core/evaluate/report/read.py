@@ -49,5 +49,5 @@ def _column(path: Path, name: str) -> list[tuple[float, float]]:
     """(step, value) of one curve; a training without validation has no such file."""
     if not path.exists():
         return []
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         return [(float(row["step"]), float(row[name])) for row in csv.DictReader(file)]

@@ -12,7 +12,7 @@ from clip_core.model.pretrained.importing import import_checkpoint
 
 
 def main() -> None:
-    """Runs the command; a mistake of the user's becomes a message and exit code 1."""
+    """Runs the command; a mistake of the user's becomes a message and exit code 2."""
     arguments = _parser().parse_args()
     set_switches()
     with told_to_the_user(OSError, SafetensorError):

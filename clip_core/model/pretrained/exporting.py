@@ -12,7 +12,7 @@ from clip_core.errors import UserError
 from clip_core.files import atomic_write, replacing_file, replacing_folder
 from clip_core.image import AS_RELEASED, Preprocessing
 from clip_core.model.clip import CLIP
-from clip_core.model.contract import TOKENIZER_FILE, Contract, read_contract, release_of
+from clip_core.model.contract import TOKENIZER_FILE, Architecture, Contract, read_contract, release_of
 from clip_core.model.pretrained.model_card import model_card
 from clip_core.model.pretrained.names import OFA, OFA_RESNET, TRANSFORMERS, to_theirs
 from clip_core.model.pretrained.recognise import name_of
@@ -107,9 +107,15 @@ def _write_ofa(tensors: dict[str, Tensor], contract: Contract, out: Path) -> lis
     state_dict = {f"module.{name}": tensor.contiguous() for name, tensor in tensors.items()}
     with replacing_file(out) as aside:
         save_checkpoint({"epoch": 0, "step": 0, "name": name, "state_dict": state_dict}, aside)
-    if name not in CN_CLIP_NAMES or CN_CLIP_NAMES[name][2] != contract.image_size:
+    return how_cn_clip_loads(contract.architecture, out)
+
+
+def how_cn_clip_loads(architecture: Architecture, out: Path) -> list[str]:
+    """What to write in Python to load a file of this architecture; why there is nothing, if so."""
+    name, image_size = name_of(architecture), architecture.image_size
+    if name not in CN_CLIP_NAMES or CN_CLIP_NAMES[name][2] != image_size:
         return [
-            f"cn_clip has no model config of this shape ({name}, {contract.image_size} x {contract.image_size});",
+            f"cn_clip has no model config of this shape ({name}, {image_size} x {image_size});",
             "it needs one in its clip/model_configs before load_from_name can read the file",
         ]
     vision, text, size = CN_CLIP_NAMES[name]

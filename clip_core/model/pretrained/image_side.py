@@ -23,7 +23,7 @@ from clip_core.model.pretrained.names import (
     to_ours,
 )
 from clip_core.model.pretrained.positions import check_image_size, resize_all_positions
-from clip_core.model.pretrained.recognise import HEAD_WIDTH, Recognised, recognise_resnet, recognise_vit
+from clip_core.model.pretrained.recognise import HEAD_WIDTH, Recognised, for_size, recognise_resnet, recognise_vit
 
 TOWER, PROJECTION = "image_tower.", "image_projection."
 OPEN_CLIP = {  # what a vision_cfg may say that tensors do not show, and what the towers here have
@@ -80,7 +80,7 @@ def image_side_in(checkpoint: Checkpoint, tower: ImageTower | None = None, image
         print(f"{checkpoint.source}: no config says which activation it has: QuickGELU assumed, as in OpenAI's towers")
     scale = ours["logit_scale"].item() if "logit_scale" in ours else checkpoint.config.get("logit_scale")
     return ImageSide(
-        recognised=found.tower,
+        recognised=for_size(found.tower, image_size or size),
         image_size=image_size or size,
         tower={name.removeprefix(TOWER): tensor for name, tensor in ours.items() if name.startswith(TOWER)},
         projection=ours.get(f"{PROJECTION}weight"),

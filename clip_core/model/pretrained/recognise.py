@@ -151,9 +151,10 @@ def embed_dim_of(tensors: dict[str, Tensor], table: Table) -> int:
 
 
 def name_of(architecture: Architecture) -> str:
-    """The name in the registry of a model of this shape; "custom" for others."""
+    """The name in the registry of a model of this shape and for pictures of this size; "custom" for others."""
     text_tower = TextTower(name=architecture.text_tower.name, options=architecture.text_tower.options)
-    shape = Shape(architecture.image_tower, text_tower, architecture.embed_dim)
+    image_tower = for_size(architecture.image_tower, architecture.image_size)  # training at 336 pixels keeps the name
+    shape = Shape(image_tower, text_tower, architecture.embed_dim)
     return next((name for name, known in MODELS.items() if known == shape), "custom")
 
 
