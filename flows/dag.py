@@ -34,3 +34,12 @@ def stages_upstream_first(root: Path) -> list[Stage]:
             )
             for stage in order
         ]
+
+
+def locked(root: Path, stage: str) -> object:
+    """What `root`/dvc.lock has on `stage`, None where that is nothing; read while no DVC writes it."""
+    from dvc.dvcfile import Lockfile
+    from dvc.repo import Repo
+
+    with Repo(str(root), _wait_for_lock=True) as repo, repo.lock:
+        return Lockfile(repo, str(root.resolve() / "dvc.lock")).load().get("stages", {}).get(stage)

@@ -25,7 +25,8 @@ stages:
     outs: [book.out]
 """
 
-# What a stage does stands in its .in file: nothing, or fail, crash once, or hang until it is stopped.
+# What a stage does stands in its .in file: nothing, or refuse, crash, or hang until it is stopped.
+# It leaves its outcome as the project's stages do, see stages/command.py.
 TOY = """
 import json, os, sys, time
 from pathlib import Path
@@ -34,24 +35,45 @@ name = sys.argv[1]
 Path("runs.txt").open("a").write(name + "\\n")
 source = Path(name + ".in")
 text = source.read_text() if source.exists() else ""
+print(text)
+
+def end(kind, message, code):
+    outcome = Path(".work", os.environ["DVC_STAGE"].rpartition(":")[2], "outcome.json")
+    outcome.parent.mkdir(parents=True, exist_ok=True)
+    outcome.write_text(json.dumps({"kind": kind, "message": message}))
+    sys.exit(code)
+
 if text == "refuse":
-    sys.exit("error: refuses this input")
-if text == "crash once" and not Path("crashed").exists():
+    end("refused", "refuses this input", 2)
+if text == "crash" or text == "crash once" and not Path("crashed").exists():
     Path("crashed").touch()
     os.abort()
+if text == "error: in numpy, once" and not Path("crashed").exists():
+    Path("crashed").touch()
+    import numpy, traceback
+    try:
+        numpy.zeros(2).reshape(3)
+    except ValueError as error:
+        traceback.print_exc()
+        end("failed", str(error), 1)
 if text == "hang":
     Path("pid").write_text(str(os.getpid()))
-    while True:
-        time.sleep(0.1)
-Path(name + ".out").write_text(name + text)
+    try:
+        while True:
+            time.sleep(0.1)
+    except KeyboardInterrupt:
+        Path("stopped").write_text("SIGINT")
+        raise
+Path(name + ".out").write_text(name + text.strip())
 if name.startswith("words"):
     Path(name + ".json").write_text(json.dumps({"all": {"recall": {"value": 0.5, "low": 0.25, "high": 0.75}}}))
+end("done", "", 0)
 """
 
 
 def new_toy(folder: Path) -> Path:
     """The toy repository in `folder`; its stages have not run yet."""
-    for name, text in {"dvc.yaml": DVC_YAML, "toy.py": TOY, ".gitignore": "/.prefect\n/runs.txt\n"}.items():
+    for name, text in {"dvc.yaml": DVC_YAML, "toy.py": TOY, ".gitignore": "/.prefect\n/.work\n/runs.txt\n"}.items():
         (folder / name).write_text(text)
     for name in ("letters", "words-long", "words-short"):
         (folder / f"{name}.in").write_text("")
