@@ -21,7 +21,7 @@ from prefect.states import Completed, Failed
 from clip_core.errors import EXIT_CODE, UserError
 from clip_core.guard import start, stop
 from clip_core.params_file import load_params
-from flows.dag import Stage, locked, stages_upstream_first
+from flows.dag import Stage, clear_stale_locks, locked, stages_upstream_first
 
 GIT_HINTS = ("To track the changes", "git add", "To enable auto staging", "dvc config", "Use `dvc push`")
 
@@ -110,6 +110,8 @@ async def pipeline(
         load_params(Path("params.yaml"))
     except UserError as error:
         return Failed(name="Refused", message=str(error))
+    for lock in clear_stale_locks(Path.cwd()):
+        get_run_logger().warning(f"DVC's lock is cleared: {lock}")
     stages = stages_upstream_first(Path.cwd())
     states: dict[str, asyncio.Task[State]] = {}
     patient = reproduce.with_options(retries=retries, retry_delay_seconds=seconds_before_retry)

@@ -183,6 +183,18 @@ def test_stages_run_with_the_python_that_runs_the_flow_whatever_the_path_and_the
     assert runs(letters) == ["letters"]
 
 
+def test_a_lock_left_by_a_process_whose_number_is_in_use_again_is_cleared_before_the_stages(
+    letters: Path, api: str
+) -> None:
+    lock = letters / ".dvc" / "tmp" / "rwlock"
+    lock.parent.mkdir()
+    holder = {"pid": os.getpid(), "cmd": "/venv/bin/dvc repro"}
+    lock.write_text(json.dumps({"write": {f"{letters}/letters.out": holder}, "read": {}}))
+    code, output = run_flow(letters, api)
+    assert code == 0, output
+    assert f"DVC's lock is cleared: {letters}/letters.out: process {os.getpid()}" in output
+
+
 def wait_for(file: Path) -> str:
     deadline = time.monotonic() + 60
     while not (file.exists() and file.read_text()):

@@ -25,7 +25,7 @@ stages:
     outs: [book.out]
 """
 
-# What a stage does stands in its .in file: nothing, or refuse, crash, or hang until it is stopped.
+# What a stage does stands in its .in file: nothing, or refuse, crash, wait for a file, or hang until it is stopped.
 # It leaves its outcome as the project's stages do, see stages/command.py.
 TOY = """
 import json, os, sys, time
@@ -56,6 +56,10 @@ if text == "error: in numpy, once" and not Path("crashed").exists():
     except ValueError as error:
         traceback.print_exc()
         end("failed", str(error), 1)
+if text == "wait":
+    Path("pid").write_text(str(os.getpid()))
+    while not Path("go").exists():
+        time.sleep(0.1)
 if text == "hang":
     Path("pid").write_text(str(os.getpid()))
     try:
