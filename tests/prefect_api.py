@@ -1,10 +1,15 @@
 """Questions to a Prefect server over its REST API, and to the kernel about processes, for tests."""
 
 import json
+import time
 import urllib.request
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+PATIENCE = 600  # seconds; a busy machine is slow
+T = TypeVar("T")
 
 
 def ask(url: str, path: str, **body: object) -> Any:
@@ -40,3 +45,12 @@ def processes_in(folder: Path) -> dict[int, list[str]]:
             if (process / "cwd").readlink() == folder.resolve():
                 found[int(process.name)] = (process / "cmdline").read_text().split("\0")
     return found
+
+
+def until(condition: Callable[[], T], every: float = 0.5) -> T:
+    """The first true answer of `condition`."""
+    deadline = time.monotonic() + PATIENCE
+    while not (answer := condition()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(every)
+    return answer

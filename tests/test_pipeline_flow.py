@@ -227,7 +227,7 @@ def test_without_a_server_the_flow_brings_its_own_and_keeps_its_state_in_the_pro
         patch.setitem(ENVIRONMENT, "HOME", str(home))
         code, output = run_flow(letters, "")
     assert code == 0, output
-    assert "starting one for this run" in output
+    assert "Starting a Prefect server" in output
     assert outcomes(output)["letters"] == "Ran"
     assert (letters / ".prefect" / "prefect.db").exists()
     assert not (home / ".prefect").exists()
