@@ -13,6 +13,7 @@ import sys
 from collections import deque
 from pathlib import Path
 
+import httpx
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import acreate_markdown_artifact
 from prefect.client.schemas.objects import State
@@ -22,6 +23,9 @@ from clip_core.errors import EXIT_CODE, UserError
 from clip_core.guard import start, stop
 from clip_core.params_file import load_params
 from flows.dag import Stage, clear_stale_locks, locked, stages_upstream_first
+from flows.outage import go_on_without_the_lease
+
+go_on_without_the_lease()  # here, since a worker imports this module and runs the flow
 
 GIT_HINTS = ("To track the changes", "git add", "To enable auto staging", "dvc config", "Use `dvc push`")
 
@@ -130,7 +134,10 @@ async def pipeline(
             states[stage.name] = group.create_task(run(stage))
 
     outcomes = {name: state.result() for name, state in states.items()}
-    await acreate_markdown_artifact(key="pipeline-metrics", markdown=summary(stages, outcomes))
+    try:
+        await acreate_markdown_artifact(key="pipeline-metrics", markdown=summary(stages, outcomes))
+    except httpx.HTTPError as error:  # a page less, and no reason to fail
+        print(f"note: the Prefect server did not take the summary: {error}", flush=True)
     print("\n".join(f"{name}: {state.name}" for name, state in outcomes.items()), flush=True)
     if failures := [await state.aresult(raise_on_failure=False) for state in outcomes.values() if state.is_failed()]:
         not_run = [name for name, state in outcomes.items() if not state.is_completed() and not state.is_failed()]
@@ -160,7 +167,10 @@ def figures(tree: object, name: str = "") -> list[tuple[str, str]]:
 
 
 if __name__ == "__main__":
-    state = asyncio.run(pipeline(return_state=True))  # ty: ignore[invalid-argument-type]: as above
+    try:
+        state = asyncio.run(pipeline(return_state=True))  # ty: ignore[invalid-argument-type]: as above
+    except httpx.HTTPError as error:
+        sys.exit(f"error: the Prefect server does not answer: {error}. What stages have done stands above and is kept.")
     if not state.is_completed():
         print(f"error: {state.message}", file=sys.stderr)
         sys.exit(EXIT_CODE if state.name == "Refused" else 1)

@@ -37,14 +37,24 @@ def log(url: str, flow_run: dict) -> str:
     return "\n".join(line["message"] for line in lines)
 
 
-def processes_in(folder: Path) -> dict[int, list[str]]:
-    """The processes whose working directory is `folder`, with their command lines."""
+def commands() -> dict[int, list[str]]:
+    """The processes of this machine, with their command lines."""
     found = {}
     for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # another user's, or gone by now
-            if (process / "cwd").readlink() == folder.resolve():
-                found[int(process.name)] = (process / "cmdline").read_text().split("\0")
+        with suppress(OSError):  # gone by now
+            found[int(process.name)] = (process / "cmdline").read_text(errors="replace").split("\0")
     return found
+
+
+def processes_in(folder: Path) -> dict[int, list[str]]:
+    """The processes whose working directory is `folder`, with their command lines."""
+
+    def is_there(pid: int) -> bool:
+        with suppress(OSError):  # another user's, or gone by now
+            return Path(f"/proc/{pid}/cwd").readlink() == folder.resolve()
+        return False
+
+    return {pid: command for pid, command in commands().items() if is_there(pid)}
 
 
 def until(condition: Callable[[], T], every: float = 0.5) -> T:

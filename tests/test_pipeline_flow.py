@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Generator
 from pathlib import Path
@@ -15,8 +13,8 @@ from clip_core.guard import free_port
 from clip_core.params_file import read_yaml
 from flows.server import server
 from tests.conftest import ENVIRONMENT, ROOT
-from tests.prefect_api import ask, flow_runs, log, processes_in, stage_states
-from tests.toy_pipeline import new_toy, new_toy_of_one_stage, runs
+from tests.prefect_api import ask, flow_runs, log, processes_in, stage_states, until
+from tests.toy_pipeline import new_toy, new_toy_of_one_stage, outcomes, run_flow, runs, start_flow
 
 QUICK_RETRY = (
     "-c",
@@ -42,33 +40,6 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
         patch.setenv("PREFECT_HOME", str(tmp_path_factory.mktemp("prefect")))
         with server(free_port()) as url:
             yield url
-
-
-def start_flow(toy: Path, api: str, *command: str) -> subprocess.Popen[str]:
-    environment = {**ENVIRONMENT, "PYTHONPATH": str(ROOT), "PREFECT_HOME": str(toy / ".prefect")}
-    return subprocess.Popen(
-        [sys.executable, *(command or ("-m", "flows.pipeline"))],
-        cwd=toy,
-        env=environment | ({"PREFECT_API_URL": api} if api else {}),
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background inherit "ignore"
-    )
-
-
-def run_flow(toy: Path, api: str, *command: str) -> tuple[int, str]:
-    """The exit code and the output of `python -m flows.pipeline`."""
-    process = start_flow(toy, api, *command)
-    output, _ = process.communicate(timeout=120)
-    return process.returncode, output
-
-
-def outcomes(output: str) -> dict[str, str]:
-    """The final line of each stage."""
-    lines = [line.split(": ") for line in output.splitlines()]
-    stages = ("letters", "words@long", "words@short", "book")
-    return {line[0]: line[1] for line in lines if len(line) == 2 and line[0] in stages}
 
 
 def test_the_state_of_a_stage_tells_whether_it_ran_and_the_metrics_are_kept(toy: Path, api: str) -> None:
@@ -136,7 +107,7 @@ def test_however_a_flow_is_stopped_the_processes_of_its_stage_end_with_it(
 ) -> None:
     (letters / "letters.in").write_text("hang")
     process = start_flow(letters, api)
-    stage = int(wait_for(letters / "pid"))
+    stage = int(until(lambda: (letters / "pid").exists() and (letters / "pid").read_text()))
     process.send_signal(number)
     process.communicate(timeout=60)
     assert process.returncode != 0
@@ -193,14 +164,6 @@ def test_a_lock_left_by_a_process_whose_number_is_in_use_again_is_cleared_before
     code, output = run_flow(letters, api)
     assert code == 0, output
     assert f"DVC's lock is cleared: {letters}/letters.out: process {os.getpid()}" in output
-
-
-def wait_for(file: Path) -> str:
-    deadline = time.monotonic() + 60
-    while not (file.exists() and file.read_text()):
-        assert time.monotonic() < deadline, f"{file} has not appeared"
-        time.sleep(0.1)
-    return file.read_text()
 
 
 def wait_until_gone(pid: int) -> None:

@@ -1,9 +1,13 @@
 """A DVC repository of three quick stages, for tests of the flow: `letters`, `words@long` and `words@short`, `book`."""
 
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
+from typing import IO
 
-from tests.conftest import ROOT, commit_all
+from tests.conftest import ENVIRONMENT, ROOT, commit_all
 
 DVC_YAML = """
 stages:
@@ -101,3 +105,31 @@ def runs(toy: Path) -> list[str]:
     names = file.read_text().split() if file.exists() else []
     file.unlink(missing_ok=True)
     return names
+
+
+def start_flow(toy: Path, api: str, *command: str, output: IO[str] | int = subprocess.PIPE) -> subprocess.Popen[str]:
+    """`python -m flows.pipeline`, or python with the arguments `command`, on the Prefect server at `api` if any."""
+    environment = {**ENVIRONMENT, "PYTHONPATH": str(ROOT), "PREFECT_HOME": str(toy / ".prefect")}
+    return subprocess.Popen(
+        [sys.executable, *(command or ("-m", "flows.pipeline"))],
+        cwd=toy,
+        env=environment | ({"PREFECT_API_URL": api} if api else {}),
+        text=True,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background inherit "ignore"
+    )
+
+
+def run_flow(toy: Path, api: str, *command: str) -> tuple[int, str]:
+    """The exit code and the output of `python -m flows.pipeline`."""
+    process = start_flow(toy, api, *command)
+    output, _ = process.communicate(timeout=120)
+    return process.returncode, output
+
+
+def outcomes(output: str) -> dict[str, str]:
+    """The final line of each stage."""
+    lines = [line.split(": ") for line in output.splitlines()]
+    stages = ("letters", "words@long", "words@short", "book")
+    return {line[0]: line[1] for line in lines if len(line) == 2 and line[0] in stages}
