@@ -125,9 +125,11 @@ def server(port: int) -> Generator[str]:
         log = home() / "server.log"
         url = f"http://{HOST}:{port}/api"
         command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)]
-        again = ["/bin/sh", "-c", 'while "$@"; [ $? -gt 128 ]; do sleep 1; done', "sh", *command]
+        forever = 'trap exit INT TERM; while "$@"; [ $? -gt 128 ]; do sleep 1; done'  # 128 + the signal that killed it
         with log.open("w") as output:  # the guard has the lock, too: it outlives us until the server has ended
-            process = start(again, stdout=output, stderr=subprocess.STDOUT, pass_fds=(lock,))
+            process = start(
+                ["/bin/sh", "-c", forever, "sh", *command], stdout=output, stderr=subprocess.STDOUT, pass_fds=(lock,)
+            )
         try:
             deadline = time.monotonic() + PATIENCE
             while not is_up(url):
