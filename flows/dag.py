@@ -1,5 +1,6 @@
 """DVC's own graph of the stages in `dvc.yaml`, upstream first."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,3 +35,51 @@ def stages_upstream_first(root: Path) -> list[Stage]:
             )
             for stage in order
         ]
+
+
+def locked(root: Path, stage: str) -> object:
+    """What `root`/dvc.lock has on `stage`, None where that is nothing; read while no DVC writes it."""
+    from dvc.dvcfile import Lockfile
+    from dvc.repo import Repo
+
+    with Repo(str(root), _wait_for_lock=True) as repo, repo.lock:
+        return Lockfile(repo, str(root.resolve() / "dvc.lock")).load().get("stages", {}).get(stage)
+
+
+def clear_stale_locks(root: Path) -> list[str]:
+    """Takes out of DVC's lock what processes that are gone left in it; tells of each whose and on what it was.
+
+    DVC asks only whether some process has the number, and after a restart of the machine any other may have it.
+    """
+    from dvc.repo import Repo
+    from dvc.rwlock import _edit_rwlock
+
+    cleared = []
+
+    def is_stale(path: str, holder: dict) -> bool:
+        if is_running(**holder):
+            return False
+        cleared.append(f"{path}: process {holder['pid']} ({holder['cmd']}) is gone")
+        return True
+
+    with Repo(str(root)) as repo:
+        hardlink = repo.config["core"].get("hardlink_lock", False)
+        with _edit_rwlock(repo.tmp_dir, repo.fs, hardlink) as lock:
+            lock["write"] = {path: holder for path, holder in lock["write"].items() if not is_stale(path, holder)}
+            readers = {path: [h for h in holders if not is_stale(path, h)] for path, holders in lock["read"].items()}
+            lock["read"] = {path: holders for path, holders in readers.items() if holders}
+    return cleared
+
+
+def is_running(pid: int, cmd: str) -> bool:
+    """Whether process `pid` is still the one whose sys.argv, joined, was `cmd`."""
+    import psutil  # comes with DVC
+
+    # The program stands differently in the two: `python -m dvc repro` is /.../dvc/__main__.py repro in sys.argv.
+    arguments = re.split(r"(?<=dvc|\.py) ", cmd, maxsplit=1)[-1]
+    try:
+        return f" {' '.join(psutil.Process(pid).cmdline())}".endswith(f" {arguments}")
+    except psutil.NoSuchProcess:  # or a zombie
+        return False
+    except psutil.AccessDenied:  # another user's: it may be
+        return True

@@ -7,52 +7,72 @@ if __name__ == "__main__":  # before Prefect is imported, which reads its settin
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Iterable
 from pathlib import Path
 
+import httpx
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import acreate_markdown_artifact
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from clip_core.all_params import load_params
+from clip_core.errors import EXIT_CODE, UserError
 from clip_core.guard import start, stop
-from flows.dag import Stage, stages_upstream_first
+from flows.dag import Stage, clear_stale_locks, locked, stages_upstream_first
+from flows.outage import go_on_without_the_lease
+
+go_on_without_the_lease()  # here, since a worker imports this module and runs the flow
 
 GIT_HINTS = ("To track the changes", "git add", "To enable auto staging", "dvc config", "Use `dvc push`")
 
 
 class StageFailed(RuntimeError):
-    """A stage ended with an error; another try may help."""
+    """A stage ended with an error of ours, or was killed; another try may help."""
 
 
 class StageRefused(StageFailed):
-    """A stage refused its input in its own words; another try would not help."""
+    """A stage found a mistake of the user's; another try would find it again."""
+
+
+class StageOverdue(StageFailed):
+    """A stage took longer than it may, and another try would take as long."""
 
 
 def may_help(_task: object, _run: object, state: State) -> bool:
-    return not isinstance(state.data, StageRefused)
+    return not isinstance(state.data, StageRefused | StageOverdue)
 
 
 @task(retry_condition_fn=may_help)
-async def reproduce(stage: str) -> State:
+async def reproduce(stage: str, hours: float | None) -> State:
     """Has DVC bring `stage` up to date; the state's name tells what that took: Ran, Cached or Unchanged."""
+    outcome = Path(".work", stage, "outcome.json")  # see stages/command.py; DVC hides a stage's exit code
+    outcome.unlink(missing_ok=True)
+    before = await asyncio.to_thread(locked, Path.cwd(), stage)
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage]
-    process = start(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
-    assert process.stdout
+    process = start(
+        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    )
     try:
-        outcome, last_lines = await asyncio.to_thread(relay, process.stdout, get_run_logger())
-        code = process.wait()
+        async with asyncio.timeout(hours and hours * 3600):
+            code, last_lines = await asyncio.to_thread(relay, process, get_run_logger())
+    except TimeoutError:
+        raise StageOverdue(
+            f"stage {stage} was stopped after {hours:g} hours (stage_hours); "
+            "the next run goes on from its last checkpoint"
+        ) from None
     finally:  # a cancelled run waits here, blocking, until the stage's processes are gone
         stop(process)
+    end = json.loads(outcome.read_text(encoding="utf-8")) if outcome.exists() else None
+    if code != 0 and end and end["kind"] == "refused":
+        raise StageRefused(f"stage {stage} refused: {end['message']}")
     if code != 0:
-        said = "\n".join(last_lines)
-        kind = StageRefused if any(line.startswith("error: ") for line in last_lines) else StageFailed
-        raise kind(f"stage {stage} failed with exit code {code}:\n{said}")
-    return Completed(name=outcome, message=f"{stage}: {outcome}")
+        raise StageFailed("\n".join([f"stage {stage} failed (DVC's exit code {code}):", *last_lines]))
+    name = "Ran" if end else "Unchanged" if await asyncio.to_thread(locked, Path.cwd(), stage) == before else "Cached"
+    return Completed(name=name, message=f"{stage}: {name}")
 
 
 @task
@@ -61,28 +81,41 @@ async def skip(stage: str) -> State:
     return Completed(name="Unchanged", message=f"{stage}: Unchanged")
 
 
-def relay(lines: Iterable[str], logger) -> tuple[str, list[str]]:
-    """Logs DVC's output line by line as it comes; gives the outcome and the last lines."""
-    outcome, last_lines = "Ran", deque(maxlen=12)
-    for line in map(str.rstrip, lines):
-        if not line or line.strip().startswith(GIT_HINTS):
-            continue
-        logger.info(line)
-        last_lines.append(line)
-        if "didn't change, skipping" in line:
-            outcome = "Unchanged"
-        elif "is cached - skipping run" in line:
-            outcome = "Cached"
-    return outcome, list(last_lines)
+def environment() -> dict[str, str]:
+    """For DVC: a stage's `python` is the one that runs this flow, whatever PATH and the user's shell say."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    return {**os.environ, "PATH": path, "SHELL": "/bin/sh"}
+
+
+def relay(process: subprocess.Popen[str], logger) -> tuple[int, list[str]]:
+    """Logs DVC's output line by line as it comes; gives its exit code and the last lines."""
+    assert process.stdout
+    last_lines = deque(maxlen=12)
+    for line in map(str.rstrip, process.stdout):
+        if line and not line.strip().startswith(GIT_HINTS):
+            logger.info(line)
+            last_lines.append(line)
+    return process.wait(), list(last_lines)
 
 
 @flow
-async def pipeline(retries: int = 1, seconds_before_retry: float = 20, max_parallel: int = 1) -> State:
+async def pipeline(
+    retries: int = 1, seconds_before_retry: float = 20, max_parallel: int = 1, stage_hours: float | None = None
+) -> State:
     """Brings every stage of `dvc.yaml` in the working directory up to date, upstream first.
 
-    The wait before a retry is there for a killed run's successor: DVC calls a stage busy until the old one has ended.
+    Args:
+        retries: how often a stage that failed is tried again; one that refused its input is not.
+        seconds_before_retry: for a killed run's successor: DVC calls a stage busy until the old one has ended.
+        max_parallel: how many stages run at once.
+        stage_hours: how long a stage may take; one that takes longer is stopped. Without it there is no limit.
     """
-    load_params(Path("params.yaml"))
+    try:
+        load_params(Path("params.yaml"))
+    except UserError as error:
+        return Failed(name="Refused", message=str(error))
+    for lock in clear_stale_locks(Path.cwd()):
+        get_run_logger().warning(f"DVC's lock is cleared: {lock}")
     stages = stages_upstream_first(Path.cwd())
     states: dict[str, asyncio.Task[State]] = {}
     patient = reproduce.with_options(retries=retries, retry_delay_seconds=seconds_before_retry)
@@ -91,9 +124,9 @@ async def pipeline(retries: int = 1, seconds_before_retry: float = 20, max_paral
     async def run(stage: Stage) -> State:
         upstream = [await states[name] for name in stage.needs]
         is_unchanged = not stage.is_dirty and all(state.name == "Unchanged" for state in upstream)
-        verb = skip if is_unchanged else patient
+        verb, limits = (skip, ()) if is_unchanged else (patient, (stage_hours,))
         async with slots:  # a stage after a failed one is not run: Prefect marks it NotReady
-            task_run = verb.with_options(name=stage.name)(stage.name, wait_for=upstream, return_state=True)
+            task_run = verb.with_options(name=stage.name)(stage.name, *limits, wait_for=upstream, return_state=True)
             return await task_run  # ty: ignore[invalid-await]: Prefect's types know no async tasks here
 
     async with asyncio.TaskGroup() as group:
@@ -101,12 +134,17 @@ async def pipeline(retries: int = 1, seconds_before_retry: float = 20, max_paral
             states[stage.name] = group.create_task(run(stage))
 
     outcomes = {name: state.result() for name, state in states.items()}
-    await acreate_markdown_artifact(key="pipeline-metrics", markdown=summary(stages, outcomes))
+    try:
+        await acreate_markdown_artifact(key="pipeline-metrics", markdown=summary(stages, outcomes))
+    except httpx.HTTPError as error:  # a page less, and no reason to fail
+        print(f"note: the Prefect server did not take the summary: {error}", flush=True)
     print("\n".join(f"{name}: {state.name}" for name, state in outcomes.items()), flush=True)
-    # A failed state's message is "Task run encountered an exception <class>: <what the exception says>".
-    if failures := [str(state.message).partition(": ")[2] for state in outcomes.values() if state.is_failed()]:
+    if failures := [await state.aresult(raise_on_failure=False) for state in outcomes.values() if state.is_failed()]:
         not_run = [name for name, state in outcomes.items() if not state.is_completed() and not state.is_failed()]
-        return Failed(message="\n".join([*failures, f"Not run because of it: {', '.join(not_run) or 'nothing'}"]))
+        return Failed(
+            name="Refused" if all(isinstance(failure, StageRefused) for failure in failures) else "Failed",
+            message="\n".join([*map(str, failures), f"Not run because of it: {', '.join(not_run) or 'nothing'}"]),
+        )
     return Completed()
 
 
@@ -115,7 +153,7 @@ def summary(stages: list[Stage], outcomes: dict[str, State]) -> str:
     rows = ["| stage | outcome |", "|---|---|", *(f"| {name} | {state.name} |" for name, state in outcomes.items())]
     for file in (file for stage in stages for file in stage.metrics if file.exists()):
         rows += ["", f"**{file.relative_to(Path.cwd())}**", "", "| metric | value |", "|---|---|"]
-        rows += [f"| {name} | {value} |" for name, value in figures(json.loads(file.read_text()))]
+        rows += [f"| {name} | {value} |" for name, value in figures(json.loads(file.read_text(encoding="utf-8")))]
     return "\n".join(rows)
 
 
@@ -129,6 +167,10 @@ def figures(tree: object, name: str = "") -> list[tuple[str, str]]:
 
 
 if __name__ == "__main__":
-    state = asyncio.run(pipeline(return_state=True))  # ty: ignore[invalid-argument-type]: as above
+    try:
+        state = asyncio.run(pipeline(return_state=True))  # ty: ignore[invalid-argument-type]: as above
+    except httpx.HTTPError as error:
+        sys.exit(f"error: the Prefect server does not answer: {error}. What stages have done stands above and is kept.")
     if not state.is_completed():
-        sys.exit(f"error: {state.message}")
+        print(f"error: {state.message}", file=sys.stderr)
+        sys.exit(EXIT_CODE if state.name == "Refused" else 1)

@@ -2,14 +2,13 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 
-from clip_core.errors import UserError
+from clip_core.errors import UserError, told_to_the_user
 from clip_core.files import atomic_write
 from clip_core.guard import start, stop
-from flows.server import HOST, home, running_server, server, set_environment
+from flows.server import home, server, set_environment
 
 POOL = "clip"  # the work pool in prefect.yaml
 
@@ -22,15 +21,9 @@ def main(port: int = 4200) -> None:
     """
     for number in (signal.SIGINT, signal.SIGTERM):  # a service manager's stop, too, is Ctrl-C
         signal.signal(number, signal.default_int_handler)
+    if url := os.environ.get("PREFECT_API_URL"):
+        raise UserError(f"PREFECT_API_URL names a Prefect server: {url}. Use that one, or unset PREFECT_API_URL.")
     set_environment()
-    if url := running_server():
-        raise UserError(f"a Prefect server is already running: {url}. Use it, or stop it first.")
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError:
-            raise UserError(f"port {port} is in use. Free it, or choose another one: --port {port + 1}") from None
     try:
         serve(port)
     except KeyboardInterrupt:
@@ -39,7 +32,6 @@ def main(port: int = 4200) -> None:
 
 def serve(port: int) -> None:
     """Does the work of `main` until it is interrupted, and stops what it has started."""
-    print("Starting the Prefect server ...", flush=True)
     with server(port) as url:
         os.environ["PREFECT_API_URL"] = url
         atomic_write(home() / "running", f"{url} {os.getpid()}")
@@ -79,6 +71,7 @@ def prefect(*arguments: str) -> None:
 
 
 if __name__ == "__main__":
-    from stages.command import run
+    import tyro
 
-    run(main)
+    with told_to_the_user():
+        tyro.cli(main)

@@ -11,12 +11,13 @@ if __name__ == "__main__":  # before Prefect is imported, which reads its settin
 from contextlib import closing
 from pathlib import Path
 
+import tyro
 from prefect import flow, task
 
+from clip_core.errors import told_to_the_user
 from clip_core.serve import release
 from clip_core.serve.client import read_state
 from clip_core.serve.triton import connect
-from stages.command import run
 
 
 @task
@@ -97,4 +98,5 @@ def main(repository: Path = Path("serving/repository"), triton: str | None = Non
 
 
 if __name__ == "__main__":
-    run(main)
+    with told_to_the_user():
+        tyro.cli(main)

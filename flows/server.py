@@ -1,6 +1,9 @@
 """The project's own Prefect server: on loopback, its state in `.prefect`."""
 
+import fcntl
+import itertools
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -10,11 +13,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from clip_core.env import set_switches
-from clip_core.errors import UserError
+from clip_core.errors import UserError, told_to_the_user
 from clip_core.guard import free_port, start, stop
 
 HOST = "127.0.0.1"
 PATIENCE = 120  # seconds for the server to come up; 6 to 17 on two quiet cores
+SAY_EVERY = 60  # seconds
 
 
 def set_environment() -> None:
@@ -39,7 +43,7 @@ def running_server() -> str | None:
     if url := os.environ.get("PREFECT_API_URL"):
         return url
     with suppress(OSError, ValueError):  # no file or half a one, no such process or (its number reused) another user's
-        url, platform = (home() / "running").read_text().split()
+        url, platform = (home() / "running").read_text(encoding="utf-8").split()
         os.kill(int(platform), 0)  # a killed platform leaves the file, and its port may be another project's by now
         return url if is_up(url) else None
     return None
@@ -51,36 +55,116 @@ def is_up(url: str) -> bool:
     return False
 
 
+class Occupied(UserError):
+    """Another process has its Prefect server on this project's database."""
+
+    def __init__(self, pid: int, command: str) -> None:
+        self.holder = f"process {pid} ({command})"
+        super().__init__(
+            f"{self.holder} has a Prefect server on {home()}, and two would spoil its database. "
+            f"Use that one, wait for its end, or stop it: kill {pid}"
+        )
+
+
+@contextmanager
+def only_server() -> Generator[int]:
+    """Keeps every other server off the database; gives the descriptor of the lock, which whoever has it holds.
+
+    Raises Occupied where a living process holds it; waits for the server of a killed one, which is about to end.
+    """
+    home().mkdir(parents=True, exist_ok=True)
+    lock = os.open(home() / "server.lock", os.O_RDWR | os.O_CREAT)
+    try:
+        while not try_lock(lock):
+            pid, _, command = os.pread(lock, 1000, 0).decode(errors="replace").partition("\n")[0].partition(" ")
+            if is_alive(pid):
+                raise Occupied(int(pid), command)
+            time.sleep(0.5)
+        os.pwrite(lock, f"{os.getpid()} {' '.join(sys.argv)}\n".encode(), 0)  # what follows it is of a longer one
+        yield lock
+    finally:
+        os.close(lock)
+
+
+def try_lock(file: int) -> bool:
+    with suppress(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False
+
+
+def is_alive(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except (ValueError, ProcessLookupError):  # nobody has signed yet, or who has is gone
+        return False
+    except PermissionError:
+        pass  # another user's
+    return True
+
+
+def check_port(port: int) -> None:
+    """Raises UserError when something listens there."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            raise UserError(f"port {port} is in use. Free it, or choose another one: --port {port + 1}") from None
+
+
 @contextmanager
 def server(port: int) -> Generator[str]:
-    """A Prefect server with its UI on loopback; gives its API address and stops it afterwards."""
-    home().mkdir(parents=True, exist_ok=True)
-    log = home() / "server.log"
-    url = f"http://{HOST}:{port}/api"
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)]
-    with log.open("w") as output:
-        process = start(command, stdout=output, stderr=subprocess.STDOUT)
-    try:
-        deadline = time.monotonic() + PATIENCE
-        while not is_up(url):
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise UserError(f"the Prefect server did not start; it said:\n{log.read_text()[-2000:]}")
-            time.sleep(0.5)
-        yield url
-    finally:
-        stop(process)
+    """A Prefect server with its UI on loopback; gives its API address and stops it afterwards.
 
-
-def ensure_server(module: str) -> None:
-    """Returns when a Prefect server is running; else runs `python -m module` on one that lives as long, and exits."""
-    set_environment()
-    if running_server():
-        return
-    print("No Prefect server is running: starting one for this run.", flush=True)
-    with server(free_port()) as url:
-        process = start([sys.executable, "-m", module, *sys.argv[1:]], env={**os.environ, "PREFECT_API_URL": url})
+    A server that is killed, as by a system short of memory, is started again: runs go on meanwhile.
+    """
+    with only_server() as lock:
+        check_port(port)
+        print("Starting a Prefect server ...", flush=True)
+        log = home() / "server.log"
+        url = f"http://{HOST}:{port}/api"
+        command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)]
+        forever = 'trap exit INT TERM; while "$@"; [ $? -gt 128 ]; do sleep 1; done'  # 128 + the signal that killed it
+        with log.open(
+            "w", encoding="utf-8"
+        ) as output:  # the guard has the lock, too: it outlives us until the server has ended
+            process = start(
+                ["/bin/sh", "-c", forever, "sh", *command], stdout=output, stderr=subprocess.STDOUT, pass_fds=(lock,)
+            )
         try:
-            code = process.wait()
+            deadline = time.monotonic() + PATIENCE
+            while not is_up(url):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise UserError(
+                        f"the Prefect server did not start; it said:\n{log.read_text(encoding='utf-8', errors='replace')[-2000:]}"
+                    )
+                time.sleep(0.5)
+            yield url
         finally:
             stop(process)
-    sys.exit(code)
+
+
+@told_to_the_user()
+def ensure_server(module: str) -> None:
+    """Returns when a Prefect server is running; else runs `python -m module` on one that lives as long, and exits."""
+    for seconds in itertools.count():
+        set_environment()
+        if running_server():
+            return
+        try:
+            with server(free_port()) as url:
+                sys.exit(run_on(url, module))
+        except Occupied as other:  # by a platform that is starting, or by another flow for itself
+            if seconds % SAY_EVERY == 0:
+                print(f"Waiting for {other.holder}, which has a Prefect server on {home()}", flush=True)
+        time.sleep(1)
+
+
+def run_on(url: str, module: str) -> int:
+    """The exit code of `python -m module`, with our arguments, on the server at `url`."""
+    process = start([sys.executable, "-m", module, *sys.argv[1:]], env={**os.environ, "PREFECT_API_URL": url})
+    try:
+        return process.wait()
+    finally:
+        stop(process)

@@ -1,10 +1,15 @@
 """Questions to a Prefect server over its REST API, and to the kernel about processes, for tests."""
 
 import json
+import time
 import urllib.request
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+PATIENCE = 600  # seconds; a busy machine is slow
+T = TypeVar("T")
 
 
 def ask(url: str, path: str, **body: object) -> Any:
@@ -32,11 +37,30 @@ def log(url: str, flow_run: dict) -> str:
     return "\n".join(line["message"] for line in lines)
 
 
-def processes_in(folder: Path) -> dict[int, list[str]]:
-    """The processes whose working directory is `folder`, with their command lines."""
+def commands() -> dict[int, list[str]]:
+    """The processes of this machine, with their command lines."""
     found = {}
     for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # another user's, or gone by now
-            if (process / "cwd").readlink() == folder.resolve():
-                found[int(process.name)] = (process / "cmdline").read_text(encoding="utf-8").split("\0")
+        with suppress(OSError):  # gone by now
+            found[int(process.name)] = (process / "cmdline").read_text(errors="replace").split("\0")
     return found
+
+
+def processes_in(folder: Path) -> dict[int, list[str]]:
+    """The processes whose working directory is `folder`, with their command lines."""
+
+    def is_there(pid: int) -> bool:
+        with suppress(OSError):  # another user's, or gone by now
+            return Path(f"/proc/{pid}/cwd").readlink() == folder.resolve()
+        return False
+
+    return {pid: command for pid, command in commands().items() if is_there(pid)}
+
+
+def until(condition: Callable[[], T], every: float = 0.5) -> T:
+    """The first true answer of `condition`."""
+    deadline = time.monotonic() + PATIENCE
+    while not (answer := condition()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(every)
+    return answer

@@ -1,8 +1,8 @@
 """The flow on a toy repository and a real Prefect server: what it runs, what it marks, and how it ends."""
 
+import json
+import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Generator
 from pathlib import Path
@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from clip_core.guard import free_port
+from clip_core.params_file import read_yaml
 from flows.server import server
 from tests.conftest import ENVIRONMENT, ROOT
-from tests.prefect_api import ask, flow_runs, log, processes_in, stage_states
-from tests.toy_pipeline import new_toy, new_toy_of_one_stage, runs
+from tests.prefect_api import ask, flow_runs, log, processes_in, stage_states, until
+from tests.toy_pipeline import new_toy, new_toy_of_one_stage, outcomes, run_flow, runs, start_flow
 
 QUICK_RETRY = (
     "-c",
@@ -41,33 +42,6 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
             yield url
 
 
-def start_flow(toy: Path, api: str, *command: str) -> subprocess.Popen[str]:
-    environment = {**ENVIRONMENT, "PYTHONPATH": str(ROOT), "PREFECT_HOME": str(toy / ".prefect")}
-    return subprocess.Popen(
-        [sys.executable, *(command or ("-m", "flows.pipeline"))],
-        cwd=toy,
-        env=environment | ({"PREFECT_API_URL": api} if api else {}),
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background inherit "ignore"
-    )
-
-
-def run_flow(toy: Path, api: str, *command: str) -> tuple[int, str]:
-    """The exit code and the output of `python -m flows.pipeline`."""
-    process = start_flow(toy, api, *command)
-    output, _ = process.communicate(timeout=120)
-    return process.returncode, output
-
-
-def outcomes(output: str) -> dict[str, str]:
-    """The final line of each stage."""
-    lines = [line.split(": ") for line in output.splitlines()]
-    stages = ("letters", "words@long", "words@short", "book")
-    return {line[0]: line[1] for line in lines if len(line) == 2 and line[0] in stages}
-
-
 def test_the_state_of_a_stage_tells_whether_it_ran_and_the_metrics_are_kept(toy: Path, api: str) -> None:
     code, output = run_flow(toy, api)
     assert code == 0, output
@@ -79,7 +53,7 @@ def test_the_state_of_a_stage_tells_whether_it_ran_and_the_metrics_are_kept(toy:
     assert "**words-long.json**" in artifact["data"]
     assert "| all.recall | 0.500 (0.250 to 0.750) |" in artifact["data"]
 
-    (toy / "words-long.in").write_text("new")
+    (toy / "words-long.in").write_text("words@long is cached - skipping run")  # which the stage prints
     code, output = run_flow(toy, api)
     assert outcomes(output) == {"letters": "Unchanged", "words@long": "Ran", "words@short": "Unchanged", "book": "Ran"}
     assert runs(toy) == ["words-long", "book"]
@@ -91,24 +65,40 @@ def test_the_state_of_a_stage_tells_whether_it_ran_and_the_metrics_are_kept(toy:
     assert (outcomes(output)["words@long"], outcomes(output)["book"]) == ("Cached", "Cached")
     assert runs(toy) == []
 
+    (toy / "letters.in").write_text(" ")  # other bytes, the same result
+    code, output = run_flow(toy, api)
+    assert outcomes(output) == {"letters": "Ran"} | dict.fromkeys(["words@long", "words@short", "book"], "Unchanged")
+
 
 def test_a_stage_that_refuses_its_input_is_not_tried_again_and_what_needs_it_is_not_run(toy: Path, api: str) -> None:
     (toy / "words-long.in").write_text("refuse")
     code, output = run_flow(toy, api)
-    assert code == 1
+    assert code == 2
     assert outcomes(output) == {"letters": "Ran", "words@long": "Failed", "words@short": "Ran", "book": "NotReady"}
     assert runs(toy) == ["letters", "words-long", "words-short"]
-    assert "error: stage words@long failed" in output
-    assert "error: refuses this input" in output
+    assert "error: stage words@long refused: refuses this input" in output
     assert "Not run because of it: book" in output
     assert flow_runs(api)[0]["state_type"] == "FAILED"
 
 
-def test_a_stage_that_crashes_is_tried_again(letters: Path, api: str) -> None:
-    (letters / "letters.in").write_text("crash once")
+@pytest.mark.parametrize("trouble", ["crash once", "error: in numpy, once"])
+def test_a_stage_that_crashes_is_tried_again_whatever_it_prints(trouble: str, letters: Path, api: str) -> None:
+    (letters / "letters.in").write_text(trouble)
+    stale = letters / ".work" / "letters" / "outcome.json"
+    stale.parent.mkdir(parents=True)
+    stale.write_text(json.dumps({"kind": "refused", "message": "of an earlier run"}))
     code, output = run_flow(letters, api, *QUICK_RETRY)
     assert code == 0, output
     assert runs(letters) == ["letters", "letters"]
+
+
+def test_a_failure_beside_a_refusal_is_a_failure(toy: Path, api: str) -> None:
+    (toy / "words-long.in").write_text("refuse")
+    (toy / "words-short.in").write_text("crash")
+    code, output = run_flow(toy, api)
+    assert code == 1, output
+    assert "stage words@long refused" in output
+    assert "stage words@short failed" in output
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
@@ -117,7 +107,7 @@ def test_however_a_flow_is_stopped_the_processes_of_its_stage_end_with_it(
 ) -> None:
     (letters / "letters.in").write_text("hang")
     process = start_flow(letters, api)
-    stage = int(wait_for(letters / "pid"))
+    stage = int(until(lambda: (letters / "pid").exists() and (letters / "pid").read_text()))
     process.send_signal(number)
     process.communicate(timeout=60)
     assert process.returncode != 0
@@ -129,12 +119,51 @@ def test_however_a_flow_is_stopped_the_processes_of_its_stage_end_with_it(
     assert runs(letters) == ["letters", "letters"]
 
 
-def wait_for(file: Path) -> str:
-    deadline = time.monotonic() + 60
-    while not (file.exists() and file.read_text(encoding="utf-8")):
-        assert time.monotonic() < deadline, f"{file} has not appeared"
-        time.sleep(0.1)
-    return file.read_text(encoding="utf-8")
+def test_a_stage_that_takes_too_long_is_stopped_like_a_cancelled_one_and_not_tried_again(
+    letters: Path, api: str
+) -> None:
+    (letters / "letters.in").write_text("hang")
+    hours = 10 / 3600
+    flow = f"import asyncio; from flows.pipeline import pipeline; asyncio.run(pipeline(stage_hours={hours}))"
+    code, output = run_flow(letters, api, "-c", flow)
+    assert code == 1, output
+    assert runs(letters) == ["letters"]
+    assert f"stage letters was stopped after {hours:g} hours" in output
+    assert "the next run goes on from its last checkpoint" in output
+    assert (letters / "stopped").read_text() == "SIGINT"
+    wait_until_gone(int((letters / "pid").read_text()))
+
+
+def test_the_nightly_run_has_a_limit_that_the_next_night_does_not_reach() -> None:
+    nightly = next(each for each in read_yaml(ROOT / "prefect.yaml")["deployments"] if each["name"] == "nightly")
+    assert 0 < nightly["parameters"]["stage_hours"] < 24
+
+
+def test_stages_run_with_the_python_that_runs_the_flow_whatever_the_path_and_the_shell_say(
+    letters: Path, api: str
+) -> None:
+    fake = letters / "bin" / "python"
+    fake.parent.mkdir()
+    fake.write_text("#!/bin/sh\nexit 1\n")
+    fake.chmod(0o755)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ENVIRONMENT, "PATH", f"{fake.parent}{os.pathsep}{ENVIRONMENT['PATH']}")
+        patch.setitem(ENVIRONMENT, "SHELL", "/bin/false")
+        code, output = run_flow(letters, api)
+    assert code == 0, output
+    assert runs(letters) == ["letters"]
+
+
+def test_a_lock_left_by_a_process_whose_number_is_in_use_again_is_cleared_before_the_stages(
+    letters: Path, api: str
+) -> None:
+    lock = letters / ".dvc" / "tmp" / "rwlock"
+    lock.parent.mkdir()
+    holder = {"pid": os.getpid(), "cmd": "/venv/bin/dvc repro"}
+    lock.write_text(json.dumps({"write": {f"{letters}/letters.out": holder}, "read": {}}))
+    code, output = run_flow(letters, api)
+    assert code == 0, output
+    assert f"DVC's lock is cleared: {letters}/letters.out: process {os.getpid()}" in output
 
 
 def wait_until_gone(pid: int) -> None:
@@ -148,7 +177,7 @@ def test_wrong_keys_are_all_named_before_any_stage_starts(toy: Path, api: str) -
     params = (toy / "params.yaml").read_text()
     (toy / "params.yaml").write_text(params.replace("global_batch:", "globl_batch:").replace("\nseed:", "\nsed:"))
     code, output = run_flow(toy, api)
-    assert code == 1
+    assert code == 2
     for key in ("sed", "init.warm_start.globl_batch", "stage1.globl_batch", "stage2.globl_batch"):
         assert f"{key}: Extra inputs" in output
     assert runs(toy) == []
@@ -161,7 +190,7 @@ def test_without_a_server_the_flow_brings_its_own_and_keeps_its_state_in_the_pro
         patch.setitem(ENVIRONMENT, "HOME", str(home))
         code, output = run_flow(letters, "")
     assert code == 0, output
-    assert "starting one for this run" in output
+    assert "Starting a Prefect server" in output
     assert outcomes(output)["letters"] == "Ran"
     assert (letters / ".prefect" / "prefect.db").exists()
     assert not (home / ".prefect").exists()
