@@ -136,9 +136,8 @@ def server(port: int) -> Generator[str]:
             deadline = time.monotonic() + PATIENCE
             while not is_up(url):
                 if process.poll() is not None or time.monotonic() > deadline:
-                    raise UserError(
-                        f"the Prefect server did not start; it said:\n{log.read_text(encoding='utf-8', errors='replace')[-2000:]}"
-                    )
+                    said = log.read_text(encoding="utf-8", errors="replace")[-2000:]
+                    raise UserError(f"the Prefect server did not start; it said:\n{said}")
                 time.sleep(0.5)
             yield url
         finally:
