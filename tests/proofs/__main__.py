@@ -36,7 +36,7 @@ def chosen(names: list[str]) -> str:
 def run(name: str) -> Path:
     """Runs the proof `name` and gives the file with its record; a proof that fails raises and writes nothing."""
     prove = import_module(f"{PACKAGE}.{name}").prove
-    record = {
+    record: dict[str, object] = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": git("rev-parse", "HEAD"),
         # the records of other proofs change no code
