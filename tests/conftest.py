@@ -11,7 +11,7 @@ import pytest
 
 from clip_core.env import SWITCHES, set_switches
 from clip_core.recipe import apply_recipe
-from tests.tiny_release import narrow_release, release, tiny_releases, triton  # noqa: F401 (fixtures)
+from tests.tiny_release import gallery, narrow_release, release, tiny_releases, triton  # noqa: F401 (fixtures)
 from tests.workers import IS_WORKER, made_once, one_worker_at_a_time
 
 set_switches()  # before a test imports torch, which reads them once
