@@ -26,6 +26,18 @@ ENVIRONMENT = {
     "CLIP_TRITON_HOME": os.environ.get("CLIP_TRITON_HOME", str(ROOT / ".triton")),
 }
 ENVIRONMENT.pop("PYTHONPATH", None)  # a copy runs its own code
+# The files that take longest, for two workers to end together: while the first file makes the smoke project for all,
+# the next two need none.
+LONG = (
+    *("kill", "own_data", "pretrained_shapes", "schedule", "rerun", "offline", "family", "pipeline_flow", "rollout"),
+    *("triton", "client", "benchmarks", "page", "gates", "gallery", "export", "deploy", "readme", "results"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Fast files come first, so that a broken basic is seen early."""
+    places = {f"test_{name}": place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.stem, -1))
 
 
 def run_in(project: Path, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
