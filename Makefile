@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONUNBUFFERED := 1
 unexport PYTHONPATH VIRTUAL_ENV
 unexport PYTHONDONTWRITEBYTECODE # images set it: each process would compile torch anew, which takes 6 s
-.PHONY: help setup run test serve platform ablation recipe doctor clean browser
+.PHONY: help setup run test prove serve platform ablation recipe doctor clean browser
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,7 +32,10 @@ run: setup ## set up, then the main job: `dvc repro`, from pictures to a served 
 
 test: setup browser ## set up, then lint, types, import rules and all tests
 	@ruff check && ruff format --check && ty check && lint-imports
-	@python -m pytest
+	@python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+prove: setup ## a proof too long for the tests: make prove NAME=... (without NAME: the list); writes reports/proofs/NAME.json
+	@python -m tests.proofs $(NAME)
 
 browser: # the page's tests need one; on Debian as root it is installed here, elsewhere they are skipped with the reason
 	@if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] && \

@@ -19,12 +19,19 @@ GIB = 2**30
 PACKAGES = ("torch", "timm", "transformers", "tokenizers", "onnxruntime", "cn-clip", "numpy", "pillow")
 
 
-def machine(threads: int) -> dict:
-    """What the figures depend on besides the code."""
+def processor() -> dict[str, int | str]:
+    """The processor's model and the number of cores."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     return {
         "cpu": next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine()),
         "cores": sum(line.startswith("processor") for line in lines),
+    }
+
+
+def machine(threads: int) -> dict:
+    """What the figures depend on besides the code."""
+    return {
+        **processor(),
         "threads": threads,
         "python": platform.python_version(),
         "versions": {name: version(name) for name in PACKAGES},

@@ -4,15 +4,19 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 
 from clip_core.env import SWITCHES, set_switches
 from clip_core.recipe import apply_recipe
-from tests.tiny_release import narrow_release, release, tiny_releases, triton  # noqa: F401 (fixtures)
+from tests.tiny_release import gallery, narrow_release, release, tiny_releases, triton  # noqa: F401 (fixtures)
+from tests.workers import IS_WORKER, made_once, one_worker_at_a_time
 
 set_switches()  # before a test imports torch, which reads them once
+if IS_WORKER:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # a core for each worker and what it starts
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {
     **os.environ,
@@ -22,6 +26,18 @@ ENVIRONMENT = {
     "CLIP_TRITON_HOME": os.environ.get("CLIP_TRITON_HOME", str(ROOT / ".triton")),
 }
 ENVIRONMENT.pop("PYTHONPATH", None)  # a copy runs its own code
+# The files that take longest, for two workers to end together: while the first file makes the smoke project for all,
+# the next two need none.
+LONG = (
+    *("kill", "own_data", "pretrained_shapes", "schedule", "rerun", "offline", "family", "pipeline_flow", "rollout"),
+    *("triton", "client", "benchmarks", "page", "gates", "gallery", "export", "deploy", "readme", "results"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Fast files come first, so that a broken basic is seen early."""
+    places = {f"test_{name}": place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.stem, -1))
 
 
 def run_in(project: Path, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -71,11 +87,14 @@ def commit_all(project: Path, *first: str) -> None:
 @pytest.fixture(scope="session")
 def smoke_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project on which `dvc repro` with the smoke recipe has finished. Read only: `project_copy` is for changing."""
-    project = new_project(tmp_path_factory.mktemp("smoke") / "project")
-    apply_recipe(project / "recipes" / "smoke.yaml", project / "params.yaml")
-    result = run_in(project, *without_network(), "dvc", "repro")
-    (project / ".work" / "repro.log").write_text(result.stdout, encoding="utf-8")
-    return project
+
+    def make(folder: Path) -> None:
+        project = new_project(folder / "project")
+        apply_recipe(project / "recipes" / "smoke.yaml", project / "params.yaml")
+        result = run_in(project, *without_network(), "dvc", "repro")
+        (project / ".work" / "repro.log").write_text(result.stdout, encoding="utf-8")
+
+    return made_once(tmp_path_factory, "smoke", make) / "project"
 
 
 def copy_of(project: Path, folder: Path) -> Path:
@@ -92,3 +111,10 @@ def copy_of(project: Path, folder: Path) -> Path:
 def project_copy(smoke_project: Path, tmp_path: Path) -> Path:
     """A private copy of the smoke project, for changing."""
     return copy_of(smoke_project, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def much_memory(tmp_path_factory: pytest.TempPathFactory) -> Generator[None]:
+    """For files with models of the real shapes: two of the largest at once would not fit into memory."""
+    with one_worker_at_a_time(tmp_path_factory, "memory"):
+        yield

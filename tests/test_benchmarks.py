@@ -18,34 +18,30 @@ from benchmarks.models import SMALL, prepare
 from benchmarks.noise import now, other_cores
 from benchmarks.sides import make
 from benchmarks.tokenizer import ROWS as TOKENS
-from tests.conftest import ENVIRONMENT, ROOT
 
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    def run_here(_python: str, _m: str, module: str, *arguments: str) -> None:
-        with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(action="ignore", category=RuntimeWarning):
-            patch.setattr(sys, "argv", [module, *arguments])
-            runpy.run_module(module, run_name="__main__")
-
     work = tmp_path_factory.mktemp("benchmarks")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("benchmarks.models._run", run_here)  # takes less time than processes of their own
+        patch.setattr("benchmarks.models._run", lambda _python, _m, *command: run_here(*command))
         prepare(SMALL, work)
     return work
 
 
+def run_here(module: str, *arguments: str) -> None:
+    """`python -m module` without a process of its own, which takes less time."""
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(action="ignore", category=RuntimeWarning):
+        patch.setattr(sys, "argv", [module, *arguments])
+        runpy.run_module(module, run_name="__main__")
+
+
 def run(work: Path, benchmark: str, *options: str) -> dict:
     """The rows of the result that the command writes."""
-    command = [sys.executable, "-m", f"benchmarks.{benchmark}", "--model", SMALL, "--work", str(work), "--repeats", "1"]
-    done = subprocess.run(
-        [*command, "--results", str(work / "results"), "--threads", "1", *options],
-        cwd=ROOT,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    options = ("--model", SMALL, "--work", str(work), "--repeats", "1", "--threads", "1", *options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("benchmarks.compare.LEAST_SECONDS", 0.1)  # figures mean nothing here
+        run_here(f"benchmarks.{benchmark}", *options, "--results", str(work / "results"))
     (file,) = (work / "results").glob(f"{benchmark}*.json")
     result = json.loads(file.read_text())
     assert result["threads"] == 1

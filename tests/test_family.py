@@ -19,6 +19,7 @@ from tests.tiny import MADE, picture
 
 FAMILY = ("rn50", "vit-b-16", "vit-l-14", "vit-l-14-336", "vit-h-14")
 NOISE = 2**20
+pytestmark = pytest.mark.usefixtures("much_memory")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 
 

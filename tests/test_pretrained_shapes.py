@@ -32,6 +32,7 @@ PARAMETERS = {
 }
 NAMES = list(PARAMETERS)
 TEXTS = ["杰尼龟", "一只黑色的cat"]
+pytestmark = pytest.mark.usefixtures("much_memory")
 
 
 def reference_model(name: str) -> Any:

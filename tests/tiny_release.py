@@ -1,10 +1,13 @@
 """A tiny release with random weights, and what to see of a Triton server from outside; for the tests of serving."""
 
+import pickle
 from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
+
+from tests.workers import made_once
 
 if TYPE_CHECKING:
     from clip_core.data.store import Store
@@ -77,29 +80,43 @@ def processes_that_name(text: str) -> list[str]:
     return found
 
 
+def release_of_the_run(factory: pytest.TempPathFactory, store: "Store", seed: int, width: int | None = None) -> Release:
+    """What `make_release` makes, once for all workers: an export takes seconds."""
+
+    def make(folder: Path) -> None:
+        (folder / "release").write_bytes(pickle.dumps(make_release(folder, store, seed, width)))
+
+    folder = made_once(factory, f"release{seed}", make)
+    return pickle.loads((folder / "release").read_bytes())  # noqa: S301 (a worker of this run has written it)
+
+
 @pytest.fixture(scope="session")
-def tiny_releases(tmp_path_factory: pytest.TempPathFactory) -> tuple[Release, Release]:
-    """Two releases of one gallery. Read only."""
+def gallery(tmp_path_factory: pytest.TempPathFactory) -> "Store":
+    """The pictures of the tiny releases. Read only."""
+    from clip_core.data.store import open_store
     from tests.tiny import tiny_store
 
-    folder = tmp_path_factory.mktemp("releases")
-    store = tiny_store(folder / "store")
-    first, second = folder / "first", folder / "second"
-    first.mkdir()
-    second.mkdir()
-    return make_release(first, store, seed=1), make_release(second, store, seed=2)
+    return open_store(made_once(tmp_path_factory, "gallery", lambda folder: tiny_store(folder / "store")) / "store")
 
 
 @pytest.fixture(scope="session")
-def release(tiny_releases: tuple[Release, Release]) -> Release:
-    """The first of the two releases. Read only."""
-    return tiny_releases[0]
+def release(gallery: "Store", tmp_path_factory: pytest.TempPathFactory) -> Release:
+    """A release of the gallery. Read only."""
+    return release_of_the_run(tmp_path_factory, gallery, seed=1)
 
 
 @pytest.fixture(scope="session")
-def narrow_release(tiny_releases: tuple[Release, Release], tmp_path_factory: pytest.TempPathFactory) -> Release:
+def tiny_releases(
+    release: Release, gallery: "Store", tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Release, Release]:
+    """The release and another one of the same gallery. Read only."""
+    return release, release_of_the_run(tmp_path_factory, gallery, seed=2)
+
+
+@pytest.fixture(scope="session")
+def narrow_release(gallery: "Store", tmp_path_factory: pytest.TempPathFactory) -> Release:
     """A release of the same gallery with `export.width: 4`, half of what the model has. Read only."""
-    return make_release(tmp_path_factory.mktemp("narrow"), tiny_releases[0].store, seed=3, width=4)
+    return release_of_the_run(tmp_path_factory, gallery, seed=3, width=4)
 
 
 @pytest.fixture(scope="session")
