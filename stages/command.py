@@ -29,14 +29,18 @@ def run(main: Callable[..., None]) -> None:
     it ended stands in `.work/<stage>/outcome.json`, too, since DVC hides the exit code.
     """
     set_switches()
-    module = sys.modules["__main__"].__spec__
-    assert module
+    module = module_of(main)
     arguments = parsed(main, sys.argv[1:])
-    with _outcome(os.environ.get("DVC_STAGE", module.name.rpartition(".")[2]).rpartition(":")[2]):
+    with _outcome(os.environ.get("DVC_STAGE", module.rpartition(".")[2]).rpartition(":")[2]):
         if "DVC_STAGE" in os.environ:
             end_with_owner()
-        _refuse_what_check_has_not_seen(module.name)
-        main(**sections_of(main, module.name), **arguments)
+        _refuse_what_check_has_not_seen(module)
+        main(**sections_of(main, module), **arguments)
+
+
+def module_of(main: Callable[..., None]) -> str:
+    """The stage's own name: as a command it is __main__."""
+    return main.__globals__["__spec__"].name  # ty: ignore[missing-attribute]
 
 
 def parsed(main: Callable[..., None], arguments: list[str]) -> dict[str, object]:
@@ -51,7 +55,7 @@ def parsed(main: Callable[..., None], arguments: list[str]) -> dict[str, object]
 
     collect.__annotations__ = {parameter.name: parameter.annotation for parameter in asked} | {"return": dict}
     collect.__signature__ = signature.replace(parameters=asked, return_annotation=dict)  # ty: ignore[missing-attribute]
-    return tyro.cli(collect, args=arguments, prog=f"python -m {main.__module__}", description=main.__doc__)
+    return tyro.cli(collect, args=arguments, prog=f"python -m {module_of(main)}", description=main.__doc__)
 
 
 def sections_of(main: Callable[..., None], module: str, params_file: Path = Path("params.yaml")) -> dict[str, Section]:

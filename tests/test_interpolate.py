@@ -128,5 +128,7 @@ def test_one_command_gives_table_picture_and_weights(
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["curve.html", "curve.json", "weights"]
 
     monkeypatch.setattr("sys.argv", [*command, "--choose", "good"])
-    with pytest.raises(SystemExit, match="error: --choose is 'good', and must be best or an alpha from 0 to 1"):
+    with pytest.raises(SystemExit) as ended:
         main()
+    assert ended.value.code == 2
+    assert "error: --choose is 'good', and must be best or an alpha from 0 to 1" in capsys.readouterr().err
