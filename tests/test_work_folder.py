@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -169,14 +170,16 @@ def test_a_training_of_an_older_version_is_listed_and_can_be_removed(tmp_path: P
     assert not old.exists()
 
 
-def hold(root: Path, released: Event) -> None:
-    with work_folder(training(), root):
+def hold(root: Path, decides: Decisive, released: Event) -> None:
+    with work_folder(decides, root):
         released.wait(60)
 
 
 def pid_in(lock: Path) -> int:
     """The trainer that holds the lock; waits until there is one."""
+    deadline = time.monotonic() + 60
     while not lock.exists() or not lock.read_text(encoding="utf-8"):
+        assert time.monotonic() < deadline, f"nobody takes {lock}"
         time.sleep(0.01)
     return int(lock.read_text(encoding="utf-8"))
 
@@ -189,11 +192,12 @@ def released() -> Event:
 @pytest.fixture
 def holder(tmp_path: Path, released: Event) -> Iterator[SpawnProcess]:
     """Another process that trains in the folder until it is released."""
-    process = multiprocessing.get_context("spawn").Process(target=hold, args=(tmp_path, released))
+    process = multiprocessing.get_context("spawn").Process(target=hold, args=(tmp_path, training(), released))
     process.start()
     pid_in(tmp_path / "stage1" / training().fingerprint / "lock")
     yield process
-    released.set()
+    if process.is_alive():  # to a killed one `set` would wait for ever
+        released.set()
     process.join()
 
 
@@ -232,8 +236,12 @@ def test_an_adoption_that_was_killed_between_saying_and_doing_can_be_done_again(
 ) -> None:
     left = interrupt(of_other_code(), tmp_path)
 
-    def killed(*_: object) -> None:
-        raise Stopped
+    real = shutil.rmtree
+
+    def killed(path: Path, **options: bool) -> None:
+        if path.parent == left.parent:  # what stands where the training is to go
+            raise Stopped
+        real(path, **options)
 
     with monkeypatch.context() as patch, pytest.raises(Stopped):
         patch.setattr(work_folders.shutil, "rmtree", killed)
