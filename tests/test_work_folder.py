@@ -238,7 +238,7 @@ def test_an_adoption_that_was_killed_between_saying_and_doing_can_be_done_again(
 
     real = shutil.rmtree
 
-    def killed(path: Path, **options: bool) -> None:
+    def killed(path: Path, **options: Any) -> None:
         if path.parent == left.parent:  # what stands where the training is to go
             raise Stopped
         real(path, **options)
