@@ -41,7 +41,7 @@ def forget(project: Path, stage: str) -> None:
 
 
 def kill(project: Path, stage: str, is_time: Moment) -> bool:
-    """Runs `stage` under DVC and kills DVC and the trainer with it; False when they were done before it was time."""
+    """Runs `stage` under DVC and kills DVC and the trainer with it; False when the result was kept before that."""
     process = subprocess.Popen(
         [*REPRO, stage],
         cwd=project,
@@ -59,7 +59,7 @@ def kill(project: Path, stage: str, is_time: Moment) -> bool:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    return True
+    return stage not in YAML().load(project / "dvc.lock")["stages"]
 
 
 def go_on(project: Path, stage: str, undisturbed: Path) -> int:
