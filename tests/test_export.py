@@ -11,6 +11,7 @@ import pytest
 from clip_core.config.export import Export
 from clip_core.serve.index import same_ranking
 from clip_core.serve.parity import measure_parity, shapes
+from tests.conftest import ROOT
 from tests.tiny_release import Release
 
 
@@ -123,9 +124,11 @@ def test_a_model_below_the_gates_is_refused_before_torch_is_loaded(tmp_path: Pat
     code = f"""
 import sys
 from pathlib import Path
+from stages.command import sections_of
 from stages.export import main
+sections = sections_of(main, "stages.export", Path({str(ROOT / "params.yaml")!r}))
 try:
-    main(Path("models/none"), Path({str(metrics)!r}), Path("data/none"), Path("models/onnx-none"))
+    main(**sections, model=Path("none"), metrics=Path({str(metrics)!r}), packed=Path("none"), out=Path("none"))
 except ValueError as error:
     print(error, "torch" in sys.modules)
 """

@@ -46,10 +46,8 @@ def prove(project: Path, name: str = "") -> subprocess.CompletedProcess[str]:
 def test_without_a_name_the_proofs_are_listed(project: Path) -> None:
     result = prove(project)
     assert result.returncode == 0, result.stdout
-    assert [line.split(maxsplit=1) for line in result.stdout.splitlines()] == [
-        ["sums", "Sums come out right."],
-        ["wrong", "Sums come out right."],
-    ]
+    listed = dict(line.split(maxsplit=1) for line in result.stdout.splitlines())
+    assert listed["sums"] == listed["wrong"] == "Sums come out right."
 
 
 def test_a_proof_that_holds_leaves_its_figures_with_date_commit_and_machine(project: Path) -> None:

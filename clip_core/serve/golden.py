@@ -33,8 +33,8 @@ class Golden(NamedTuple):
     max_difference: float  # allowed of a feature; of a score, twice that
 
 
-class WrongAnswers(ValueError):
-    """What a served model answers is not what torch computes."""
+class WrongAnswers(UserError):
+    """What a served model answers is not what torch computes: the release is refused."""
 
 
 def make_golden(truth: Truth, predictor: "Predictor", store: "Store", params: Deploy, k: int) -> Golden:
