@@ -72,7 +72,7 @@ def test_times_and_memory_of_loading_are_measured_in_processes_of_their_own(work
     (file,) = (work / "results").glob("load*.json")
     ((done,),) = json.loads(file.read_text(encoding="utf-8"))["rows"].values()
     assert 0 < done["importing"] < done["seconds"]
-    assert 0 < done["peak"] < 32 * 2**30
+    assert 0 < done["peak"] < 8 * 2**30
 
 
 @pytest.mark.parametrize(
