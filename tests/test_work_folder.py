@@ -170,6 +170,14 @@ def test_a_training_of_an_older_version_is_listed_and_can_be_removed(tmp_path: P
     assert not old.exists()
 
 
+def test_a_folder_that_is_no_training_is_never_removed(tmp_path: Path) -> None:
+    (tmp_path / "lock").touch()  # as other programs have
+    (tmp_path / "mine.txt").touch()
+    with pytest.raises(UserError, match="no interrupted training"):
+        remove(tmp_path)
+    assert (tmp_path / "mine.txt").exists()
+
+
 def hold(root: Path, decides: Decisive, released: Event) -> None:
     with work_folder(decides, root):
         released.wait(60)

@@ -58,7 +58,8 @@ def work_folder(decisive: Decisive, root: Path = ROOT) -> Generator[Path]:
         if not checkpoints_in(folder):
             _name_those_of_other_code(folder, decisive)
         yield folder
-        shutil.rmtree(folder)
+        # moved first: one that waits makes the lock anew, and a folder that fills can not be removed
+        shutil.rmtree(folder.rename(folder.with_name(f".{folder.name}.done")))
 
 
 def adoptions_in(folder: Path) -> tuple[Adoption, ...]:
@@ -94,7 +95,8 @@ def adopt(folder: Path) -> Path:
 
 def remove(folder: Path) -> None:
     """Removes an interrupted training; raises UserError when there is none, or when it is at work."""
-    if not (folder / "lock").exists():
+    is_training = (folder / ABOUT).exists() or any(folder.glob("checkpoint*.safetensors"))  # an old one
+    if not (folder / "lock").exists() or not (is_training or _is_locked(folder)):  # one that has just begun
         raise UserError(f"{folder}: no interrupted training; `{COMMAND}` lists those that are")
     with _locked(folder, wait=False):
         shutil.rmtree(folder)
