@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONUNBUFFERED := 1
 unexport PYTHONPATH VIRTUAL_ENV
 unexport PYTHONDONTWRITEBYTECODE # images set it: each process would compile torch anew, which takes 6 s
-.PHONY: help setup run test prove serve platform ablation recipe doctor clean browser
+.PHONY: help setup run test prove serve rollout rollback platform ablation recipe doctor clean browser
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,7 @@ setup: .venv/ready ## the environment, Triton and the built-in pictures (everyth
 run: setup ## set up, then the main job: `dvc repro`, from pictures to a served model
 	@python -m stages.check # DVC stops at the first misspelt key that dvc.yaml names; this names all that is wrong
 	@dvc repro
+	@python -m clip_core.serve.releases add models/release
 	@python -m clip_core.evaluate.summary
 
 test: setup browser ## set up, then lint, types, import rules and all tests
@@ -45,7 +46,14 @@ browser: # the page's tests need one; on Debian as root it is installed here, el
 	    chromium fontconfig fonts-wqy-microhei >/dev/null || echo "note: no browser could be installed; its tests are skipped"; fi
 
 serve: setup ## the page where one types Chinese and sees pictures (Ctrl-C stops everything)
+	@test ! -f models/release/manifest.json || python -m clip_core.serve.releases add models/release
 	@python -m clip_core.serve.gateway
+
+rollout: setup ## make the newest proved release public, under load or for the next start (another: RELEASE=its id)
+	@python -m clip_core.serve.rollout $(RELEASE)
+
+rollback: setup ## make the release public again that was before
+	@python -m clip_core.serve.rollout --back
 
 platform: setup ## Prefect server, its page, a worker and the deployments (Ctrl-C stops everything)
 	@python -m flows.platform

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -15,6 +15,8 @@ from clip_core.errors import UserError
 
 LEFT = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}\.(aside|old)")  # folders: what `_make_locked` names
 LEFT_IN_FILES = re.compile(r"\.(?P<name>.+)\.(?P<process>\d{1,7})\.aside")  # by earlier versions
+
+MARGIN = 16 * 2**20  # bytes that stay free
 
 
 def sha256_file(path: Path) -> str:
@@ -35,9 +37,9 @@ def replacing_file(path: Path) -> Generator[Path]:
     with _beside(path, "aside") as folder:
         aside = folder / path.name
         yield aside
-        _sync(aside)
+        sync(aside)
         aside.replace(path)
-    _sync(path.parent)
+    sync(path.parent)
 
 
 @contextmanager
@@ -48,14 +50,14 @@ def replacing_folder(folder: Path) -> Generator[Path]:
         yield aside
         for path in [*aside.rglob("*"), aside]:
             path.chmod(path.stat().st_mode | 0o444)  # safetensors makes its files private
-            _sync(path)
+            sync(path)
         if folder.exists():
             with _beside(folder, "old") as old:
                 folder.rename(old / folder.name)  # a folder can not be renamed onto a full one
                 aside.rename(folder)
         else:
             aside.rename(folder)
-    _sync(folder.parent)
+    sync(folder.parent)
 
 
 @contextmanager
@@ -135,12 +137,23 @@ def _is_alive(process: int) -> bool:
     return True
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Returns when the file, or what a folder says of its entries, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def check_space(folder: Path, sources: Sequence[Path]) -> None:
+    """Raises UserError unless the disk of `folder` has room for copies of the `sources`, and a margin."""
+    needed = MARGIN + sum(
+        path.stat().st_size for source in sources for path in [source, *source.rglob("*")] if path.is_file()
+    )
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(f"{folder}: {free // 2**20} MiB free, {-(-needed // 2**20)} MiB are needed; make room")
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""DVC stage: the Triton model repository, proved on a real Triton server."""
+"""DVC stage: a release, proved on a real Triton server. Making it public is no stage: serve/rollout.py."""
 
 import json
 from pathlib import Path
@@ -11,6 +11,9 @@ from clip_core.config.export import Width
 from clip_core.config.index import TopK
 from clip_core.config.section import Section
 from stages.command import run
+
+LOG = Path(".work/deploy/triton.log")
+GALLERY = "test"  # the pictures that the page shows: those of the test
 
 
 class Params(Section):
@@ -26,16 +29,17 @@ def main(
     model: Path,
     packed: Path,
     offline: Path,
-    repository: Path,
+    release: Path,
     report: Path,
 ) -> None:
     from clip_core.data.store import open_store
     from clip_core.evaluate.benchmark import questions, read_benchmark
     from clip_core.files import atomic_write, replacing_folder
     from clip_core.inference.predictor import load
+    from clip_core.serve.assemble import Gallery, assemble
     from clip_core.serve.deploy import prove
-    from clip_core.serve.golden import make_golden
-    from clip_core.serve.model_repository import assemble
+    from clip_core.serve.golden import Seen, make_golden
+    from clip_core.serve.release import seal
     from clip_core.serve.truth import make_truth
 
     predictor, store = load(model, width=params.width), open_store(packed / "test")
@@ -44,10 +48,11 @@ def main(
     texts = [benchmark.texts[i] for i in asked.texts]
     metrics = json.loads(offline.read_text(encoding="utf-8"))["all"]
     truth = make_truth(predictor, store, texts, asked.right_images, metrics)
-    golden = make_golden(truth, predictor, store, params.deploy, params.top_k)
-    with replacing_folder(repository) as aside:
-        assemble(onnx, index, golden, params.top_k, aside)
-        proof = prove(aside, repository.parent / "live" / "deploy", golden, truth, params.deploy.num_timed)
+    golden = make_golden(predictor, texts, {GALLERY: Seen(store, truth.image_features)}, params.deploy, params.top_k)
+    with replacing_folder(release) as aside:
+        release_id = assemble(onnx, {GALLERY: Gallery(store.folder, index)}, golden, params.top_k, aside)
+        proof = prove(aside, release_id, truth, params.deploy.num_timed, LOG)
+        seal(aside, truth.weights_id, (GALLERY,))
     parity = json.loads((onnx / "parity.json").read_text(encoding="utf-8"))
     atomic_write(report, json.dumps(proof | {"parity": parity}, indent=1) + "\n")
     print(json.dumps(proof, indent=1))

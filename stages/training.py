@@ -13,7 +13,7 @@ from clip_core.evaluate.retrieval import quick_recall
 from clip_core.inference.predictor import Predictor
 from clip_core.inference.torch_towers import TorchTowers
 from clip_core.model.clip import CLIP
-from clip_core.model.contract import Made, hash_of, read_contract, release_of
+from clip_core.model.contract import Made, hash_of, read_contract, weights_id
 from clip_core.model.weights import load_weights, save_weights
 from clip_core.text import load_tokenizer
 from clip_core.train.backward import with_precision_resolved
@@ -46,7 +46,7 @@ def train_stage(name: str, module: str, plan: Plan, interval: StageInterval, pat
     tokenizer = load_tokenizer(paths.start / contract.tokenizer, contract.context_length)
 
     def recall(model: CLIP) -> dict[str, float]:
-        predictor = Predictor(TorchTowers(model), tokenizer, contract, release="in training")
+        predictor = Predictor(TorchTowers(model), tokenizer, contract, weights_id="in training")
         return quick_recall(
             predictor.encode_texts, predictor.encode_images, benchmark, contract.architecture.matryoshka
         )
@@ -65,7 +65,7 @@ def train_stage(name: str, module: str, plan: Plan, interval: StageInterval, pat
             stage=name,
             params=hash_of(plan.params, plan.seed),
             data=hash_of(store.manifest),
-            parent=release_of(paths.start),
+            parent=weights_id(paths.start),
             text_tower=contract.made.text_tower,
             adopted=tuple(str(adoption) for adoption in adoptions_in(work)),
         )

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.conftest import ENVIRONMENT, ROOT
-from tests.tiny_release import Release
+from tests.tiny_release import Release, a_serving
 
 
 @contextmanager
@@ -44,6 +44,6 @@ def serving(
         process.wait(60)
 
 
-def of(release: Release) -> list[str]:
-    """The gateway's arguments for a tiny release."""
-    return ["--repository", str(release.repository), "--images", str(release.store.folder)]
+def of(folder: Path, *releases: Release) -> list[str]:
+    """The gateway's arguments for tiny releases in the new folder `folder`; the first of them is current."""
+    return ["--serving", str(a_serving(folder, *releases))]

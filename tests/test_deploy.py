@@ -2,24 +2,28 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from clip_core.model.contract import weights_id
 from clip_core.serve.deploy import compare_recall, prove
-from clip_core.serve.golden import WrongAnswers, is_ranked_so, make_golden, read_golden
+from clip_core.serve.golden import Seen, WrongAnswers, is_ranked_so, make_golden, read_golden
 from clip_core.serve.queries import Found
+from clip_core.serve.release import verify
 from clip_core.serve.triton import shared_memory
 from clip_core.serve.truth import Truth
 from tests.tiny_release import Release, processes_that_name
+from tests.under_load import changed
 
 
 def test_a_release_is_proved_and_nothing_is_left(release: Release, tmp_path: Path) -> None:
     ours = f"clip-{os.getpid()}-"
     before = shared_memory(ours)
-    report = prove(release.repository, tmp_path / "live", release.golden, release.truth, num_timed=5)
-    assert report["release"] == release.truth.release
+    report = prove(release.folder, release.id, release.truth, num_timed=5, log=tmp_path / "log")
+    assert report["release"] == release.id
     assert max(report["golden_max_difference"].values()) <= 1e-4
     for k in (1, 5, 10):
         recall = report["recall"][f"text_to_image_recall@{k}"]
@@ -29,27 +33,24 @@ def test_a_release_is_proved_and_nothing_is_left(release: Release, tmp_path: Pat
     assert not processes_that_name(str(tmp_path))
     assert shared_memory(ours) == before
     assert list(tmp_path.iterdir()) == []
+    verify(release.folder)
 
 
 def test_a_release_with_the_answers_of_another_is_refused(
     tiny_releases: tuple[Release, Release], tmp_path: Path
 ) -> None:
     first, second = tiny_releases
-    live = tmp_path / "live"
-    folder = tmp_path / "repository"
-    folder.mkdir()
-    from clip_core.serve.model_repository import assemble
 
-    # The weights of the second under the name of the first: it loads, and answers wrongly.
-    onnx = tmp_path / "onnx"
-    onnx.mkdir()
-    for file in second.onnx.iterdir():
-        (onnx / file.name).write_bytes(file.read_bytes())
-    (onnx / "release.txt").write_text(first.truth.release)
-    assemble(onnx, first.index, first.golden, 10, folder)
+    def change(folder: Path) -> None:  # the weights of the second with the answers of the first: it loads
+        for tower in ("text", "image"):
+            file = folder / "models" / f"{tower}_core" / "1" / "model.onnx"
+            file.unlink()
+            shutil.copy(second.folder / file.relative_to(folder), file)
+
+    wrong = changed(first, tmp_path / "wrong", change)
     with pytest.raises(WrongAnswers, match=r"(?s)text_features differ by .*image_features differ by"):
-        prove(folder, live, first.golden, first.truth, num_timed=5)
-    assert not processes_that_name(str(live))
+        prove(wrong.folder, wrong.id, first.truth, num_timed=5, log=tmp_path / "log")
+    assert not processes_that_name(str(tmp_path))
 
 
 def test_recall_that_is_not_the_offline_one_is_refused() -> None:
@@ -81,7 +82,7 @@ def toy_truth(offline: float, level: bool = False) -> Truth:
 
 
 def test_golden_queries_travel_with_the_release(release: Release) -> None:
-    golden = read_golden(release.repository / "clip_search" / "golden")
+    golden = read_golden(release.folder / "golden")
     assert golden.texts == release.golden.texts
     assert golden.images == release.golden.images
     assert golden.rankings == release.golden.rankings
@@ -91,7 +92,7 @@ def test_golden_queries_travel_with_the_release(release: Release) -> None:
 
 def test_golden_answers_are_torchs(release: Release) -> None:
     golden = release.golden
-    for features, ranking in zip(golden.text_features, golden.rankings, strict=True):
+    for features, ranking in zip(golden.text_features, golden.rankings["test"], strict=True):
         scores = release.truth.image_features @ features
         best = [release.truth.image_ids[place] for place in np.argsort(-scores)[:10]]
         assert set(best) <= set(ranking)
@@ -105,7 +106,8 @@ def test_more_golden_queries_than_test_data_are_all_of_it(release: Release) -> N
     from clip_core.inference.predictor import load
 
     params = Deploy(num_golden=1000, num_timed=1, max_feature_difference=1e-4)
-    golden = make_golden(release.truth, load(release.model), release.store, params, 10)
+    seen = {"test": Seen(release.store, release.truth.image_features)}
+    golden = make_golden(load(release.model), release.truth.texts, seen, params, 10)
     assert len(golden.texts) == len(release.truth.texts)
     assert len(golden.images) == len(release.store)
 
@@ -113,10 +115,12 @@ def test_more_golden_queries_than_test_data_are_all_of_it(release: Release) -> N
 def test_the_pipelines_release_answers_with_the_offline_recall(smoke_project: Path) -> None:
     report = json.loads((smoke_project / "reports" / "deploy.json").read_text())
     offline = json.loads((smoke_project / "reports" / "test" / "metrics.json").read_text())["all"]
-    assert report["release"] == (smoke_project / "models" / "onnx" / "release.txt").read_text().strip()
+    manifest = verify(smoke_project / "models" / "release")
+    assert report["release"] == manifest.release
+    assert manifest.weights == weights_id(smoke_project / "models" / "onnx")
     for k in (1, 5, 10):
         recall = report["recall"][f"text_to_image_recall@{k}"]
         assert recall["offline"] == offline[f"text_to_image_recall@{k}"]["value"]
         assert abs(recall["served"] - recall["offline"]) <= recall["level_queries"] / offline["num_queries"] + 1e-9
-    assert not (smoke_project / "serving" / "live" / "deploy").exists()
+    assert not (smoke_project / "serving").exists()  # which release serves is no stage's business
     assert not processes_that_name(str(smoke_project))

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from clip_core.model.contract import weights_id
 from clip_core.serve.index import build_index, read_index, recall_of, top_k
 from tests.tiny_release import TOP_K, Release
 
@@ -41,7 +42,7 @@ def test_recall_counts_what_exact_search_finds(monkeypatch: pytest.MonkeyPatch) 
 def test_the_index_holds_the_features_of_the_export(release: Release) -> None:
     index = read_index(release.index)
     assert index.image_ids == release.store.image_ids
-    assert index.release == (release.onnx / "release.txt").read_text().strip()
+    assert index.weights_id == weights_id(release.onnx)
     np.testing.assert_allclose(index.features, release.truth.image_features, atol=1e-5)
     assert json.loads((release.index / "index.json").read_text())["recall"] == 1.0
 
@@ -57,6 +58,6 @@ def test_an_index_whose_parts_do_not_fit_is_refused(tmp_path: Path) -> None:
     (tmp_path / "image_ids.json").write_text('["a", "b"]')
     with pytest.raises(ValueError, match=r"index\.json is missing"):
         read_index(tmp_path)
-    (tmp_path / "index.json").write_text('{"release": "r"}')
+    (tmp_path / "index.json").write_text('{"weights_id": "r"}')
     with pytest.raises(ValueError, match="3 rows of features for 2 image ids"):
         read_index(tmp_path)

@@ -17,7 +17,7 @@ from clip_core.config.model import CustomModel, ImageTower, NamedModel, TextTowe
 from clip_core.data.store import StoreWriter
 from clip_core.image import AS_RELEASED
 from clip_core.model.clip import CLIP
-from clip_core.model.contract import Architecture, TextArchitecture, read_contract, release_of
+from clip_core.model.contract import Architecture, TextArchitecture, read_contract, weights_id
 from clip_core.model.pretrained.positions import resize_positions
 from clip_core.model.registry import MODELS
 from clip_core.model.start import differences, start_from_towers, start_from_weights
@@ -201,7 +201,7 @@ def test_released_weights_keep_their_numbers_and_preprocessing_and_ours_keep_all
     assert same(again.model, start.model)
     assert again.model.architecture.context_length == 8
     assert again.model.architecture.preprocessing == start.model.architecture.preprocessing
-    assert again.parent == release_of(tmp_path / "ours")
+    assert again.parent == weights_id(tmp_path / "ours")
     with pytest.raises(ValueError, match=r"context_length.* 21.* 20 positions"):
         start_from_weights(MODEL.model_copy(update={"context_length": 21}), from_weights(tmp_path, "ours"))
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from clip_core.evaluate.interpolate import Between, checked, interpolate, main, mixed
-from clip_core.model.contract import read_contract, release_of
+from clip_core.model.contract import read_contract, weights_id
 from clip_core.model.weights import load_weights, save_weights
 from clip_core.text import build_tokenizer
 from tests.tiny import MADE, tiny_clip
@@ -40,7 +40,7 @@ def test_the_ends_are_the_two_models_to_the_bit(place: Path, tmp_path: Path, alp
     interpolate(place / "before", place / "after", tmp_path / "out", place / "valid", [alpha], choose=alpha)
     found, wanted = (folder / "model.safetensors" for folder in (tmp_path / "out" / "weights", place / end))
     assert found.read_bytes() == wanted.read_bytes()
-    assert release_of(tmp_path / "out" / "weights") == release_of(place / end)
+    assert weights_id(tmp_path / "out" / "weights") == weights_id(place / end)
 
 
 def test_in_between_every_number_is_the_share_of_both(place: Path, tmp_path: Path) -> None:
@@ -82,8 +82,8 @@ def test_the_curve_is_measured_as_an_evaluation_measures_and_the_best_is_kept(pl
     best = max(point["all.mean_recall"] for point in curve["points"])
     assert curve["chosen"] == next(p["alpha"] for p in curve["points"] if p["all.mean_recall"] == best)
     made = read_contract(tmp_path / "out" / "weights").made
-    assert made.parent == release_of(place / "before")
-    assert made.stage == f"interpolate: {curve['chosen']:g} of the way to {release_of(place / 'after')}"
+    assert made.parent == weights_id(place / "before")
+    assert made.stage == f"interpolate: {curve['chosen']:g} of the way to {weights_id(place / 'after')}"
 
 
 def test_a_side_that_both_share_is_encoded_once(place: Path, tmp_path: Path) -> None:

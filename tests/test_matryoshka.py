@@ -12,7 +12,7 @@ from clip_core.all_params import check_params
 from clip_core.evaluate.retrieval import quick_recall
 from clip_core.inference.predictor import load
 from clip_core.model.clip import make_clip
-from clip_core.model.contract import read_contract, release_of
+from clip_core.model.contract import read_contract, weights_id
 from clip_core.model.matryoshka import narrow, narrow_weights
 from clip_core.model.weights import load_weights, save_weights
 from clip_core.params_file import read_yaml
@@ -51,7 +51,7 @@ def test_narrow_weights_are_a_plain_model_and_a_release_of_their_own(folder: Pat
     narrow_weights(folder / "model", 4, tmp_path / "narrow")
     contract = read_contract(tmp_path / "narrow")
     assert (contract.embed_dim, contract.architecture.matryoshka) == (4, (2,))
-    assert release_of(tmp_path / "narrow") != release_of(folder / "model")
+    assert weights_id(tmp_path / "narrow") != weights_id(folder / "model")
     texts = ["红色圆形", "一张绿色方块的图片"]
     np.testing.assert_allclose(
         load(tmp_path / "narrow").encode_texts(texts), load(folder / "model", width=4).encode_texts(texts), atol=1e-6
@@ -70,7 +70,7 @@ def test_the_export_of_a_width_is_that_of_a_smaller_model(narrow_release: Releas
     assert read_index(narrow_release.index).features.shape == (len(narrow_release.store), 4)
     predictor = load(model, width=4)
     np.testing.assert_allclose(encode_texts(onnx, texts), predictor.encode_texts(texts), atol=1e-5)
-    assert (onnx / "release.txt").read_text().strip() == predictor.release != load(model).release
+    assert weights_id(onnx) == predictor.weights_id != load(model).weights_id
 
 
 def test_validation_tells_the_recall_of_each_width(folder: Path) -> None:

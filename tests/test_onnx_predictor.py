@@ -12,7 +12,7 @@ import pytest
 import clip_core
 from clip_core.inference.onnx_predictor import exported
 from clip_core.inference.predictor import Predictor
-from clip_core.model.contract import WEIGHTS_SUM, release_of
+from clip_core.model.contract import WEIGHTS_SUM, weights_id
 from clip_core.model.weights import save_weights
 from clip_core.serve import export
 from clip_core.text import build_tokenizer
@@ -71,14 +71,14 @@ def test_it_computes_what_torch_computes_and_says_the_same_of_itself(folder: Pat
     check_like_torch(predictor, folder)
     assert predictor.encode_texts(TEXTS).dtype == np.float32
     assert predictor.encode_texts([]).shape == predictor.encode_images([]).shape == (0, 8)
-    assert (predictor.logit_scale, predictor.release) == (torch.logit_scale, torch.release)
+    assert (predictor.logit_scale, predictor.weights_id) == (torch.logit_scale, torch.weights_id)
     assert (predictor.runtime, predictor.device, predictor.precision) == ("onnx", "cpu", "fp32")
 
 
 def test_an_export_itself_can_be_loaded(folder: Path, predictor: Predictor) -> None:
     alone = clip_core.load(exported(folder), runtime="onnx")
     assert np.array_equal(alone.encode_texts(TEXTS), predictor.encode_texts(TEXTS))
-    assert (alone.release, alone.logit_scale) == (predictor.release, predictor.logit_scale)
+    assert (alone.weights_id, alone.logit_scale) == (predictor.weights_id, predictor.logit_scale)
 
 
 def test_a_width_is_cut_and_normalised_again(folder: Path, predictor: Predictor) -> None:
@@ -91,10 +91,10 @@ def test_a_width_is_cut_and_normalised_again(folder: Path, predictor: Predictor)
 def test_an_export_is_of_the_release_that_it_was_made_of_at_every_width(folder: Path, predictor: Predictor) -> None:
     with pytest.warns(UserWarning, match="width 4"):
         releases = [
-            clip_core.load(place, runtime=runtime, width=4).release
+            clip_core.load(place, runtime=runtime, width=4).weights_id
             for place, runtime in ((folder, "torch"), (folder, "onnx"), (exported(folder), "onnx"))
         ]
-    assert len(set(releases)) == 1 and releases[0] != predictor.release
+    assert len(set(releases)) == 1 and releases[0] != predictor.weights_id
 
 
 def test_an_export_of_an_older_version_is_made_again_or_named(
@@ -111,7 +111,7 @@ def test_an_export_of_an_older_version_is_made_again_or_named(
 def test_the_export_is_made_once_also_for_a_moved_folder(
     folder: Path, predictor: Predictor, tmp_path: Path, in_this_process: list[Path]
 ) -> None:
-    assert predictor.release == (folder.parent / ".weights.onnx/release.txt").read_text().strip()
+    assert predictor.weights_id == weights_id(folder.parent / ".weights.onnx")
     moved = copy_of(folder, tmp_path)
     clip_core.load(moved, runtime="onnx")
     assert in_this_process == []
@@ -126,7 +126,7 @@ def test_other_weights_in_the_folder_are_exported_again_in_two_files_when_they_a
     save_weights(tiny_clip(tokenizer, seed=2), tokenizer, moved, MADE)
     monkeypatch.setattr(export, "MAX_BYTES", 0)
     other = clip_core.load(moved, runtime="onnx")
-    assert other.release == release_of(moved) != predictor.release
+    assert other.weights_id == weights_id(moved) != predictor.weights_id
     assert in_this_process == [made]
     assert {"image.onnx", "image.onnx.data", "text.onnx", "text.onnx.data"} < {path.name for path in made.iterdir()}
     check_like_torch(clip_core.load(made.rename(tmp_path / "elsewhere"), runtime="onnx"), moved)

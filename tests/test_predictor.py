@@ -18,7 +18,7 @@ from clip_core.inference.predictor import Predictor
 from clip_core.inference.torch_towers import FastTorchTowers, TorchTowers
 from clip_core.model import precision
 from clip_core.model.clip import make_clip
-from clip_core.model.contract import Architecture, TextArchitecture, release_of
+from clip_core.model.contract import Architecture, TextArchitecture, weights_id
 from clip_core.model.weights import save_weights
 from clip_core.text import build_tokenizer
 from tests.tiny import MADE, encoded, picture, tiny_architecture, tiny_clip
@@ -75,9 +75,9 @@ def test_a_picture_and_its_bytes_give_the_same_features(predictor: Predictor) ->
 def test_it_tells_its_scale_its_contract_and_its_release(folder: Path, predictor: Predictor) -> None:
     assert abs(predictor.logit_scale - 1 / 0.07) < 1e-4  # exponentiated
     assert predictor.contract.embed_dim == 8
-    assert predictor.release == release_of(folder)
+    assert predictor.weights_id == weights_id(folder)
     assert predictor.tokenize(["一只猫", "猫"]).tolist()[1][-2:] == [0, 0]
-    assert clip_core.load(str(folder)).release == predictor.release
+    assert clip_core.load(str(folder)).weights_id == predictor.weights_id
 
 
 @pytest.mark.parametrize("runtime", ["torch", "onnx"])

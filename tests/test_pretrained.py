@@ -290,7 +290,7 @@ def test_transformers_prepares_texts_and_pictures_with_the_export_as_the_referen
 def test_the_model_card_says_what_the_folder_is(imported: Path, for_transformers: Path) -> None:
     card = (for_transformers / "README.md").read_text()
     assert card.startswith("---\n")
-    assert clip_core.load(imported).release in card
+    assert clip_core.load(imported).weights_id in card
 
 
 @pytest.mark.parametrize("kind", ["bin", "shards", "fp16"])

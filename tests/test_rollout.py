@@ -1,104 +1,38 @@
 """Rollout on a live Triton: clients under load see no failed and no mixed answer, whatever is rolled out."""
 
-import errno
-import json
-import shutil
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Generator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from clip_core.serve import release as releases
-from clip_core.serve.golden import GOLDEN_FOLDER, WrongAnswers, probe, read_golden
+from clip_core.serve import live, releases
+from clip_core.serve.golden import WrongAnswers, probe, read_golden
 from clip_core.serve.queries import encode_texts, search
-from clip_core.serve.triton import Server, connect, triton_server
+from clip_core.serve.rollout import roll_back, roll_out
+from clip_core.serve.supervisor import Supervisor
+from clip_core.serve.triton import Triton, connect
 from tests.conftest import ENVIRONMENT, ROOT
 from tests.tiny_release import Release
+from tests.under_load import Clients, changed, make_fickle, server_of, shuffle, supervised
 
 
 @pytest.fixture(scope="module")
-def live(release: Release, tmp_path_factory: pytest.TempPathFactory) -> Generator[Server]:
+def running(tiny_releases: tuple[Release, Release], tmp_path_factory: pytest.TempPathFactory) -> Generator[Supervisor]:
     """A server that the tests of this file may change."""
-    folder = tmp_path_factory.mktemp("rollout")
-    models = releases.new_live_repository(release.repository, folder / "live")
-    with triton_server(folder / "live", models, folder / "log") as server:
-        yield server
+    with supervised(tmp_path_factory.mktemp("rollout") / "serving", *tiny_releases) as supervisor:
+        yield supervisor
 
 
-@pytest.fixture(scope="module")
-def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
-    from clip_core.guard import free_port
-    from flows.server import server
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PREFECT_HOME", str(tmp_path_factory.mktemp("prefect")))
-        with server(free_port()) as url:
-            yield url
-
-
-class Clients:
-    """Threads that search all the time, and what they saw."""
-
-    def __init__(self, server: Server, known: tuple[Release, ...]) -> None:
-        self.server = server
-        self.text = known[0].truth.texts[3]
-        self.true_scores = {one.truth.release: dict(zip(*scores_of(one, self.text), strict=True)) for one in known}
-        self.answers: list[str] = []
-        self.failed: list[str] = []
-        self.mixed: list[str] = []
-        self.slowest = 0.0
-        self.stopped = threading.Event()
-        self.threads = [threading.Thread(target=self._ask) for _ in range(3)]
-
-    def _ask(self) -> None:
-        with closing(connect(self.server.address)) as client:
-            while not self.stopped.is_set():
-                started = time.perf_counter()
-                try:
-                    (found,) = search(client, [self.text])
-                except Exception as error:  # any failure counts
-                    self.failed.append(str(error))
-                    continue
-                self.slowest = max(self.slowest, time.perf_counter() - started)
-                self.answers.append(found.release)
-                true = self.true_scores.get(found.release, {})
-                if any(
-                    abs(true.get(name, 9) - score) > 1e-4 for name, score in zip(found.ids, found.scores, strict=True)
-                ):
-                    self.mixed.append(found.release)
-
-    def __enter__(self) -> "Clients":
-        for thread in self.threads:
-            thread.start()
-        time.sleep(0.5)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        time.sleep(0.5)
-        self.stopped.set()
-        for thread in self.threads:
-            thread.join()
-
-
-def scores_of(release: Release, text: str) -> tuple[list[str], list[float]]:
-    truth = release.truth
-    return list(truth.image_ids), (truth.image_features @ truth.text_features[truth.texts.index(text)]).tolist()
-
-
-def roll_out(repository: Path, live: Server, api: str) -> tuple[int, str]:
-    """The exit code and the output of `python -m flows.rollout`."""
-    arguments = ["--repository", str(repository), "--triton", live.address, "--live", str(live.repository)]
+def command(running: Supervisor, *arguments: str, module: str = "clip_core.serve.rollout") -> tuple[int, str]:
+    """The exit code and the output of the command."""
     result = subprocess.run(
-        [sys.executable, "-m", "flows.rollout", *arguments],
+        [sys.executable, "-m", module, *arguments, "--serving", str(running.serving.absolute())],
         cwd=ROOT,
-        env=ENVIRONMENT | {"PREFECT_API_URL": api, "PREFECT_HOME": str(live.log.parent)},
+        env=ENVIRONMENT,
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -106,195 +40,153 @@ def roll_out(repository: Path, live: Server, api: str) -> tuple[int, str]:
     return result.returncode, result.stdout
 
 
-def shuffled(release: Release, folder: Path) -> Path:
-    """The release with its pictures' names in another order: it loads, but answers wrongly."""
-    shutil.copytree(release.repository, folder)
-    file = folder / "clip_search" / "1" / "image_ids.json"
-    image_ids = json.loads(file.read_text())
-    file.write_text(json.dumps([image_ids[place] for place in np.random.default_rng(1).permutation(len(image_ids))]))
-    return folder
+def serving_now(running: Supervisor) -> str:
+    """The release that serves, on which the folder and Triton agree, and no other is loaded."""
+    with closing(Triton(server_of(running))) as triton:
+        public = live.public_release(triton)
+        loaded = {name.rpartition("_")[2] for name, state in triton.states().items() if state == "READY"}
+        answers = search(triton.client, ["红色"])[0].release
+    assert public == answers == releases.current(running.serving)
+    assert loaded - {"text", "image", "search"} == {public}
+    assert {path.name.rpartition("_")[2] for path in server_of(running).live.iterdir()} == loaded
+    return public
 
 
-def fickle(release: Release, folder: Path) -> Path:
-    """The release with a fault: the golden queries, which come together, are answered rightly once and then wrongly."""
-    shutil.copytree(release.repository, folder)
-    with (folder / "clip_search" / "1" / "model.py").open("a") as code:
-        code.write(f"PROBED = {str(folder / 'probed')!r}\n{FICKLE}")
-    return folder
+def version_of(running: Supervisor) -> int:
+    with closing(connect(running.address)) as client:
+        (version,) = client.get_model_metadata("clip_search").versions
+    return int(version)
 
 
-FICKLE = """
-from pathlib import Path
-import numpy as np
-import triton_python_backend_utils as pb
-
-
-class TritonPythonModel(TritonPythonModel):
-    def _one(self, request):
-        right = self.image_ids
-        if pb.get_input_tensor_by_name(request, "TEXT").as_numpy().size > 1:
-            if Path(PROBED).exists():
-                self.image_ids = np.roll(right, 1)
-            Path(PROBED).touch()
-        try:
-            return super()._one(request)
-        finally:
-            self.image_ids = right
-"""
-
-
-def test_a_good_release_takes_over_unnoticed(
-    live: Server, tiny_releases: tuple[Release, Release], prefect_api: str
+def test_a_good_release_takes_over_unnoticed_and_a_rollback_brings_the_old_one_back(
+    running: Supervisor, tiny_releases: tuple[Release, Release]
 ) -> None:
     first, second = tiny_releases
-    before = releases.published(live.repository)
-    with Clients(live, tiny_releases) as clients:
-        code, said = roll_out(second.repository, live, prefect_api)
-    assert code == 0, said
-    assert clients.failed == []
-    assert clients.mixed == []
-    assert clients.answers[0] == first.truth.release
-    assert clients.answers[-1] == second.truth.release
-    changes = [a for a, b in zip(clients.answers, clients.answers[1:], strict=False) if a != b]
-    assert len(changes) < 6  # three clients go over once; their last answers may be noted a little late
-    assert releases.published(live.repository) == before + 1
-    assert releases.releases_in(live.repository) == [before + 1]  # the old one is retired
-    with closing(connect(live.address)) as client:
-        version = client.get_model_metadata("clip_search").versions
-        features = encode_texts(client, first.truth.texts[:2])
-    assert list(version) == [str(before + 1)]
-    np.testing.assert_allclose(features, second.truth.text_features[:2], atol=1e-5)
+    assert serving_now(running) == first.id
+    versions = [version_of(running)]
+    for arguments, before, after in (((second.id,), first, second), (("--back",), second, first)):
+        with Clients(server_of(running), tiny_releases) as clients:
+            code, said = command(running, *arguments)
+        assert code == 0, said
+        assert f"release {after.id} serves" in said
+        assert (clients.failed, clients.mixed) == ([], [])
+        assert (clients.answers[0], clients.answers[-1]) == (before.id, after.id)
+        changes = [a for a, b in zip(clients.answers, clients.answers[1:], strict=False) if a != b]
+        assert len(changes) < 6  # three clients go over once; their last answers may be noted a little late
+        assert serving_now(running) == after.id
+        with closing(connect(running.address)) as client:
+            features = encode_texts(client, first.truth.texts[:2])
+        np.testing.assert_allclose(features, after.truth.text_features[:2], atol=1e-5)
+        versions.append(version_of(running))
+    assert versions == sorted(set(versions))  # none is used again
 
 
-def test_a_release_with_a_shuffled_index_is_refused_and_the_old_one_stays(
-    live: Server, tiny_releases: tuple[Release, Release], prefect_api: str, tmp_path: Path
+@pytest.mark.parametrize("fault", [shuffle, make_fickle], ids=["at once", "once it is public"])
+def test_a_release_that_answers_wrongly_is_refused_and_the_old_one_serves_on(
+    fault, running: Supervisor, tiny_releases: tuple[Release, Release], tmp_path: Path
 ) -> None:
-    before = releases.published(live.repository)
-    with closing(connect(live.address)) as client:
-        serving = search(client, ["红色"])[0].release
-    broken = shuffled(tiny_releases[0], tmp_path / "broken")
-    with Clients(live, tiny_releases) as clients:
-        code, said = roll_out(broken, live, prefect_api)
-    assert code == 2
-    assert "answers golden queries wrongly" in said
-    assert clients.failed == []
-    assert clients.mixed == []
-    assert set(clients.answers) == {serving}
-    assert releases.published(live.repository) == before
-    assert releases.releases_in(live.repository) == [before]
-
-
-def test_a_release_that_answers_wrongly_once_it_is_public_is_rolled_back(
-    live: Server, tiny_releases: tuple[Release, Release], prefect_api: str, tmp_path: Path
-) -> None:
-    before = releases.published(live.repository)
-    with closing(connect(live.address)) as client:
-        serving = search(client, ["红色"])[0].release
-    (other,) = (one for one in tiny_releases if one.truth.release != serving)
-    with Clients(live, tiny_releases) as clients:
-        code, said = roll_out(fickle(other, tmp_path / "fickle"), live, prefect_api)
+    serving = serving_now(running)
+    (other,) = (one for one in tiny_releases if one.id != serving)
+    wrong = changed(other, tmp_path / "wrong", fault)
+    releases.add(running.serving, wrong.folder, keep=None)
+    with Clients(server_of(running), (*tiny_releases, wrong)) as clients:
+        code, said = command(running, wrong.id)
     assert code == 2, said
     assert "answers golden queries wrongly" in said
-    assert "roll_back" in said
-    assert clients.failed == []
-    assert clients.mixed == []
+    assert (clients.failed, clients.mixed) == ([], [])
     assert clients.answers[-1] == serving
-    assert releases.published(live.repository) == before
-    assert releases.releases_in(live.repository) == [before]
-    with closing(connect(live.address)) as client:
-        releases.probe_public(client, live.repository)
+    assert fault is make_fickle or set(clients.answers) == {serving}
+    assert serving_now(running) == serving
+    assert [event.event for event in releases.history(running.serving) if event.release == wrong.id][-1] == "failed"
 
 
-def test_a_release_that_does_not_load_is_refused_and_removed(live: Server, release: Release, tmp_path: Path) -> None:
-    broken = tmp_path / "broken"
-    shutil.copytree(release.repository, broken)
-    (broken / "text_core" / "1" / "model.onnx").write_bytes(b"nothing")
-    before = releases.releases_in(live.repository)
-    with (
-        Clients(live, (release,)) as clients,
-        closing(connect(live.address)) as client,
-        pytest.raises(ValueError, match="Triton can not load text_core_r"),
-    ):
-        releases.stage(client, broken, live.repository)
-    assert clients.failed == []
-    assert releases.releases_in(live.repository) == before
-
-
-def test_what_a_killed_rollout_left_is_no_hindrance(live: Server, tiny_releases: tuple[Release, Release]) -> None:
-    before = releases.published(live.repository)
-    serving, other = tiny_releases
-    with Clients(live, tiny_releases) as clients, closing(connect(live.address)) as client:
-        killed = releases.stage(client, other.repository, live.repository)  # loaded, but no more
-        shutil.copytree(other.repository / "text_core", live.repository / f"text_core_r{killed + 1}")  # half a copy
-        number = releases.stage(client, serving.repository, live.repository)
-        releases.probe_release(client, live.repository, number)
-        left = releases.releases_in(live.repository)
-        releases.retire(client, live.repository, number)
-    assert left == [before, number]
-    assert clients.failed == []
-    assert releases.releases_in(live.repository) == [before]
-
-
-def test_a_full_disk_leaves_nothing_of_the_new_release(
-    live: Server, release: Release, monkeypatch: pytest.MonkeyPatch
+def test_a_release_that_does_not_load_is_refused_and_unloaded(
+    running: Supervisor, tiny_releases: tuple[Release, Release], tmp_path: Path
 ) -> None:
-    before = releases.releases_in(live.repository)
-    copy = shutil.copytree
-
-    def fill(source: Path, target: Path, *options: Any) -> None:
-        if source.name == "image_core":
-            raise OSError(errno.ENOSPC, "No space left on device", str(target))
-        copy(source, target, *options)
-
-    monkeypatch.setattr(shutil, "copytree", fill)
-    with closing(connect(live.address)) as client, pytest.raises(OSError, match="No space left"):
-        releases.stage(client, release.repository, live.repository)
-    assert releases.releases_in(live.repository) == before
-
-
-def test_rolling_back_after_publishing_goes_unnoticed_too(live: Server, tiny_releases: tuple[Release, Release]) -> None:
-    before = releases.published(live.repository)
-    other = tiny_releases[0]
-    with Clients(live, tiny_releases) as clients, closing(connect(live.address)) as client:
-        number = releases.stage(client, other.repository, live.repository)
-        assert releases.publish(client, live.repository, number) == before
-        releases.probe_public(client, live.repository)
-        time.sleep(0.3)
-        releases.publish(client, live.repository, before)
-        releases.probe_public(client, live.repository)
-        releases.retire(client, live.repository, number)
+    serving = serving_now(running)
+    broken = changed(
+        tiny_releases[1],
+        tmp_path / "broken",
+        lambda folder: (folder / "models/text_core/1/model.onnx").write_bytes(b"nothing") and None,
+    )
+    releases.add(running.serving, broken.folder, keep=None)
+    with (
+        Clients(server_of(running), tiny_releases) as clients,
+        pytest.raises(ValueError, match=f"Triton can not load text_core_{broken.id}"),
+    ):
+        roll_out(running.serving, broken.id)
     assert clients.failed == []
-    assert clients.mixed == []
-    assert releases.published(live.repository) == before
+    assert serving_now(running) == serving
 
 
-def test_a_score_that_is_no_number_is_a_wrong_answer(live: Server) -> None:
-    golden = read_golden(live.repository / f"clip_search_r{releases.published(live.repository)}" / GOLDEN_FOLDER)
-    no_numbers = dict.fromkeys(golden.rankings[-1], float("nan"))
-    with closing(connect(live.address)) as client, pytest.raises(WrongAnswers, match="scores differ by nan"):
-        probe(client, golden._replace(rankings=[*golden.rankings[:-1], no_numbers]))
+def test_a_release_whose_files_are_not_those_that_were_proved_is_refused(
+    running: Supervisor, tiny_releases: tuple[Release, Release], tmp_path: Path
+) -> None:
+    serving = serving_now(running)
+    (other,) = (one for one in tiny_releases if one.id != serving)
+    damaged = changed(other, tmp_path / "damaged", shuffle)
+    place = releases.folder_of(running.serving, damaged.id)
+    releases.add(running.serving, damaged.folder, keep=None)
+    file = place / "models/text_core/1/model.onnx"
+    data = file.read_bytes()
+    file.unlink()
+    file.write_bytes(bytes([*data[:-1], data[-1] ^ 1]))
+    code, said = command(running, damaged.id)
+    assert code == 2
+    assert (
+        f"not the release {damaged.id} that was proved: missing, new or changed: models/text_core/1/model.onnx" in said
+    )
+    assert serving_now(running) == serving
+    assert command(running, "0123456789abcdef")[0] == 2
 
 
-def test_the_published_release_is_not_retired(live: Server) -> None:
-    with closing(connect(live.address)) as client, pytest.raises(ValueError, match="is published; publish another"):
-        releases.retire(client, live.repository, releases.published(live.repository))
+def test_a_score_that_is_no_number_is_a_wrong_answer(running: Supervisor) -> None:
+    release = serving_now(running)
+    golden = read_golden(releases.folder_of(running.serving, release) / "golden")
+    rankings = golden.rankings["test"]
+    no_numbers = dict.fromkeys(rankings[-1], float("nan"))
+    wrong = golden._replace(rankings={"test": [*rankings[:-1], no_numbers]})
+    with closing(connect(running.address)) as client, pytest.raises(WrongAnswers, match="scores differ by nan"):
+        probe(client, wrong, release)
 
 
-def test_one_rollout_at_a_time(live: Server) -> None:
+def test_one_rollout_at_a_time(running: Supervisor, tiny_releases: tuple[Release, Release]) -> None:
     with (
-        releases.one_rollout_at_a_time(live.repository),
+        releases.only_rollout(running.serving),
         pytest.raises(ValueError, match="another rollout is running"),
-        releases.one_rollout_at_a_time(live.repository),
     ):
-        pass
+        roll_out(running.serving, tiny_releases[1].id)
 
 
-def test_a_release_without_golden_queries_is_not_rolled_out(live: Server, release: Release, tmp_path: Path) -> None:
-    silent = tmp_path / "silent"
-    shutil.copytree(release.repository, silent)
-    shutil.rmtree(silent / "clip_search" / "golden")
-    with (
-        closing(connect(live.address)) as client,
-        pytest.raises(ValueError, match="a release without golden queries is not served"),
-    ):
-        releases.stage(client, silent, live.repository)
+def test_the_flow_rolls_out_with_every_step_a_task(
+    running: Supervisor, tiny_releases: tuple[Release, Release], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from clip_core.guard import free_port
+    from flows.server import server
+
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    serving = serving_now(running)
+    (other,) = (one for one in tiny_releases if one.id != serving)
+    with server(free_port()) as url:
+        monkeypatch.setitem(ENVIRONMENT, "PREFECT_API_URL", url)
+        monkeypatch.setitem(ENVIRONMENT, "PREFECT_HOME", str(tmp_path))
+        code, said = command(running, "forward", "--release", other.id, module="flows.rollout")
+        assert code == 0, said
+        assert serving_now(running) == other.id
+        steps = ("verify", "settle", "load", "probe", "publish", "probe public", "make current", "unload")
+        assert [step for step in steps if f"Task run '{step}" not in said] == []
+
+
+def test_without_a_server_a_rollout_decides_what_the_next_start_serves(
+    tiny_releases: tuple[Release, Release], tmp_path: Path
+) -> None:
+    first, second = tiny_releases
+    serving = tmp_path / "serving"
+    for release in tiny_releases:
+        releases.add(serving, release.folder, keep=None)
+    roll_out(serving, second.id)
+    with supervised(serving) as running:
+        assert serving_now(running) == second.id
+    roll_back(serving)  # as after a reboot
+    with supervised(serving) as running:
+        assert serving_now(running) == first.id

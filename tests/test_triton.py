@@ -15,14 +15,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clip_core.serve import release as releases
+from clip_core.serve import live
+from clip_core.serve.assemble import MODELS, Gallery, assemble, read_config
 from clip_core.serve.install import PACKAGES, triton_home
-from clip_core.serve.model_repository import MODELS, assemble, read_config
 from clip_core.serve.queries import encode_images, encode_texts, search
+from clip_core.serve.release import read_manifest
 from clip_core.serve.triton import Server, connect, shared_memory, triton_server
 from tests.conftest import ENVIRONMENT, ROOT
 from tests.odd_pictures import ODD
-from tests.tiny_release import TOP_K, Release, processes_that_name
+from tests.tiny_release import TOP_K, Release, processes_that_name, triton_of
 
 
 def test_served_features_are_torchs(triton: Server, release: Release) -> None:
@@ -71,7 +72,7 @@ def test_search_finds_what_torch_finds(triton: Server, release: Release) -> None
         places = [release.truth.image_ids.index(image_id) for image_id in answer.ids]
         np.testing.assert_allclose(answer.scores, scores[places], atol=1e-5)
         np.testing.assert_allclose(answer.scores, -np.sort(-scores)[:TOP_K], atol=1e-5)
-        assert answer.release == release.truth.release
+        assert answer.release == release.id
 
 
 def test_a_width_is_served_with_features_and_index_of_that_width(triton: Server, narrow_release: Release) -> None:
@@ -80,9 +81,9 @@ def test_a_width_is_served_with_features_and_index_of_that_width(triton: Server,
     texts, store = narrow_release.truth.texts, narrow_release.store
     pictures = [store.image_bytes(i) for i in range(len(store))]
     with closing(connect(triton.address)) as client:
-        text_features = encode_texts(client, texts, "clip_text_r2")
-        image_features = encode_images(client, pictures, "clip_image_r2")
-        found = search(client, texts, "clip_search_r2")
+        text_features = encode_texts(client, texts, f"clip_text_{narrow_release.id}")
+        image_features = encode_images(client, pictures, f"clip_image_{narrow_release.id}")
+        found = search(client, texts, f"clip_search_{narrow_release.id}")
     predictor = load(narrow_release.model, width=4)
     assert text_features.shape == (len(texts), 4)
     assert np.load(narrow_release.index / "features.npy").shape == (len(pictures), 4)
@@ -90,7 +91,8 @@ def test_a_width_is_served_with_features_and_index_of_that_width(triton: Server,
     np.testing.assert_allclose(image_features, predictor.encode_images(pictures), atol=1e-5)
     best = -np.sort(-(text_features @ image_features.T))[:, :TOP_K]
     np.testing.assert_allclose([answer.scores for answer in found], best, atol=1e-5)
-    assert {answer.release for answer in found} == {predictor.release} != {load(narrow_release.model).release}
+    assert {answer.release for answer in found} == {narrow_release.id}
+    assert read_manifest(narrow_release.folder).weights == predictor.weights_id != load(narrow_release.model).weights_id
 
 
 def encoded(image: Image.Image, encoding: str) -> bytes:
@@ -173,25 +175,38 @@ def refusal(server: Server, model: str, name: str, items: list[bytes]) -> tuple[
 
 
 def test_search_refuses_when_encoder_and_index_differ(release: Release, tmp_path: Path) -> None:
-    models = releases.new_live_repository(release.repository, tmp_path / "live")
-    facts = tmp_path / "live" / "clip_search_r1" / "1" / "index.json"
-    facts.write_text(json.dumps(json.loads(facts.read_text()) | {"release": "0123456789abcdef"}))
-    with triton_server(tmp_path / "live", models, tmp_path / "log") as server:
-        status, message = refusal(server, "clip_search", "TEXT", ["红色".encode()])
+    with triton_of(release, folder=tmp_path) as triton:
+        stated = triton.server.live / f"text_preprocess_{release.id}" / "1" / "release.txt"
+        stated.unlink()  # a link
+        stated.write_text("0123456789abcdef\n")
+        for name in ("clip_search", "text_preprocess"):
+            triton.unload(f"{name}_{release.id}")
+        live.load(triton, release.folder, release.id)
+        status, message = refusal(triton.server, "clip_search", "TEXT", ["红色".encode()])
     assert status == "StatusCode.UNAVAILABLE"
-    assert f"the index is of release 0123456789abcdef, the text model of {release.truth.release}" in message
+    assert f"the index is of release {release.id}, the text model of 0123456789abcdef" in message
 
 
-def test_an_index_of_another_release_is_not_assembled(tiny_releases: tuple[Release, Release], tmp_path: Path) -> None:
+def test_an_index_of_other_weights_is_not_assembled(tiny_releases: tuple[Release, Release], tmp_path: Path) -> None:
     first, second = tiny_releases
-    with pytest.raises(ValueError, match=f"made by release {second.truth.release}, but .* holds {first.truth.release}"):
-        assemble(first.onnx, second.index, first.golden, TOP_K, tmp_path)
+    galleries = {"test": Gallery(first.store.folder, second.index)}
+    made_by, holds = second.truth.weights_id, first.truth.weights_id
+    with pytest.raises(ValueError, match=f"made by weights {made_by}, but .* holds {holds}"):
+        assemble(first.onnx, galleries, first.golden, TOP_K, tmp_path)
+
+
+def test_a_gallery_that_the_release_has_not_is_refused_by_name(triton: Server, release: Release) -> None:
+    with closing(connect(triton.address)) as client:
+        named = search(client, release.truth.texts[:2], gallery="test")
+        assert named[0].ids == search(client, release.truth.texts[:1])[0].ids
+        with pytest.raises(ValueError, match="no gallery other: one of test is searched at a time"):
+            search(client, release.truth.texts[:2], gallery="other")
 
 
 @pytest.mark.parametrize("model", ["text_core", "image_core"])
 def test_cpu_and_gpu_configurations_say_the_same(model: str, release: Release) -> None:
-    gpu = read_config(release.repository / model / "config.pbtxt")
-    cpu = read_config(release.repository / model / "configs" / "cpu_python.pbtxt")
+    gpu = read_config(release.folder / "models" / model / "config.pbtxt")
+    cpu = read_config(release.folder / "models" / model / "configs" / "cpu_python.pbtxt")
     assert (gpu.backend, cpu.backend) == ("onnxruntime", "python")
     for config in (gpu, cpu):
         for field in ("backend", "instance_group", "parameters"):  # where they may differ
@@ -203,40 +218,48 @@ def test_a_gpu_servers_onnx_files_fit_its_configurations(release: Release) -> No
     import onnx
 
     for model in ("text_core", "image_core"):
-        config = read_config(release.repository / model / "config.pbtxt")
-        graph = onnx.load(release.repository / model / "1" / "model.onnx").graph
+        config = read_config(release.folder / "models" / model / "config.pbtxt")
+        graph = onnx.load(release.folder / "models" / model / "1" / "model.onnx").graph
         assert [tensor.name for tensor in graph.input] == [tensor.name for tensor in config.input]
         assert [tensor.name for tensor in graph.output] == [tensor.name for tensor in config.output]
 
 
 def test_every_version_folder_holds_a_file(release: Release) -> None:
     for model in MODELS:
-        assert any(file.is_file() for file in (release.repository / model / "1").iterdir()), model
+        assert any(file.is_file() for file in (release.folder / "models" / model / "1").iterdir()), model
 
 
 def test_two_servers_run_side_by_side_and_leave_nothing(triton: Server, release: Release, tmp_path: Path) -> None:
-    models = releases.new_live_repository(release.repository, tmp_path / "live")
     ours = f"clip-{os.getpid()}-"
     before = shared_memory(ours)
-    with triton_server(tmp_path / "live", models, tmp_path / "log") as server:
-        assert server.address != triton.address
+    with triton_of(release, folder=tmp_path) as other:
+        assert other.server.address != triton.address
         assert processes_that_name(str(tmp_path))
         assert len(shared_memory(ours)) > len(before)
-        with closing(connect(server.address)) as client:
-            assert search(client, ["红色"])[0].release == release.truth.release
+        assert search(other.client, ["红色"])[0].release == release.id
     assert not processes_that_name(str(tmp_path))
     assert shared_memory(ours) == before
     with closing(connect(triton.address)) as client:
         assert search(client, ["红色"])
 
 
+def test_its_shared_memory_is_for_this_user_alone(triton: Server) -> None:
+    segments = [Path("/dev/shm", name) for name in shared_memory(f"clip-{os.getpid()}-")]
+    assert segments
+    assert {segment.stat().st_mode & 0o077 for segment in segments} == {0}
+
+
 OWNER = """
 import sys, time
+from contextlib import closing
 from pathlib import Path
-from clip_core.serve.release import new_live_repository
-from clip_core.serve.triton import triton_server
-repository, folder = Path(sys.argv[1]), Path(sys.argv[2])
-with triton_server(folder / "live", new_live_repository(repository, folder / "live"), folder / "log") as server:
+from clip_core.serve import live
+from clip_core.serve.triton import Triton, triton_server
+release, folder, release_id = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+(folder / "live").mkdir()
+with triton_server(folder / "live", folder / "log") as server, closing(Triton(server)) as triton:
+    live.load(triton, release, release_id)
+    live.publish(triton, release_id, 1)
     print(server.address, flush=True)
     time.sleep(600)
 """
@@ -244,7 +267,7 @@ with triton_server(folder / "live", new_live_repository(repository, folder / "li
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda number: number.name)
 def test_a_server_ends_with_its_owner(number: signal.Signals, release: Release, tmp_path: Path) -> None:
-    owner, _ = start_owner(ROOT, release, tmp_path)
+    owner, _ = start_owner(release, tmp_path)
     assert shared_memory(f"clip-{owner.pid}-")
     os.kill(owner.pid, number)
     owner.wait(30)
@@ -255,38 +278,31 @@ def test_a_server_ends_with_its_owner(number: signal.Signals, release: Release, 
     assert not shared_memory(f"clip-{owner.pid}-")
 
 
-def test_a_copy_of_the_project_serves_with_its_own_code(release: Release, tmp_path: Path) -> None:
-    copy = tmp_path / "project"
-    shutil.copytree(ROOT / "clip_core", copy / "clip_core")
-    shutil.copy(ROOT / "triton.lock", copy)
-    file = copy / "clip_core" / "serve" / "triton_models.py"
-    file.write_text(file.read_text().replace("the text is empty", "nothing to read here"))
-    owner, address = start_owner(copy, release, tmp_path)
-    _, message = refusal(Server(address, tmp_path, tmp_path), "clip_text", "TEXT", [b" "])
-    owner.kill()
-    owner.wait()
+def test_a_release_serves_with_the_code_that_it_brings_wherever_the_server_runs(
+    release: Release, tmp_path: Path
+) -> None:
+    from tests.under_load import changed
+
+    def change(folder: Path) -> None:
+        code = folder / "models/text_preprocess/1/code/clip_core/serve/triton_models.py"
+        text = code.read_text().replace("the text is empty", "nothing to read here")
+        code.unlink()
+        code.write_text(text)
+
+    other = changed(release, tmp_path / "other", change)
+    with triton_of(other, folder=tmp_path / "served") as triton:
+        _, message = refusal(triton.server, "clip_text", "TEXT", [b" "])
     assert "nothing to read here" in message
 
 
-def start_owner(project: Path, release: Release, folder: Path) -> tuple[subprocess.Popen[str], str]:
-    """A process of the code in `project` that holds a server, and the server's address."""
-    command = [sys.executable, "-c", OWNER, str(release.repository), str(folder)]
-    owner = subprocess.Popen(command, cwd=project, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
+def start_owner(release: Release, folder: Path) -> tuple[subprocess.Popen[str], str]:
+    """A process that holds a server, and the server's address."""
+    command = [sys.executable, "-c", OWNER, str(release.folder), str(folder), release.id]
+    owner = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
     assert owner.stdout is not None
     address = owner.stdout.readline().strip()
     assert ":" in address
     return owner, address
-
-
-def test_a_model_that_does_not_load_is_named_with_the_end_of_the_log(release: Release, tmp_path: Path) -> None:
-    models = releases.new_live_repository(release.repository, tmp_path / "live")
-    (tmp_path / "live" / "text_core_r1" / "1" / "model.onnx").write_bytes(b"not an ONNX file")
-    with (
-        pytest.raises(ValueError, match=r"(?s)Triton ended while loading.*text_core_r1.*model\.onnx"),
-        triton_server(tmp_path / "live", models, tmp_path / "log"),
-    ):
-        pass
-    assert not processes_that_name(str(tmp_path))
 
 
 def test_a_stub_that_gets_numbers_wrong_is_refused(
@@ -297,10 +313,9 @@ def test_a_stub_that_gets_numbers_wrong_is_refused(
     shutil.rmtree(home / "environment" / PACKAGES / "numpy")
     (home / "environment" / PACKAGES / "numpy").symlink_to(Path(np.__file__).parent)  # numpy 2
     monkeypatch.setenv("CLIP_TRITON_HOME", str(home))
-    models = releases.new_live_repository(release.repository, tmp_path / "live")
     with (
         pytest.raises(ValueError, match=f"stub computes wrong numbers under numpy {np.__version__}"),
-        triton_server(tmp_path / "live", models, tmp_path / "log"),
+        triton_of(release, folder=tmp_path / "served"),
     ):
         pass
 
@@ -308,7 +323,7 @@ def test_a_stub_that_gets_numbers_wrong_is_refused(
 def test_a_folder_that_triton_can_not_read_is_named(tmp_path: Path) -> None:
     with (
         pytest.raises(ValueError, match=r"项目/live: Triton .* ASCII paths alone"),
-        triton_server(tmp_path / "项目" / "live", [], tmp_path / "log"),
+        triton_server(tmp_path / "项目" / "live", tmp_path / "log"),
     ):
         pass
 
@@ -316,3 +331,35 @@ def test_a_folder_that_triton_can_not_read_is_named(tmp_path: Path) -> None:
 def test_no_server_is_a_message() -> None:
     with pytest.raises(ValueError, match=r"no Triton server answers at 127\.0\.0\.1:9 .*make serve"):
         connect("127.0.0.1:9")
+
+
+# What a second client would send to run code as us, to look into others' requests, or to stop the service.
+ATTACKS = {
+    "load a model with its own code": lambda client: client.load_model(
+        "theirs", config=json.dumps({"backend": "python", "max_batch_size": 0}), files={"file:1/model.py": b"import os"}
+    ),
+    "load": lambda client: client.load_model("clip_text"),
+    "unload": lambda client: client.unload_model("clip_text"),
+    "list the repository": lambda client: client.get_model_repository_index(),
+    "register shared memory": lambda client: client.register_system_shared_memory("theirs", "/psm_0", 1024),
+    "list shared memory": lambda client: client.get_system_shared_memory_status(),
+    "unregister shared memory": lambda client: client.unregister_system_shared_memory(),
+    "trace to a file": lambda client: client.update_trace_settings(settings={"trace_file": "/tmp/theirs"}),
+    "log to a file": lambda client: client.update_log_settings({"log_file": "/tmp/theirs"}),
+}
+
+
+@pytest.mark.parametrize("key", [None, "0" * 32], ids=["without a key", "with a wrong key"])
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_who_has_not_the_key_changes_nothing(attack: str, key: str | None, triton: Server, release: Release) -> None:
+    from functools import partial
+
+    from tritonclient.utils import InferenceServerException
+
+    with closing(connect(triton.address)) as client:
+        if key:
+            for name in ("load_model", "unload_model", "get_model_repository_index"):
+                setattr(client, name, partial(getattr(client, name), headers={"triton-grpc-protocol-clip-admin": key}))
+        with pytest.raises(InferenceServerException, match="This protocol is restricted"):
+            ATTACKS[attack](client)
+        assert search(client, release.truth.texts[:1])[0].release == release.id

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from clip_core.model.contract import read_contract, release_of
+from clip_core.model.contract import read_contract, weights_id
 from clip_core.model.vocabulary import main, prune, read_captions
 from clip_core.model.weights import load_weights, save_weights
 from clip_core.text import build_tokenizer, load_tokenizer, tokenizer_of_vocabulary
@@ -60,7 +60,7 @@ def test_the_counts_add_up(folder: Path, tmp_path: Path) -> None:
 def test_the_new_weights_say_where_they_come_from(folder: Path, tmp_path: Path) -> None:
     prune(folder, tmp_path / "small", KEPT)
     made = read_contract(tmp_path / "small").made
-    assert (made.stage, made.parent) == ("vocabulary", release_of(folder))
+    assert (made.stage, made.parent) == ("vocabulary", weights_id(folder))
     num_tokens = read_contract(folder).architecture.text_tower.vocab_size
     assert made.text_tower == f"random start; 13 of {num_tokens} tokens kept"
     assert sorted(path.name for path in (tmp_path / "small").iterdir()) == [

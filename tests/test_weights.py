@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 import clip_core
 from clip_core.config.model import ImageTower
 from clip_core.model.clip import make_clip
-from clip_core.model.contract import read_contract, release_of
+from clip_core.model.contract import read_contract, weights_id
 from clip_core.model.weights import load_weights, save_weights, without_weights
 from clip_core.text import build_tokenizer
 from tests.conftest import ROOT
@@ -170,24 +170,24 @@ def heights(*arguments: str) -> list[int]:
 
 
 def test_the_release_names_what_the_model_computes(folder: Path, tmp_path: Path) -> None:
-    release = release_of(folder)
+    release = weights_id(folder)
     assert len(release) == 16
 
     other_history = MADE.model_copy(update={"params": "other"})
     save_weights(load_weights(folder), TOKENIZER, tmp_path / "history", other_history)
-    assert release_of(tmp_path / "history") == release
+    assert weights_id(tmp_path / "history") == release
 
     model = load_weights(folder)
     model.logit_scale.data += 1e-6
     save_weights(model, TOKENIZER, tmp_path / "weights2", MADE)
     save_weights(load_weights(folder), TOKENIZER.replace("猫", "狗"), tmp_path / "tokenizer2", MADE)
-    assert len({release, release_of(tmp_path / "weights2"), release_of(tmp_path / "tokenizer2")}) == 3
+    assert len({release, weights_id(tmp_path / "weights2"), weights_id(tmp_path / "tokenizer2")}) == 3
 
 
 def test_the_contract_is_read_without_torch(folder: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from clip_core.model.contract import *; "
-        f"c = read_contract(Path({str(folder)!r})); r = release_of(Path({str(folder)!r})); "
+        f"c = read_contract(Path({str(folder)!r})); r = weights_id(Path({str(folder)!r})); "
         "print(c.embed_dim, c.image_size, c.context_length, c.tokenizer, len(r), 'torch' in sys.modules)"
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -269,9 +269,9 @@ def test_every_tensor_that_does_not_fit_is_named_at_once(folder: Path) -> None:
 
 
 def test_a_failed_save_leaves_the_old_weights(folder: Path) -> None:
-    before = release_of(folder)
+    before = weights_id(folder)
     model = tiny_clip(TOKENIZER, seed=2)
     with pytest.raises(TypeError):
         save_weights(model, None, folder, MADE)  # ty: ignore[invalid-argument-type]
-    assert release_of(folder) == before
+    assert weights_id(folder) == before
     assert [path.name for path in folder.parent.iterdir()] == ["weights"]

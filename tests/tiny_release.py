@@ -2,6 +2,7 @@
 
 import pickle
 from collections.abc import Generator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -12,7 +13,7 @@ from tests.workers import made_once
 if TYPE_CHECKING:
     from clip_core.data.store import Store
     from clip_core.serve.golden import Golden
-    from clip_core.serve.triton import Server
+    from clip_core.serve.triton import Server, Triton
     from clip_core.serve.truth import Truth
 
 TOP_K = 10
@@ -25,7 +26,8 @@ class Release(NamedTuple):
     index: Path
     truth: "Truth"
     golden: "Golden"
-    repository: Path
+    folder: Path  # the release itself
+    id: str
 
 
 def make_release(folder: Path, store: "Store", seed: int, width: int | None = None) -> Release:
@@ -39,14 +41,15 @@ def make_release(folder: Path, store: "Store", seed: int, width: int | None = No
     from clip_core.evaluate.retrieval import ranks, recall_at
     from clip_core.inference.predictor import encode_pictures, load
     from clip_core.model.weights import save_weights
+    from clip_core.serve.assemble import Gallery, assemble
     from clip_core.serve.export import export
-    from clip_core.serve.golden import make_golden
+    from clip_core.serve.golden import Seen, make_golden
     from clip_core.serve.index import build_index
-    from clip_core.serve.model_repository import assemble
+    from clip_core.serve.release import seal
     from clip_core.serve.truth import make_truth
     from tests.tiny import MADE, tiny_clip, tiny_tokenizer_json
 
-    model, onnx, index, repository = (folder / name for name in ("model", "onnx", "index", "repository"))
+    model, onnx, index, made = (folder / name for name in ("model", "onnx", "index", "release"))
     tokenizer_json = tiny_tokenizer_json(store)
     clip = tiny_clip(tokenizer_json, seed)
     clip.architecture = clip.architecture.model_copy(update={"matryoshka": (width,) if width else ()})
@@ -61,10 +64,12 @@ def make_release(folder: Path, store: "Store", seed: int, width: int | None = No
     found = ranks(predictor.encode_texts(texts), encode_pictures(predictor, store), asked.right_images)
     metrics = {f"text_to_image_recall@{k}": {"value": recall_at(found, k)} for k in (1, 5, 10)}
     truth = make_truth(predictor, store, texts, asked.right_images, metrics)
-    golden = make_golden(truth, predictor, store, Deploy(num_golden=4, num_timed=5, max_feature_difference=1e-4), TOP_K)
-    repository.mkdir()
-    assemble(onnx, index, golden, TOP_K, repository)
-    return Release(store, model, onnx, index, truth, golden, repository)
+    params = Deploy(num_golden=4, num_timed=5, max_feature_difference=1e-4)
+    golden = make_golden(predictor, texts, {"test": Seen(store, truth.image_features)}, params, TOP_K)
+    made.mkdir()
+    release_id = assemble(onnx, {"test": Gallery(store.folder, index)}, golden, TOP_K, made)
+    seal(made, truth.weights_id, ("test",))
+    return Release(store, model, onnx, index, truth, golden, made, release_id)
 
 
 def processes_that_name(text: str) -> list[str]:
@@ -84,10 +89,10 @@ def release_of_the_run(factory: pytest.TempPathFactory, store: "Store", seed: in
     """What `make_release` makes, once for all workers: an export takes seconds."""
 
     def make(folder: Path) -> None:
-        (folder / "release").write_bytes(pickle.dumps(make_release(folder, store, seed, width)))
+        (folder / "pickled").write_bytes(pickle.dumps(make_release(folder, store, seed, width)))
 
     folder = made_once(factory, f"release{seed}", make)
-    return pickle.loads((folder / "release").read_bytes())  # noqa: S301 (a worker of this run has written it)
+    return pickle.loads((folder / "pickled").read_bytes())  # noqa: S301 (a worker of this run has written it)
 
 
 @pytest.fixture(scope="session")
@@ -119,19 +124,34 @@ def narrow_release(gallery: "Store", tmp_path_factory: pytest.TempPathFactory) -
     return release_of_the_run(tmp_path_factory, gallery, seed=3, width=4)
 
 
+def a_serving(folder: Path, *releases: Release) -> Path:
+    """A folder of releases, as `make serve` has one; the first of them is current."""
+    from clip_core.serve.releases import add
+
+    for release in releases:
+        add(folder, release.folder, keep=None)
+    return folder
+
+
+@contextmanager
+def triton_of(*releases: Release, folder: Path) -> Generator["Triton"]:
+    """A Triton server with the releases loaded, of which the first is public; nobody looks after it."""
+    from clip_core.serve import live
+    from clip_core.serve.triton import Triton, triton_server
+
+    (folder / "live").mkdir(parents=True)
+    with triton_server(folder / "live", folder / "triton.log") as server, closing(Triton(server)) as triton:
+        for release in releases:
+            live.load(triton, release.folder, release.id)
+        live.publish(triton, releases[0].id, number=1)
+        yield triton
+
+
 @pytest.fixture(scope="session")
 def triton(release: Release, narrow_release: Release, tmp_path_factory: pytest.TempPathFactory) -> Generator["Server"]:
-    """A Triton server of the first release; beside it, with names that end in `_r2`, the narrow one.
+    """A Triton server of the first release; beside it, with names that end in its id, the narrow one.
 
     A test that changes what it serves has a server of its own.
     """
-    from clip_core.serve.model_repository import MODELS
-    from clip_core.serve.release import add_release, new_live_repository
-    from clip_core.serve.triton import triton_server
-
-    folder = tmp_path_factory.mktemp("triton")
-    models = new_live_repository(release.repository, folder / "live")
-    number = add_release(narrow_release.repository, folder / "live")
-    models += [f"{model}_r{number}" for model in MODELS]
-    with triton_server(folder / "live", models, folder / "triton.log") as server:
-        yield server
+    with triton_of(release, narrow_release, folder=tmp_path_factory.mktemp("triton")) as triton:
+        yield triton.server

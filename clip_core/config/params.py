@@ -15,6 +15,7 @@ from clip_core.config.init import Init
 from clip_core.config.intervals import Intervals
 from clip_core.config.model import AnyModel, Model
 from clip_core.config.packing import Pack
+from clip_core.config.releases import Releases
 from clip_core.config.section import Section, Seed
 from clip_core.config.sources import Source
 from clip_core.config.stage2 import Stage2
@@ -40,6 +41,7 @@ class Params(Section):
     export: Export
     index: Index
     deploy: Deploy
+    releases: Releases
     ablation: Ablation
 
     @field_validator("export")

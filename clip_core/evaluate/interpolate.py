@@ -27,7 +27,7 @@ from clip_core.files import atomic_write, replacing_folder
 from clip_core.inference.predictor import Predictor, encode_pictures
 from clip_core.inference.torch_towers import TorchTowers
 from clip_core.model.clip import CLIP
-from clip_core.model.contract import TOKENIZER_FILE, WEIGHTS_FILE, Contract, hash_of, read_contract, release_of
+from clip_core.model.contract import TOKENIZER_FILE, WEIGHTS_FILE, Contract, hash_of, read_contract, weights_id
 from clip_core.model.precision import pick_device
 from clip_core.model.weights import load_weights, save_weights
 from clip_core.text import load_tokenizer
@@ -43,7 +43,7 @@ class Between:
     def __init__(self, before: Path, after: Path) -> None:
         self.contract = check_same_kind(before, after)
         self.tokenizer = load_tokenizer(before / TOKENIZER_FILE, self.contract.context_length)
-        self.releases = {"before": release_of(before), "after": release_of(after)}
+        self.weights_ids = {"before": weights_id(before), "after": weights_id(after)}
         self.model = load_weights(before).to(pick_device("auto"))
         self._ends = load_file(before / WEIGHTS_FILE), load_file(after / WEIGHTS_FILE)  # mapped, not copied
 
@@ -86,15 +86,15 @@ def interpolate(
     curve = {
         "chosen": chosen,
         "chosen_by": METRIC if choose is None else "hand",
-        "releases": between.releases,
+        "weights": between.weights_ids,
         "points": points,
     }
     made = between.contract.made.model_copy(
         update={
-            "stage": f"interpolate: {chosen:g} of the way to {between.releases['after']}",
-            "params": hash_of(chosen, between.releases),
+            "stage": f"interpolate: {chosen:g} of the way to {between.weights_ids['after']}",
+            "params": hash_of(chosen, between.weights_ids),
             "data": hash_of(store.manifest),
-            "parent": between.releases["before"],
+            "parent": between.weights_ids["before"],
         }
     )
     with replacing_folder(out) as aside:
@@ -111,7 +111,7 @@ def measure_points(between: Between, store: Store, alphas: Sequence[float]) -> l
     points, images, texts = [], None, None
     for number, alpha in enumerate(alphas, 1):
         towers = TorchTowers(between.move_to(alpha))
-        predictor = Predictor(towers, between.tokenizer, between.contract, release=f"alpha {alpha:g}")
+        predictor = Predictor(towers, between.tokenizer, between.contract, weights_id=f"alpha {alpha:g}")
         if images is None or not between.share("image_"):
             images = encode_pictures(predictor, store)
         if texts is None or not between.share("text_"):

@@ -25,7 +25,7 @@ $style</style>
 </head>
 <body>
 <header><h1>Between two models</h1>
-<p class="lead">Weights mixed linearly, from release <code>$before</code> (alpha 0) to <code>$after</code> (alpha 1).
+<p class="lead">Weights mixed linearly, from weights <code>$before</code> (alpha 0) to <code>$after</code> (alpha 1).
 Chosen by $chosen_by: alpha <b>$chosen</b>.</p></header>
 <main><div class="charts">$charts</div>
 <section><div class="scroll"><table><thead><tr><th>alpha</th>$titles</tr></thead>
@@ -51,7 +51,7 @@ def interpolation_page(curve: Mapping) -> str:
         rows="\n".join(_row(point, names, point["alpha"] == curve["chosen"]) for point in points),
         chosen=f"{curve['chosen']:g}",
         chosen_by="hand" if curve["chosen_by"] == "hand" else "the mean recall of all concepts",
-        **{end: escape(release) for end, release in curve["releases"].items()},
+        **{end: escape(weights) for end, weights in curve["weights"].items()},
     )
 
 

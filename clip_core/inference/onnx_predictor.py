@@ -11,7 +11,7 @@ import numpy as np
 from clip_core.errors import UserError
 from clip_core.inference.onnx_towers import open_session, run
 from clip_core.inference.predictor import Predictor, tokenizer_in
-from clip_core.model.contract import WEIGHTS_SUM, read_contract, release_of
+from clip_core.model.contract import WEIGHTS_SUM, read_contract, weights_id
 
 
 class OnnxTowers:
@@ -52,7 +52,7 @@ def load(folder: str | Path, device: str = "auto", precision: str = "fp32", widt
     if not (onnx / WEIGHTS_SUM).exists():
         again = f"`python -m clip_core.serve.export WEIGHTS_FOLDER {onnx}`"
         raise UserError(f"{onnx}: an export of an older version: export it again with {again}, or load the weights")
-    return Predictor(OnnxTowers(onnx), tokenizer, contract, release_of(onnx, width), width)
+    return Predictor(OnnxTowers(onnx), tokenizer, contract, weights_id(onnx, width), width)
 
 
 def exported(folder: Path) -> Path:
@@ -62,7 +62,7 @@ def exported(folder: Path) -> Path:
     """
     folder = folder.resolve()
     kept = folder.with_name(f".{folder.name}.onnx")
-    if not (kept / WEIGHTS_SUM).exists() or release_of(kept) != release_of(folder):
+    if not (kept / WEIGHTS_SUM).exists() or weights_id(kept) != weights_id(folder):
         if not os.access(folder.parent, os.W_OK):
             raise UserError(
                 f"{folder.parent}: no place for the export, since it is read-only. Export to another folder with "

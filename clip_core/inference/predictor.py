@@ -12,7 +12,7 @@ from PIL import Image
 
 from clip_core.errors import UserError
 from clip_core.image import pixels_of
-from clip_core.model.contract import MODEL_FILE, Contract, read_contract, release_of
+from clip_core.model.contract import MODEL_FILE, Contract, read_contract, weights_id
 from clip_core.text import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
@@ -50,10 +50,10 @@ class Predictor:
     """
 
     def __init__(
-        self, towers: Towers, tokenizer: Tokenizer, contract: Contract, release: str, width: int | None = None
+        self, towers: Towers, tokenizer: Tokenizer, contract: Contract, weights_id: str, width: int | None = None
     ) -> None:
         self.contract = contract
-        self.release = release  # the fingerprint of what it computes
+        self.weights_id = weights_id  # the fingerprint of what it computes
         self.logit_scale = towers.logit_scale  # the factor of cosines in CLIP's softmax
         self.runtime, self.device, self.precision = towers.runtime, towers.device, towers.precision
         self.width = _checked_width(width, contract)
@@ -62,7 +62,7 @@ class Predictor:
 
     def __repr__(self) -> str:
         return (
-            f"Predictor(release={self.release}, runtime={self.runtime}, device={self.device}, "
+            f"Predictor(weights_id={self.weights_id}, runtime={self.runtime}, device={self.device}, "
             f"precision={self.precision}, width={self.width})"
         )
 
@@ -130,11 +130,11 @@ def load(folder: str | Path, device: str = "auto", precision: str = "fp32", widt
     contract = read_contract(folder)
     tokenizer = tokenizer_in(folder, contract)
     with ThreadPoolExecutor(1) as pool:
-        release = pool.submit(release_of, folder, width)  # reads all weights, too: meanwhile the modules are imported
+        identity = pool.submit(weights_id, folder, width)  # reads all weights, too: meanwhile the modules are imported
         from clip_core.inference.torch_towers import load_towers
 
         towers = load_towers(folder, device, precision)
-        return Predictor(towers, tokenizer, contract, release.result(), width)
+        return Predictor(towers, tokenizer, contract, identity.result(), width)
 
 
 def tokenizer_in(folder: Path, contract: Contract) -> Tokenizer:

@@ -59,7 +59,7 @@ class Made(Section):
     stage: str
     params: str  # hash of what the stage reads of them
     data: str  # hash of the training data's manifest
-    parent: str | None  # release of the weights that training started from
+    parent: str | None  # weights_id of what training started from
     text_tower: str  # what the text tower started from
     adopted: tuple[str, ...] = ()  # where other code or packages went on with a training that was interrupted
 
@@ -139,7 +139,7 @@ def _wrong_format(found: object) -> str:
     return f"its format is {found!r}, and {FORMAT} is wanted: this folder is of another project"
 
 
-def release_of(folder: Path, width: int | None = None) -> str:
+def weights_id(folder: Path, width: int | None = None) -> str:
     """The fingerprint (16 hex digits) of what the model in `folder` computes: weights, tokenizer, architecture.
 
     That of an export is that of the weights folder it was made of, at its width.

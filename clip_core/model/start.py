@@ -15,7 +15,7 @@ from clip_core.errors import UserError
 from clip_core.files import sha256_file
 from clip_core.image import Preprocessing
 from clip_core.model.clip import CLIP, make_clip
-from clip_core.model.contract import MODEL_FILE, TOKENIZER_FILE, Architecture, read_contract, release_of
+from clip_core.model.contract import MODEL_FILE, TOKENIZER_FILE, Architecture, read_contract, weights_id
 from clip_core.model.pretrained.checkpoint import Checkpoint, read_checkpoint
 from clip_core.model.pretrained.image_side import ImageSide, image_side_in
 from clip_core.model.pretrained.positions import resize_all_positions
@@ -37,7 +37,7 @@ class Start:
     model: CLIP
     tokenizer_json: str
     origin: str
-    parent: str | None  # release of the weights folder that it is
+    parent: str | None  # weights_id of the folder that it is
 
 
 def start_from_towers(model: Model, init: FromTowers, seed: int) -> Start:
@@ -71,7 +71,7 @@ def start_from_weights(model: Model, init: FromWeights) -> Start:
     vocabulary = None if init.vocabulary is None else existing(Path(init.path) / init.vocabulary, "init.vocabulary")
     if (source / MODEL_FILE).exists():
         found, tokenizer_json = load_weights(source), (source / TOKENIZER_FILE).read_text(encoding="utf-8")
-        origin, parent = read_contract(source).made.text_tower, release_of(source)
+        origin, parent = read_contract(source).made.text_tower, weights_id(source)
     else:
         released = released_in(read_checkpoint(source), vocabulary, None, model.context_length)
         found, tokenizer_json = released.model, released.tokenizer_json

@@ -15,7 +15,7 @@ from pathlib import Path
 from clip_core.env import set_switches
 from clip_core.errors import UserError, told_to_the_user
 from clip_core.model.clip import CLIP
-from clip_core.model.contract import TOKENIZER_FILE, hash_of, read_contract, release_of
+from clip_core.model.contract import TOKENIZER_FILE, hash_of, read_contract, weights_id
 from clip_core.model.vocabulary_effect import Effect, effect_on, token_ids_of
 from clip_core.model.weights import load_weights, save_weights, without_weights
 from clip_core.text import CLS, PAD, SEP, UNKNOWN, load_tokenizer, parse_tokenizer
@@ -56,7 +56,7 @@ def prune(
             "stage": "vocabulary",
             "params": hash_of(rows),
             "data": hash_of(texts),
-            "parent": release_of(folder),
+            "parent": weights_id(folder),
             "text_tower": f"{contract.made.text_tower}; {len(rows)} of {len(vocabulary)} tokens kept",
         }
     )

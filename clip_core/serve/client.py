@@ -10,7 +10,6 @@ from urllib.request import ProxyHandler, build_opener
 
 from clip_core.errors import UserError, told_to_the_user
 
-STATE = Path(".work/serve.json")  # written by a running `make serve`
 TIMEOUT = 30  # seconds
 START = "start one in another terminal: `make serve`, or what `python -m clip_core.serve.gallery` said at its end"
 
@@ -27,12 +26,12 @@ def ask(url: str, text: str, top: int) -> dict:
         raise UserError(f"no server answers at {url} ({error}); {START}") from None
 
 
-def read_state() -> dict[str, str]:
-    """Where this project's running `make serve` listens: url, triton (host:port), live (its model repository)."""
+def read_url(serving: Path) -> str:
+    """The page of the `make serve` that serves from the folder `serving`."""
     try:
-        return json.loads(STATE.read_text(encoding="utf-8"))
+        return json.loads((serving / "running.json").read_text(encoding="utf-8"))["url"]
     except FileNotFoundError:
-        raise UserError(f"no server runs in this project; {START}") from None
+        raise UserError(f"{serving}: no server runs; {START}") from None
 
 
 def _reason(error: HTTPError) -> str:
@@ -46,10 +45,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m clip_core.serve.client", description="finds pictures by text")
     parser.add_argument("text", help="what the pictures should show, in Chinese")
     parser.add_argument("--top", type=int, default=5, help="how many pictures (default 5)")
-    parser.add_argument("--url", help="of the page; default: the one of this project's `make serve`")
+    parser.add_argument("--serving", type=Path, default=Path("serving"), help="the folder that it serves from")
+    parser.add_argument("--url", help="of its page; default: what that folder says")
     arguments = parser.parse_args()
     with told_to_the_user():
-        answer = ask(arguments.url or read_state()["url"], arguments.text, arguments.top)
+        answer = ask(arguments.url or read_url(arguments.serving), arguments.text, arguments.top)
     for hit in answer["hits"]:
         print(f"{hit['score']:.4f}  {hit['image_id']}  {hit['name']}")
     if len(answer["hits"]) < arguments.top:

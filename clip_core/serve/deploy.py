@@ -1,8 +1,9 @@
-"""The proof of a release: a real Triton serves a copy of it and is asked what torch and the offline metrics answer."""
+"""The proof of a release: a real Triton serves it and is asked what torch and the offline metrics answer."""
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,10 +11,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from clip_core.errors import UserError
-from clip_core.serve.golden import Golden
+from clip_core.serve import live
+from clip_core.serve.golden import Golden, read_golden
 from clip_core.serve.queries import encode_images, encode_texts, search
-from clip_core.serve.release import new_live_repository, probe_public
-from clip_core.serve.triton import connect, triton_server
+from clip_core.serve.triton import Triton, triton_server
 from clip_core.serve.truth import Truth
 
 if TYPE_CHECKING:
@@ -23,33 +24,45 @@ AT = (1, 5, 10)
 ROUNDING = 1e-5  # by which two runtimes' scores may differ, with a wide margin; closer scores may change places
 
 
-def prove(repository: Path, live: Path, golden: Golden, truth: Truth, num_timed: int) -> dict:
-    """What a real Triton answers about a copy of `repository` in the folder `live`; ValueError when it is wrong.
+def prove(folder: Path, release: str, truth: Truth, num_timed: int, log: Path) -> dict:
+    """What a real Triton answers about the release in `folder`; UserError when it is wrong.
 
-    Server and copy are gone afterwards; a failure leaves the server's log.
+    The server is gone afterwards; a failure leaves its `log`.
     """
-    shutil.rmtree(live, ignore_errors=True)
-    models = new_live_repository(repository, live / "repository")
+    with proved(folder, release, log) as (client, report):
+        return report | {
+            "recall": _recall_through(client, truth),
+            "latency_ms": latencies(client, read_golden(folder / "golden"), num_timed),
+            "versions": {
+                "tritonserver": client.get_server_metadata().version,
+                **{name: version(name) for name in ("torch", "onnxruntime", "tritonclient")},
+            },
+        }
+
+
+@contextmanager
+def proved(folder: Path, release: str, log: Path) -> Generator[tuple["InferenceServerClient", dict]]:
+    """A client of a Triton that serves the release in `folder` and answers its golden queries, and how well it does.
+
+    WrongAnswers when it does not.
+    """
+    live_folder = folder / ".live"
+    live_folder.mkdir()
+    log.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    with triton_server(live / "repository", models, live / "triton.log") as server:
-        seconds_to_ready = time.monotonic() - started
-        client = connect(server.address)
-        try:
-            report = {
-                "release": golden.release,
-                "golden_max_difference": probe_public(client, live / "repository"),
-                "recall": _recall_through(client, truth),
-                "latency_ms": latencies(client, golden, num_timed),
-                "seconds_to_ready": round(seconds_to_ready, 1),
-                "versions": {
-                    "tritonserver": client.get_server_metadata().version,
-                    **{name: version(name) for name in ("torch", "onnxruntime", "tritonclient")},
-                },
-            }
-        finally:
-            client.close()
-    shutil.rmtree(live)
-    return report
+    try:
+        with triton_server(live_folder, log) as server, closing(Triton(server)) as triton:
+            live.load(triton, folder, release)
+            seconds_to_ready = round(time.monotonic() - started, 1)
+            live.publish(triton, release, number=1)
+            differences = live.probe_public(triton, folder, release)
+            yield (
+                triton.client,
+                {"release": release, "golden_max_difference": differences, "seconds_to_ready": seconds_to_ready},
+            )
+    finally:
+        shutil.rmtree(live_folder, ignore_errors=True)
+    log.unlink()
 
 
 def latencies(client: "InferenceServerClient", golden: Golden, num_timed: int) -> dict[str, dict[str, float]]:

@@ -28,7 +28,6 @@ from clip_core.model.contract import (
     WEIGHTS_SUM,
     Contract,
     read_contract,
-    release_of,
 )
 from clip_core.model.matryoshka import narrow
 from clip_core.model.weights import load_weights
@@ -47,7 +46,6 @@ EXPORTED = {  # what an export may hold
     MODEL_FILE,
     TOKENIZER_FILE,
     WEIGHTS_SUM,
-    "release.txt",
     "parity.json",
 }
 
@@ -138,7 +136,6 @@ def _write_facts(model: Path, contract: Contract, folder: Path) -> None:
     shutil.copy2(model / contract.tokenizer, folder / contract.tokenizer)
     atomic_write(folder / MODEL_FILE, contract.model_dump_json(indent=2) + "\n")
     (folder / WEIGHTS_SUM).write_text(sha256_file(model / WEIGHTS_FILE), encoding="utf-8")
-    (folder / "release.txt").write_text(release_of(folder) + "\n", encoding="utf-8")
 
 
 def write_onnx(clip: CLIP, contract: Contract, opset: int, folder: Path) -> None:

@@ -1,11 +1,12 @@
 """A weights folder made ready for Triton without a pipeline: `python -m clip_core.serve.gallery WEIGHTS PICTURES OUT`.
 
-The weights may be imported or trained here; the pictures are what the served model will find. OUT/repository is then a
-Triton model repository that a real Triton has proved, and OUT/images the pictures for the page.
+The weights may be imported or trained here; the pictures are what the served model will find. OUT then holds a release
+that a real Triton has proved. Called again with other weights or pictures, it adds the next one, for `make rollout`.
 """
 
 import argparse
 import os
+from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,11 +15,12 @@ from clip_core.config.deploy import Deploy
 from clip_core.data.store import Store, StoreWriter, open_store
 from clip_core.env import set_switches
 from clip_core.errors import UserError, told_to_the_user
-from clip_core.files import replacing_folder
 from clip_core.image import pixels_of, read_size
 from clip_core.model.contract import Contract, read_contract
-from clip_core.serve.golden import Golden, make_golden
-from clip_core.serve.triton import check_server, connect, triton_server
+from clip_core.serve import releases
+from clip_core.serve.golden import Golden, Seen, make_golden
+from clip_core.serve.release import GALLERY_NAME, seal
+from clip_core.serve.triton import check_server
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 KINDS = ", ".join(f"*{suffix}" for suffix in sorted(SUFFIXES))
@@ -29,34 +31,53 @@ GOLDEN = Deploy(num_golden=8, num_timed=1, max_feature_difference=1e-4)
 TEXTS = ("一只猫", "红色的爱心", "蓝天白云下的大海", "一个人在街上走", "美味的食物", "黑白照片", "iPhone 手机", "花")
 
 
-def make_gallery(weights: Path, pictures: Path, out: Path, k: int = TOP_K) -> dict[str, float]:
-    """Writes the new folder `out`; returns the served model's largest differences from torch.
+def make_gallery(weights: Path, pictures: Mapping[str, Path], out: Path, k: int = TOP_K) -> tuple[str, dict]:
+    """Adds a release to the folder `out`; returns its id and the served model's largest differences from torch.
 
-    `k` pictures are found for a text. Raises UserError when a part is missing or torch and Triton differ; nothing is
-    then written.
+    `pictures` are folders, by the name of the gallery that each becomes; `k` pictures are found for a text. Raises
+    UserError when a part is missing or torch and Triton differ; nothing is then added.
     """
     if not 1 <= k <= MAX_TOP_K:
         raise UserError(f"--top-k {k}: 1 to {MAX_TOP_K} pictures can be found for a text")
     contract = read_contract(weights)
-    if out.exists() or out.is_symlink():
-        raise UserError(f"{out}: is there already; name a new folder, or remove it first")
+    if out.exists() and any(out.iterdir()) and not (out / "releases").is_dir():
+        raise UserError(f"{out}: is there already and holds no releases; name a new folder, or remove it first")
     check_server(out)
-    with replacing_folder(out) as aside:
-        store = store_pictures(pictures, contract, aside / "images")
-        golden = _golden(weights, store, k)  # torch answers before onnxruntime is loaded
+    is_new = not out.exists()
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with TemporaryDirectory(dir=out) as scratch:
+            return _add(weights, contract, pictures, Path(scratch), out, k)
+    finally:
+        if is_new and not any(out.iterdir()):
+            out.rmdir()
 
-        from clip_core.serve.export import export_alone
-        from clip_core.serve.index import build_index
-        from clip_core.serve.model_repository import assemble
 
-        with TemporaryDirectory(dir=aside) as parts:
-            onnx, index = Path(parts, "onnx"), Path(parts, "index")
-            print("exporting the towers", flush=True)
-            export_alone(weights, onnx)
-            build_index(onnx, store, golden.texts, k, 1.0, index)
-            (aside / "repository").mkdir()
-            assemble(onnx, index, golden, k, aside / "repository")
-        return _prove(aside)
+def _add(
+    weights: Path, contract: Contract, pictures: Mapping[str, Path], scratch: Path, out: Path, k: int
+) -> tuple[str, dict]:
+    stores = {name: store_pictures(folder, contract, scratch / name) for name, folder in pictures.items()}
+    golden = _golden(weights, stores, k)  # torch answers before onnxruntime is loaded
+
+    from clip_core.serve.assemble import Gallery, assemble
+    from clip_core.serve.deploy import proved
+    from clip_core.serve.export import export_alone
+    from clip_core.serve.index import build_index
+
+    onnx, release = scratch / "onnx", scratch / "release"
+    print("exporting the towers", flush=True)
+    export_alone(weights, onnx)
+    for name, store in stores.items():
+        build_index(onnx, store, golden.texts, k, 1.0, scratch / f"{name}.index")
+    release.mkdir()
+    galleries = {name: Gallery(scratch / name, scratch / f"{name}.index") for name in stores}
+    release_id = assemble(onnx, galleries, golden, k, release)
+    print("Triton loads the models ...", flush=True)
+    with proved(release, release_id, out / "gallery.log") as (_, report):
+        differences = report["golden_max_difference"]
+    seal(release, golden.weights_id, tuple(galleries))
+    releases.add(out, release, keep=None)
+    return release_id, differences
 
 
 def store_pictures(folder: Path, contract: Contract, out: Path) -> Store:
@@ -132,45 +153,43 @@ def _row(image_id: str, image: bytes) -> dict:
     }
 
 
-def _golden(weights: Path, store: Store, k: int) -> Golden:
-    from clip_core.inference.predictor import load
-    from clip_core.serve.truth import Truth, encode_pictures
+def _golden(weights: Path, stores: Mapping[str, Store], k: int) -> Golden:
+    from clip_core.inference.predictor import encode_pictures, load
 
     predictor = load(weights)
-    features = predictor.encode_texts(TEXTS), encode_pictures(predictor, store)
-    truth = Truth(predictor.release, TEXTS, features[0], [], store.image_ids, features[1], {})
-    return make_golden(truth, predictor, store, GOLDEN, k)
+    seen = {name: Seen(store, encode_pictures(predictor, store)) for name, store in stores.items()}
+    return make_golden(predictor, TEXTS, seen, GOLDEN, k)
 
 
-def _prove(folder: Path) -> dict[str, float]:
-    """Asks a real Triton that serves a copy of the repository in `folder` the golden queries."""
-    from contextlib import closing
-
-    from clip_core.serve.release import new_live_repository, probe_public
-
-    print("Triton loads the models ...", flush=True)
-    with TemporaryDirectory(dir=folder) as scratch:
-        live = Path(scratch, "repository")
-        models = new_live_repository(folder / "repository", live)
-        with triton_server(live, models, Path(scratch, "log")) as server, closing(connect(server.address)) as client:
-            return probe_public(client, live)
+def named(folders: list[str]) -> dict[str, Path]:
+    """The folders by the names of their galleries: each is FOLDER, whose own name it gets, or NAME=FOLDER."""
+    found: dict[str, Path] = {}
+    for text in folders:
+        name, has_name, folder = text.partition("=")
+        path = Path(folder if has_name else text)
+        name = name if has_name else path.resolve().name.lower()
+        if not GALLERY_NAME.fullmatch(name) or name in found:
+            reason = "is there twice" if name in found else "has small letters, digits, - and _, and 32 of them at most"
+            raise UserError(f"{text}: a gallery's name {reason}; write NAME={path}")
+        found[name] = path
+    return found
 
 
 def main() -> None:
     """Runs the command; a mistake of the user's becomes a message and exit code 2."""
     parser = argparse.ArgumentParser(prog="python -m clip_core.serve.gallery", description=__doc__)
     parser.add_argument("weights", type=Path, metavar="WEIGHTS", help="a weights folder")
-    parser.add_argument("pictures", type=Path, metavar="PICTURES", help=f"a folder of pictures, {KINDS}")
-    parser.add_argument("out", type=Path, metavar="OUT", help="a new folder")
+    parser.add_argument("pictures", nargs="+", metavar="PICTURES", help=f"folders of {KINDS}: FOLDER or NAME=FOLDER")
+    parser.add_argument("out", type=Path, metavar="OUT", help="a folder of releases, new or from an earlier call")
     parser.add_argument("--top-k", type=int, default=TOP_K, metavar="K", help="found for a text (default %(default)s)")
     arguments = parser.parse_args()
     set_switches()
     out = arguments.out
     with told_to_the_user(OSError):
-        differences = make_gallery(arguments.weights, arguments.pictures, out, arguments.top_k)
+        release, differences = make_gallery(arguments.weights, named(arguments.pictures), out, arguments.top_k)
     told = ", ".join(f"{name} {value:.1e}" for name, value in differences.items())
-    print(f"wrote {out}; Triton's largest differences from torch: {told}")
-    print(f"next: python -m clip_core.serve.gateway --repository {out}/repository --images {out}/images")
+    print(f"added to {out}: {releases.announcement(out, release)}\nTriton's largest differences from torch: {told}")
+    print(f"next: python -m clip_core.serve.gateway --serving {out}")
 
 
 if __name__ == "__main__":

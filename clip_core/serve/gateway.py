@@ -1,74 +1,75 @@
-"""`make serve`: a local Triton with the release that `dvc repro` made, and the page, opened in the browser.
+"""`make serve`: a local Triton with the release that `serving/current` names, and the page, opened in the browser.
 
 The page talks to this gateway, the gateway to Triton over gRPC; both listen on loopback only.
 """
 
 import argparse
-import fcntl
-import json
 import os
-import shutil
 import signal
 import socket
 import sys
 import threading
 import webbrowser
 from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.request import ProxyHandler, build_opener
 
 from clip_core.env import set_switches
 from clip_core.errors import UserError, told_to_the_user
-from clip_core.files import atomic_write
-from clip_core.serve.client import STATE, read_state
+from clip_core.serve import releases
+from clip_core.serve.client import read_url
 from clip_core.serve.page import make_app
-from clip_core.serve.release import new_live_repository
-from clip_core.serve.triton import connect, triton_server
-
-if TYPE_CHECKING:
-    from clip_core.data.store import Store
+from clip_core.serve.supervisor import GaveUp, Supervisor
 
 
-def serve(repository: Path, images: Path, port: int, opens_browser: bool) -> None:
-    """Serves until it is interrupted; ValueError when something is missing or in use."""
-    from clip_core.data.store import open_store
-
-    if not repository.is_dir():
+def serve(serving: Path, port: int, opens_browser: bool) -> None:
+    """Serves until it is interrupted; UserError when something is missing or in use, GaveUp when repairs fail."""
+    newest = next(iter(releases.added(serving)), None)
+    if newest is None or releases.current(serving) is None:
         raise UserError(
-            f"{repository}: no model repository yet; `make run` makes that of the pipeline, and "
+            f"{serving}: no release to serve yet; `make run` makes that of the pipeline, and "
             "`python -m clip_core.serve.gallery` one of any weights folder"
         )
-    store = open_store(images)
-    live = repository.parent / "live" / "serve"
-    with _only_one(), _listen(port) as listener:
-        shutil.rmtree(live, ignore_errors=True)  # of a run that was killed
-        models = new_live_repository(repository, live / "repository")
+    with _only_one(serving), _listen(port) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        supervisor = Supervisor(serving, url)
         print("Triton loads the models ...", flush=True)
         try:
-            with triton_server(live / "repository", models, live / "triton.log") as server:
-                url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-                state = {"url": url, "triton": server.address, "live": str(server.repository.absolute())}
-                atomic_write(STATE, json.dumps(state, indent=1) + "\n")
-                print(f"the page: {url}\nTriton (gRPC): {server.address}\nCtrl-C stops everything", flush=True)
-                if opens_browser and _has_user():
-                    threading.Thread(target=_open_browser, args=(url,), daemon=True).start()
-                _run_gateway(server.address, store, listener)
+            supervisor.start()
+            print(f"the page: {url}\nTriton (gRPC): {supervisor.address}\nCtrl-C stops everything", flush=True)
+            print(releases.announcement(serving, newest), flush=True)
+            if opens_browser and _has_user():
+                threading.Thread(target=_open_browser, args=(url,), daemon=True).start()
+            _run_gateway(supervisor, listener)
         finally:
-            STATE.unlink(missing_ok=True)
-            shutil.rmtree(live, ignore_errors=True)
+            (serving / "running.json").unlink(missing_ok=True)
+            supervisor.stop()
 
 
-def _run_gateway(address: str, store: "Store", listener: socket.socket) -> None:
+def _run_gateway(supervisor: Supervisor, listener: socket.socket) -> None:
     import uvicorn
 
-    client = connect(address)
+    app = make_app(supervisor, supervisor.serving / "releases")
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3))
+    stopped, given_up = threading.Event(), []
+
+    def watch() -> None:
+        try:
+            supervisor.watch(stopped)
+        except BaseException as error:  # whatever it is, nobody looks after the server any more
+            given_up.append(error)
+            server.should_exit = True
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
     try:
-        config = uvicorn.Config(make_app(client, store), log_level="warning", timeout_graceful_shutdown=3)
-        uvicorn.Server(config).run(sockets=[listener])
+        server.run(sockets=[listener])
     finally:
-        client.close()
+        stopped.set()
+        watcher.join()
+    if given_up:
+        raise given_up[0]
 
 
 def _has_user() -> bool:
@@ -84,18 +85,18 @@ def _open_browser(url: str) -> None:
 
 
 @contextmanager
-def _only_one() -> Generator[None]:
-    STATE.parent.mkdir(exist_ok=True)
-    lock = os.open(STATE.parent, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+def _only_one(serving: Path) -> Generator[None]:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(releases.only_gateway(serving))
+        except releases.Held as held:
+            try:
+                where = read_url(serving)
+            except UserError:
+                where = "it is starting and will name its page"
+            raise UserError(f"{held}: {where}") from None
+        (serving / "running.json").unlink(missing_ok=True)  # of a run that was killed
         yield
-    except BlockingIOError:
-        if not STATE.exists():
-            raise UserError("another `make serve` is starting in this project; it will name its page") from None
-        raise UserError(f"`make serve` runs in this project already: {read_state()['url']}") from None
-    finally:
-        os.close(lock)
 
 
 @contextmanager
@@ -119,8 +120,7 @@ def main() -> None:
         prog="python -m clip_core.serve.gateway", description="the page and Triton behind it"
     )
     parser.add_argument("--port", type=int, default=8000, help="of the page; 0: any free one")
-    parser.add_argument("--repository", type=Path, default=Path("serving/repository"))
-    parser.add_argument("--images", type=Path, default=Path("data/packed/test"), help="the store that was indexed")
+    parser.add_argument("--serving", type=Path, default=releases.SERVING, help="the folder of releases")
     parser.add_argument("--no-browser", action="store_true", help="only print the page's address")
     arguments = parser.parse_args()
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -128,9 +128,11 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would hand down "ignore"
     with told_to_the_user(OSError):
         try:
-            serve(arguments.repository, arguments.images, arguments.port, not arguments.no_browser)
+            serve(arguments.serving, arguments.port, not arguments.no_browser)
         except KeyboardInterrupt:
             print("stopped")
+        except GaveUp as error:
+            sys.exit(f"error: Triton could not be kept alive: {error}. Its log: {arguments.serving / 'triton.log'}")
 
 
 if __name__ == "__main__":

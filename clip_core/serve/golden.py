@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -12,7 +13,6 @@ from clip_core.errors import UserError
 from clip_core.image import read_image
 from clip_core.serve.index import same_ranking
 from clip_core.serve.queries import Found, encode_images, encode_texts, release_behind, search
-from clip_core.serve.truth import Truth
 
 if TYPE_CHECKING:
     from tritonclient.grpc import InferenceServerClient
@@ -20,16 +20,21 @@ if TYPE_CHECKING:
     from clip_core.data.store import Store
     from clip_core.inference.predictor import Predictor
 
-GOLDEN_FOLDER = "golden"  # in the folder of clip_search
+
+class Seen(NamedTuple):
+    """A gallery as torch sees it."""
+
+    store: "Store"
+    features: np.ndarray  # (images, embed_dim)
 
 
 class Golden(NamedTuple):
-    release: str
+    weights_id: str
     texts: list[str]
     text_features: np.ndarray  # (texts, embed_dim)
     images: list[bytes]  # encoded
     image_features: np.ndarray  # (images, embed_dim)
-    rankings: list[dict[str, float]]  # for each text the true scores, by id, of all pictures that may be found
+    rankings: dict[str, list[dict[str, float]]]  # by gallery, for each text the true scores of all that may be found
     max_difference: float  # allowed of a feature; of a score, twice that
 
 
@@ -37,25 +42,38 @@ class WrongAnswers(UserError):
     """What a served model answers is not what torch computes: the release is refused."""
 
 
-def make_golden(truth: Truth, predictor: "Predictor", store: "Store", params: Deploy, k: int) -> Golden:
-    """Torch's answers for `params.num_golden` texts and pictures (PNG and JPEG by turns) spread over the test data."""
-    text_places = _spread(params.num_golden, len(truth.texts))
-    images = [store.image_bytes(place) for place in _spread(params.num_golden, len(store))]
+def make_golden(
+    predictor: "Predictor", texts: Sequence[str], galleries: Mapping[str, Seen], params: Deploy, k: int
+) -> Golden:
+    """Torch's answers for `params.num_golden` of the texts and as many pictures (PNG and JPEG by turns)."""
+    asked = [texts[place] for place in _spread(params.num_golden, len(texts))]
+    features = predictor.encode_texts(asked)
+    stores = [gallery.store for gallery in galleries.values()]
+    images = [image for store in stores for image in _some_of(store, -(-params.num_golden // len(stores)))]
     images = [_as_jpeg(image) if place % 2 else image for place, image in enumerate(images)]
-    k = min(k, len(truth.image_ids))
-    rankings = []
-    for scores in truth.text_features[text_places] @ truth.image_features.T:
-        least = np.partition(scores, -k)[-k] - 2 * params.max_feature_difference
-        rankings.append({truth.image_ids[place]: float(scores[place]) for place in np.flatnonzero(scores >= least)})
     return Golden(
-        release=truth.release,
-        texts=[truth.texts[place] for place in text_places],
-        text_features=truth.text_features[text_places],
+        weights_id=predictor.weights_id,
+        texts=asked,
+        text_features=features,
         images=images,
         image_features=predictor.encode_images(images),
-        rankings=rankings,
+        rankings={
+            name: [_ranking(row, gallery, k, params.max_feature_difference) for row in features]
+            for name, gallery in galleries.items()
+        },
         max_difference=params.max_feature_difference,
     )
+
+
+def _ranking(text_features: np.ndarray, gallery: Seen, k: int, max_difference: float) -> dict[str, float]:
+    scores = gallery.features @ text_features
+    k = min(k, len(scores))
+    least = np.partition(scores, -k)[-k] - 2 * max_difference
+    return {gallery.store.image_ids[place]: float(scores[place]) for place in np.flatnonzero(scores >= least)}
+
+
+def _some_of(store: "Store", num: int) -> list[bytes]:
+    return [store.image_bytes(place) for place in _spread(num, len(store))]
 
 
 def write_golden(golden: Golden, folder: Path) -> None:
@@ -65,7 +83,7 @@ def write_golden(golden: Golden, folder: Path) -> None:
     np.save(folder / "image_features.npy", golden.image_features)
     for place, image in enumerate(golden.images):
         (folder / f"image-{place:03d}").write_bytes(image)
-    facts = {name: getattr(golden, name) for name in ("release", "texts", "rankings", "max_difference")}
+    facts = {name: getattr(golden, name) for name in ("weights_id", "texts", "rankings", "max_difference")}
     (folder / "golden.json").write_text(json.dumps(facts, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
@@ -82,16 +100,31 @@ def read_golden(folder: Path) -> Golden:
     )
 
 
-def probe(client: "InferenceServerClient", golden: Golden, suffix: str = "") -> dict[str, float]:
+def probe(client: "InferenceServerClient", golden: Golden, release: str, suffix: str = "") -> dict[str, float]:
     """Asks the models named `clip_text<suffix>` and so on; returns the largest differences from torch.
 
-    Raises WrongAnswers that lists all that is wrong.
+    Raises WrongAnswers that lists all that is wrong, as answers of another release than `release`.
     """
-    found = search(client, golden.texts, f"clip_search{suffix}")
+    from tritonclient.utils import InferenceServerException
+
+    try:
+        return _compare(client, golden, release, suffix)
+    except InferenceServerException as error:
+        raise WrongAnswers(f"release {release} does not answer golden queries: {error}") from None
+
+
+def _compare(client: "InferenceServerClient", golden: Golden, release: str, suffix: str) -> dict[str, float]:
+    found = {gallery: search(client, golden.texts, f"clip_search{suffix}", gallery) for gallery in golden.rankings}
+    answers = [
+        (text, one, ranking)
+        for gallery, rankings in golden.rankings.items()
+        for text, one, ranking in zip(golden.texts, found[gallery], rankings, strict=True)
+    ]
     differences = {
         "text_features": _largest(encode_texts(client, golden.texts, f"clip_text{suffix}"), golden.text_features),
         "image_features": _largest(encode_images(client, golden.images, f"clip_image{suffix}"), golden.image_features),
-        "scores": float(np.max(list(map(_score_difference, found, golden.rankings)))),  # NaN is wrong, max() loses it
+        # NaN is wrong, max() loses it
+        "scores": float(np.max([_score_difference(one, ranking) for _, one, ranking in answers])),
     }
     allowed = dict.fromkeys(differences, golden.max_difference) | {"scores": 2 * golden.max_difference}
     wrong = [
@@ -101,15 +134,15 @@ def probe(client: "InferenceServerClient", golden: Golden, suffix: str = "") -> 
     ]
     for model, name, item in (("text", "TEXT", golden.texts[0].encode()), ("image", "IMAGE", golden.images[0])):
         behind = release_behind(client, f"clip_{model}{suffix}", name, item)
-        if behind != golden.release:
+        if behind != release:
             wrong.append(f"clip_{model} is of release {behind}")
-    for text, one, ranking in zip(golden.texts, found, golden.rankings, strict=True):
-        if one.release != golden.release:
-            wrong.append(f"{text}: answered by release {one.release}, not {golden.release}")
+    for text, one, ranking in answers:
+        if one.release != release:
+            wrong.append(f"{text}: answered by release {one.release}, not {release}")
         elif not is_ranked_so(one, ranking, 2 * golden.max_difference):
             wrong.append(f"{text}: found {', '.join(one.ids[:3])} ...; torch finds {', '.join(_best(ranking)[:3])} ...")
     if wrong:
-        raise WrongAnswers(f"release {golden.release} answers golden queries wrongly:\n  " + "\n  ".join(wrong))
+        raise WrongAnswers(f"release {release} answers golden queries wrongly:\n  " + "\n  ".join(wrong))
     return differences
 
 

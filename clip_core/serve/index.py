@@ -1,4 +1,4 @@
-"""The gallery's index: exact search over the image features of one release."""
+"""A gallery's index: exact search over the image features of one model."""
 
 import json
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ import numpy as np
 
 from clip_core.errors import UserError
 from clip_core.files import replacing_folder
+from clip_core.model.contract import weights_id
 
 if TYPE_CHECKING:
     from clip_core.data.store import Store
@@ -19,7 +20,7 @@ ROUNDING = 1e-6  # by which float32 scores of unit vectors may differ from the e
 class Index(NamedTuple):
     features: np.ndarray  # (images, embed_dim), L2-normalised
     image_ids: list[str]
-    release: str  # of the model that made the features
+    weights_id: str  # of the model that made the features
 
 
 def top_k(features: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -61,8 +62,13 @@ def build_index(onnx: Path, store: "Store", texts: Sequence[str], k: int, min_re
     recall = recall_of(features, encode_texts(onnx, texts), k)
     if recall < min_recall:
         raise UserError(f"the index finds {recall:.4f} of the true top {k}; index.min_recall asks for {min_recall}")
-    release = (onnx / "release.txt").read_text(encoding="utf-8").strip()
-    facts = {"release": release, "kind": "flat", "num_images": len(store), "recall": recall, "num_queries": len(texts)}
+    facts = {
+        "weights_id": weights_id(onnx),
+        "kind": "flat",
+        "num_images": len(store),
+        "recall": recall,
+        "num_queries": len(texts),
+    }
     with replacing_folder(folder) as aside:
         np.save(aside / "features.npy", features)
         image_ids = json.dumps(list(store.image_ids), ensure_ascii=False, indent=0)
@@ -82,4 +88,4 @@ def read_index(folder: Path) -> Index:
         raise UserError(f"{folder}: not an index: {Path(error.filename).name} is missing") from None
     if len(features) != len(image_ids):
         raise UserError(f"{folder}: {len(features)} rows of features for {len(image_ids)} image ids")
-    return Index(features, image_ids, facts["release"])
+    return Index(features, image_ids, facts["weights_id"])

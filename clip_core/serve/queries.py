@@ -32,11 +32,13 @@ def encode_images(client: "InferenceServerClient", images: Sequence[bytes], mode
     return _ask_all(client, model, "IMAGE", list(images), ["image_features"])[0]
 
 
-def search(client: "InferenceServerClient", texts: Sequence[str], model: str = "clip_search") -> list[Found]:
-    """The pictures that the served index finds for each text."""
+def search(
+    client: "InferenceServerClient", texts: Sequence[str], model: str = "clip_search", gallery: str = ""
+) -> list[Found]:
+    """The pictures that are found for each text in the named gallery of what serves; without a name, in its first."""
     _refuse_one(texts)
     outputs = ["ids", "scores", "release"]
-    ids, scores, releases = _ask_all(client, model, "TEXT", [text.encode() for text in texts], outputs)
+    ids, scores, releases = _ask_all(client, model, "TEXT", [text.encode() for text in texts], outputs, gallery)
     return [
         Found([image_id.decode() for image_id in row], row_scores, release.decode())
         for row, row_scores, (release,) in zip(ids, scores, releases, strict=True)
@@ -54,25 +56,38 @@ def release_behind(client: "InferenceServerClient", model: str, name: str, item:
 
 
 def _ask_all(
-    client: "InferenceServerClient", model: str, name: str, items: Sequence[bytes], outputs: list[str]
+    client: "InferenceServerClient",
+    model: str,
+    name: str,
+    items: Sequence[bytes],
+    outputs: list[str],
+    gallery: str = "",
 ) -> list[np.ndarray]:
-    answers = [
-        _ask(client, model, name, items[start : start + AT_ONCE], outputs) for start in range(0, len(items), AT_ONCE)
-    ]
+    answers = []
+    for start in range(0, len(items), AT_ONCE):
+        part = np.array(items[start : start + AT_ONCE], dtype=object).reshape(-1, 1)
+        tensors = {name: part} | ({"GALLERY": np.full(part.shape, gallery.encode(), dtype=object)} if gallery else {})
+        answers.append(ask(client, model, tensors, outputs))
     return [np.concatenate(parts) for parts in zip(*answers, strict=True)]
 
 
-def _ask(
-    client: "InferenceServerClient", model: str, name: str, items: Sequence[bytes], outputs: list[str]
+def ask(
+    client: "InferenceServerClient",
+    model: str,
+    tensors: dict[str, np.ndarray],
+    outputs: list[str],
+    timeout: float = TIMEOUT,
 ) -> list[np.ndarray]:
+    """The outputs with which the served model answers; UserError with its reason when it refuses the tensors."""
     from tritonclient.grpc import InferInput, InferRequestedOutput
-    from tritonclient.utils import InferenceServerException
+    from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-    question = InferInput(name, [len(items), 1], "BYTES")
-    question.set_data_from_numpy(np.array(items, dtype=object).reshape(-1, 1))
+    questions = [InferInput(name, [*array.shape], np_to_triton_dtype(array.dtype)) for name, array in tensors.items()]
+    for question, array in zip(questions, tensors.values(), strict=True):
+        question.set_data_from_numpy(array)
     wanted = [InferRequestedOutput(output) for output in outputs]
     try:
-        answer = client.infer(model, [question], outputs=wanted, client_timeout=TIMEOUT)
+        answer = client.infer(model, questions, outputs=wanted, client_timeout=timeout)
     except InferenceServerException as error:
         if error.status() == "StatusCode.INVALID_ARGUMENT":
             raise UserError(error.message().rpartition(BAD_INPUT)[2]) from None

@@ -13,7 +13,7 @@ from clip_core.errors import UserError
 from clip_core.image import pixels_of
 from clip_core.inference.onnx_towers import open_session, run
 from clip_core.model.contract import read_contract
-from clip_core.serve.index import read_index, top_k
+from clip_core.serve.index import Index, read_index, top_k
 from clip_core.serve.queries import BAD_INPUT
 from clip_core.text import load_tokenizer
 
@@ -98,11 +98,11 @@ class Search:
 
     def initialize(self, args: dict[str, str]) -> None:
         _check_numbers()
-        self.index = read_index(_folder(args))
-        self.image_ids = np.array([image_id.encode() for image_id in self.index.image_ids], dtype=object)
-        (config,) = [o for o in json.loads(args["model_config"])["output"] if o["name"] == "ids"]
-        self.top_k = int(config["dims"][0])
-        # Beside clip_search_r7 serves clip_text_r7 (clip_core/serve/release.py).
+        folders = sorted((_folder(args) / "galleries").iterdir())
+        self.galleries = {folder.name: read_index(folder) for folder in folders}
+        self.release = _read_release(_folder(args))
+        self.top_k = int(json.loads(args["model_config"])["parameters"]["top_k"]["string_value"])
+        # Beside clip_search_<release> serves clip_text_<release> (clip_core/serve/live.py).
         self.text_model = "clip_text" + args["model_name"].removeprefix("clip_search")
 
     def execute(self, requests: Sequence["pb.InferenceRequest"]) -> list["pb.InferenceResponse"]:
@@ -121,14 +121,27 @@ class Search:
             return _pass_on(answer.error())
         try:
             release = pb.get_output_tensor_by_name(answer, "release").as_numpy()
-            if encoder := {item.decode() for item in release.ravel()} - {self.index.release}:
-                message = f"the index is of release {self.index.release}, the text model of {', '.join(encoder)}"
+            if encoder := {item.decode() for item in release.ravel()} - {self.release}:
+                message = f"the index is of release {self.release}, the text model of {', '.join(encoder)}"
                 return pb.InferenceResponse(error=pb.TritonError(message, pb.TritonError.UNAVAILABLE))
             features = pb.get_output_tensor_by_name(answer, "text_features").as_numpy()
-            places, scores = top_k(self.index.features, features, self.top_k)
-            return _answer({"ids": self.image_ids[places], "scores": scores, "release": release})
+            index = self._gallery(request)
+            places, scores = top_k(index.features, features, self.top_k)
+            ids = np.array([[index.image_ids[place].encode() for place in row] for row in places], dtype=object)
+            return _answer({"ids": ids, "scores": scores, "release": release})
         except Exception as error:  # the edge, as above
             return _refusal(error)
+
+    def _gallery(self, request: "pb.InferenceRequest") -> Index:
+        """The index of the gallery that the request names; of the first if it names none."""
+        tensor = pb.get_input_tensor_by_name(request, "GALLERY")
+        named = set(tensor.as_numpy().ravel().tolist()) if tensor else {next(iter(self.galleries)).encode()}
+        names = {item.decode(errors="replace") for item in named}
+        if len(names) > 1 or not names <= self.galleries.keys():
+            raise UserError(
+                f"no gallery {', '.join(sorted(names))}: one of {', '.join(self.galleries)} is searched at a time"
+            )
+        return self.galleries[names.pop()]
 
 
 def _check_numbers() -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 class Truth(NamedTuple):
     """The test queries and the gallery as torch sees them, and the recall that was measured offline."""
 
-    release: str
+    weights_id: str
     texts: Sequence[str]
     text_features: np.ndarray  # (texts, embed_dim)
     right: Sequence[np.ndarray]  # of each text, places in the gallery
@@ -29,4 +29,4 @@ def make_truth(
     """The truth about the store's pictures and the `texts`; `metrics` are those of the group that asks all."""
     recall = {k: metrics[f"text_to_image_recall@{k}"]["value"] for k in (1, 5, 10)}
     text_features, image_features = predictor.encode_texts(texts), encode_pictures(predictor, store)
-    return Truth(predictor.release, texts, text_features, right, store.image_ids, image_features, recall)
+    return Truth(predictor.weights_id, texts, text_features, right, store.image_ids, image_features, recall)

@@ -7,7 +7,7 @@ from typing import Any
 from clip_core.code import differences, reached_by
 from clip_core.config.section import Section
 from clip_core.errors import UserError
-from clip_core.model.contract import hash_of, release_of
+from clip_core.model.contract import hash_of, weights_id
 from clip_core.model.precision import pick_device, pick_precision
 from clip_core.params_file import looked_up, read_yaml
 
@@ -54,7 +54,7 @@ def hash_of_input(path: Path) -> str:
     if (path / "manifest.json").exists():
         return hash_of((path / "manifest.json").read_text(encoding="utf-8"))
     try:
-        return release_of(path)
+        return weights_id(path)
     except UserError:
         return "missing"
 

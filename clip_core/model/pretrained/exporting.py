@@ -12,7 +12,7 @@ from clip_core.errors import UserError
 from clip_core.files import atomic_write, replacing_file, replacing_folder
 from clip_core.image import AS_RELEASED, Preprocessing
 from clip_core.model.clip import CLIP
-from clip_core.model.contract import TOKENIZER_FILE, Architecture, Contract, read_contract, release_of
+from clip_core.model.contract import TOKENIZER_FILE, Architecture, Contract, read_contract, weights_id
 from clip_core.model.pretrained.model_card import model_card
 from clip_core.model.pretrained.names import OFA, OFA_RESNET, TRANSFORMERS, to_theirs
 from clip_core.model.pretrained.recognise import name_of
@@ -138,7 +138,7 @@ def _write_transformers(tensors: dict[str, Tensor], model: CLIP, vocabulary: str
             atomic_write(aside / name, json.dumps(content, indent=2) + "\n")
         atomic_write(aside / "vocab.txt", vocabulary)
         atomic_write(aside / TOKENIZER_FILE, (folder / TOKENIZER_FILE).read_bytes())
-        atomic_write(aside / "README.md", model_card(read_contract(folder), release_of(folder)))
+        atomic_write(aside / "README.md", model_card(read_contract(folder), weights_id(folder)))
     return [
         f"transformers.ChineseCLIPModel.from_pretrained({str(out)!r})",
         f"transformers.ChineseCLIPProcessor.from_pretrained({str(out)!r}, backend='pil')",

@@ -3,7 +3,7 @@
 from clip_core.model.contract import Contract
 
 
-def model_card(contract: Contract, release: str) -> str:
+def model_card(contract: Contract, weights_id: str) -> str:
     """README.md: what the model is, where it comes from and how it is used."""
     size, made = contract.image_size, contract.made
     return f"""---
@@ -18,7 +18,7 @@ tags:
 
 # Chinese CLIP, {contract.embed_dim} dimensions, {size} x {size} pixels
 
-Encodes pictures and Chinese texts as vectors that can be compared. Exported by `clip_core` from release `{release}`.
+Encodes pictures and Chinese texts as vectors that can be compared. Exported by `clip_core` from weights `{weights_id}`.
 
 | made by | trained on | started from |
 |---|---|---|

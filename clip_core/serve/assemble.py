@@ -1,0 +1,108 @@
+"""Puts a release together: the model repository from the templates beside this file, its galleries, golden queries.
+
+Its public models are `clip_text`, `clip_image` and `clip_search`; the others are their parts. It is what a GPU server
+with the onnxruntime backend serves, and (by --model-config-name=cpu_python) a CPU server with Python alone.
+"""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from string import Template
+from typing import Any, NamedTuple
+
+from clip_core.errors import UserError
+from clip_core.files import check_space
+from clip_core.model.contract import read_contract, weights_id
+from clip_core.serve.golden import Golden, write_golden
+from clip_core.serve.index import read_index
+from clip_core.serve.release import GALLERY_NAME, STATES_ID, id_of, sums_of
+
+TEMPLATES = Path(__file__).with_name("templates")
+PUBLIC = ("clip_text", "clip_image", "clip_search")
+# Each model and which files of the export lie in its version folder; a model follows those it asks.
+MODELS = {
+    "text_preprocess": {"model.json": "model.json", "tokenizer.json": "tokenizer.json"},
+    "text_core": {"text.onnx": "model.onnx"},
+    "image_preprocess": {"model.json": "model.json"},
+    "image_core": {"image.onnx": "model.onnx"},
+    "clip_text": {},
+    "clip_image": {},
+    "clip_search": {},
+}
+ANSWERS_WITH_ID = ("text_preprocess", "image_preprocess", "clip_text", "clip_image", "clip_search")
+CODE = Path(__file__).parents[2]
+# What the Python models import of this project: a release serves with the code that it was proved with.
+SERVING_CODE = (
+    *("clip_core/__init__.py", "clip_core/errors.py", "clip_core/files.py", "clip_core/image.py", "clip_core/text.py"),
+    *(f"clip_core/config/{name}.py" for name in ("__init__", "model", "section")),
+    *(f"clip_core/inference/{name}.py" for name in ("__init__", "onnx_towers")),
+    *(f"clip_core/model/{name}.py" for name in ("__init__", "contract")),
+    *(f"clip_core/serve/{name}.py" for name in ("__init__", "index", "queries", "triton_models")),
+)
+
+
+class Gallery(NamedTuple):
+    """Pictures that can be found, and their index."""
+
+    store: Path
+    index: Path
+
+
+def assemble(onnx: Path, galleries: Mapping[str, Gallery], golden: Golden, k: int, folder: Path) -> str:
+    """Writes all files of a release into the empty folder `folder`, but its manifest; returns its id.
+
+    UserError when an index or the golden answers were made by other weights.
+    """
+    contract, weights = read_contract(onnx), weights_id(onnx)
+    for name, gallery in galleries.items():
+        if not GALLERY_NAME.fullmatch(name):
+            raise UserError(f"gallery {name!r}: a name has small letters, digits, - and _, and 32 of them at most")
+        made_by = read_index(gallery.index).weights_id
+        if not made_by == weights == golden.weights_id:
+            raise UserError(
+                f"{gallery.index}: made by weights {made_by}, but {onnx} holds {weights} and the golden answers are "
+                f"of {golden.weights_id}. Run `dvc repro` again."
+            )
+    check_space(folder, [onnx, *(place for gallery in galleries.values() for place in gallery)])
+    values = {"embed_dim": contract.embed_dim, "image_size": contract.image_size, "top_k": k}
+    for model, files in MODELS.items():
+        version = folder / "models" / model / "1"
+        _fill_templates(TEMPLATES / model, version.parent, values)
+        version.mkdir(exist_ok=True)
+        for source, name in files.items():
+            shutil.copy2(onnx / source, version / name)
+            if (weights_file := onnx / f"{source}.data").exists():  # of a large graph; it finds them by this name
+                shutil.copy2(weights_file, version / weights_file.name)
+        if (version / "model.py").exists():
+            for file in SERVING_CODE:
+                (version / "code" / file).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(CODE / file, version / "code" / file)
+    for name, gallery in galleries.items():
+        shutil.copytree(gallery.index, folder / "models" / "clip_search" / "1" / "galleries" / name)
+        shutil.copytree(gallery.store, folder / "galleries" / name)
+    write_golden(golden, folder / "golden")
+    release = id_of(sums_of(folder))
+    for model in ANSWERS_WITH_ID:
+        (folder / "models" / model / "1" / STATES_ID).write_text(f"{release}\n", encoding="utf-8")
+    return release
+
+
+def read_config(file: Path) -> Any:
+    """The model configuration (a protobuf message) in `file`; ValueError when Triton could not read it either."""
+    from google.protobuf import text_format
+    from tritonclient.grpc.model_config_pb2 import ModelConfig  # ty: ignore[missing-module-member]
+
+    try:
+        return text_format.Parse(file.read_text(encoding="utf-8"), ModelConfig())
+    except FileNotFoundError:
+        raise UserError(f"{file.parent}: not a model of a Triton repository: {file.name} is missing") from None
+    except text_format.ParseError as error:
+        raise UserError(f"{file}: not a Triton model configuration: {error}") from None
+
+
+def _fill_templates(template: Path, folder: Path, values: dict[str, int]) -> None:
+    for file in sorted(template.rglob("*")):
+        if file.is_file() and file.suffix in (".pbtxt", ".py"):
+            target = folder / file.relative_to(template)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(Template(file.read_text(encoding="utf-8")).substitute(values), encoding="utf-8")

@@ -1,0 +1,235 @@
+"""The folder `serving/`: the releases that can be served, which of them is, and what happened to them.
+
+    releases/<id>/    proved releases, as links to the files that the pipeline or `clip_core.serve.gallery` made
+    current           a link to the one that serves
+    history.jsonl     every release added, made public, refused or removed, and by what
+    live/, running.json, *.lock    of a running `make serve`
+
+None of it is DVC's, which removes what a stage makes before it runs again. `python -m clip_core.serve.releases` lists
+them, `... add FOLDER` adds one.
+"""
+
+import argparse
+import json
+import os
+import shutil
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from fcntl import LOCK_EX, LOCK_NB, flock
+from pathlib import Path
+from typing import NamedTuple
+
+from clip_core.errors import UserError, told_to_the_user
+from clip_core.files import atomic_write, check_space, replacing_folder, sync
+from clip_core.serve.release import MANIFEST, Manifest, link_tree, read_manifest, verify
+from clip_core.serve.triton import Server
+
+SERVING = Path("serving")
+
+
+class Event(NamedTuple):
+    """A line of the history."""
+
+    time: str  # UTC
+    event: str  # added, begun (a rollout of it), public (on a Triton), serves, failed, removed
+    release: str
+    why: str
+
+
+class Held(UserError):
+    """Another process does what only one may do at a time."""
+
+
+def add(serving: Path, folder: Path, keep: int | None) -> Manifest:
+    """Adds the proved release in `folder`; the first one becomes current. Old ones beyond `keep` newest are removed.
+
+    Of one that is there already nothing is done, but that a damaged copy of it is replaced.
+    """
+    with _lock(serving / "add.lock", "", waits=True):
+        manifest = read_manifest(folder)
+        place = folder_of(serving, manifest.release)
+        if not _is_whole(place, manifest):
+            verify(folder)
+            check_space(serving, [folder])  # where links can not be had, copies are made
+            with replacing_folder(place) as aside:
+                for part in ("models", "galleries", "golden"):
+                    link_tree(folder / part, aside / part)
+                shutil.copy2(folder / MANIFEST, aside / MANIFEST)
+            record(serving, "added", manifest.release, str(folder))
+        if current(serving) is None:
+            make_current(serving, manifest.release, "the first release")
+        if keep is not None:
+            _remove_old(serving, keep)
+    return manifest
+
+
+def folder_of(serving: Path, release: str) -> Path:
+    return serving / "releases" / release
+
+
+def verified(serving: Path, release: str) -> Path:
+    """The folder of the release; UserError when it is not there, or not what was proved."""
+    folder = folder_of(serving, release)
+    if not (folder / MANIFEST).exists():
+        there = ", ".join(added(serving)) or "none"
+        raise UserError(f"{serving}: no release {release} here; there are: {there}")
+    if (found := verify(folder).release) != release:
+        raise UserError(f"{folder}: holds release {found}; remove the folder")
+    return folder
+
+
+def added(serving: Path) -> list[str]:
+    """The releases that are there, the newest first."""
+    order = [event.release for event in reversed(history(serving)) if event.event == "added"]
+    return [release for release in dict.fromkeys(order) if (folder_of(serving, release) / MANIFEST).exists()]
+
+
+def current(serving: Path) -> str | None:
+    """The release that serves, or will at the next start; None before there is one."""
+    with suppress(FileNotFoundError):
+        return (serving / "current").readlink().name
+    return None
+
+
+def have_served(serving: Path) -> list[str]:
+    """The releases that have been public and are still there, the last one first; the current one is not among them."""
+    order = [event.release for event in reversed(history(serving)) if event.event == "serves"]
+    there, now = set(added(serving)), current(serving)
+    return [release for release in dict.fromkeys(order) if release in there and release != now]
+
+
+def make_current(serving: Path, release: str, why: str) -> None:
+    """From now on `release` is the one that serves, also after a restart."""
+    aside = serving / f".current.{os.getpid()}"
+    aside.unlink(missing_ok=True)
+    aside.symlink_to(Path("releases", release))
+    aside.replace(serving / "current")
+    sync(serving)
+    record(serving, "serves", release, why)
+
+
+def history(serving: Path) -> list[Event]:
+    """All that happened, in order."""
+    with suppress(FileNotFoundError):
+        lines = (serving / "history.jsonl").read_text(encoding="utf-8").splitlines()
+        return [Event(**json.loads(line)) for line in lines]
+    return []
+
+
+def record(serving: Path, event: str, release: str, why: str = "") -> int:
+    """Adds a line to the history; gives its number."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    with _lock(serving / "history.lock", "", waits=True):
+        events = [*history(serving), Event(now, event, release, why)]
+        lines = [json.dumps(one._asdict(), ensure_ascii=False) for one in events]
+        atomic_write(serving / "history.jsonl", "\n".join(lines) + "\n")
+    return len(events)
+
+
+@contextmanager
+def only_gateway(serving: Path) -> Generator[None]:
+    """Holds the folder for one gateway; Held when another one serves from it, wherever that was started."""
+    with _lock(serving / "gateway.lock", f"{serving.resolve()}: another `make serve` serves from this folder"):
+        yield
+
+
+@contextmanager
+def only_rollout(serving: Path) -> Generator[None]:
+    """Holds the folder for one change of what serves; Held when another one is at it."""
+    with _lock(serving / "rollout.lock", f"{serving}: another rollout is running; wait for it and try again"):
+        yield
+
+
+def write_server(serving: Path, server: Server, url: str) -> None:
+    """Writes down where a running gateway and its Triton are, for this user's eyes: it holds the key."""
+    state = {"url": url, "address": server.address, "key": server.key}
+    state |= {"live": str(server.live.absolute()), "log": str(server.log.absolute())}
+    state["shared_memory"] = server.shared_memory
+    aside = serving / f".running.{os.getpid()}"
+    aside.unlink(missing_ok=True)
+    with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        json.dump(state, file)
+    aside.replace(serving / "running.json")
+
+
+def running_server(serving: Path) -> Server | None:
+    """The Triton server behind the gateway that serves from this folder; None when none does."""
+    with suppress(Held), only_gateway(serving):
+        return None
+    with suppress(FileNotFoundError):
+        state = json.loads((serving / "running.json").read_text(encoding="utf-8"))
+        places = Path(state["live"]), Path(state["log"])
+        return Server(state["address"], state["key"], *places, state["shared_memory"])
+    raise UserError(f"{serving}: `make serve` is starting there; try again when it has named its page")
+
+
+def announcement(serving: Path, release: str) -> str:
+    """What to tell of a release that was added."""
+    now = current(serving)
+    if now == release:
+        return f"release {release} serves (`make serve`)"
+    return f"release {release} is proved; `make rollout` makes it public (now: {now})"
+
+
+def _is_whole(place: Path, manifest: Manifest) -> bool:
+    """Whether the release is there with all its files, by their names and sizes; a rollout looks at their bytes."""
+    try:
+        return read_manifest(place) == manifest and sum(_sizes(place)) == manifest.num_bytes
+    except UserError:
+        return False
+
+
+def _sizes(place: Path) -> Iterator[int]:
+    return (path.stat().st_size for path in place.rglob("*") if path.is_file() and path != place / MANIFEST)
+
+
+def _remove_old(serving: Path, keep: int) -> None:
+    """Removes all but the `keep` newest releases, the current one and the one to roll back to."""
+    kept = {*added(serving)[:keep], current(serving), *have_served(serving)[:1]}
+    with suppress(Held), only_rollout(serving):  # one that is being rolled out is needed
+        for release in added(serving):
+            if release not in kept:
+                record(serving, "removed", release, f"releases.keep: {keep}")
+                shutil.rmtree(folder_of(serving, release))
+
+
+@contextmanager
+def _lock(file: Path, message: str, waits: bool = False) -> Generator[None]:
+    """Holds the lock file; another holder is waited for, or else Held says the message."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lock = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        flock(lock, LOCK_EX | (0 if waits else LOCK_NB))
+    except BlockingIOError:
+        os.close(lock)
+        raise Held(message) from None
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
+def main() -> None:
+    from clip_core.all_params import load_params
+
+    parser = argparse.ArgumentParser(prog="python -m clip_core.serve.releases", description=__doc__)
+    parser.add_argument("--serving", type=Path, default=SERVING)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    adding = commands.add_parser("add", help="add a proved release")
+    adding.add_argument("folder", type=Path, metavar="FOLDER", help="as models/release")
+    arguments = parser.parse_args()
+    with told_to_the_user(OSError):
+        if arguments.command == "add":
+            keep = load_params(Path("params.yaml")).releases.keep
+            release = add(arguments.serving, arguments.folder, keep).release
+            print(announcement(arguments.serving, release))
+            return
+        for release in added(arguments.serving):
+            manifest = read_manifest(folder_of(arguments.serving, release))
+            mark = "serves" if release == current(arguments.serving) else ""
+            print(f"{release}  {manifest.num_bytes / 2**20:8.1f} MiB  {', '.join(manifest.galleries):20}  {mark}")
+
+
+if __name__ == "__main__":
+    main()

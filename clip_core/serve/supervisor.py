@@ -1,0 +1,204 @@
+"""Looks after the Triton server of a gateway: asks every model every few seconds, heals what does not answer.
+
+Triton 2.51 starts a Python stub that died never again, and calls it ready: every call then fails. Unloading and loading
+the model heals it. A server that died is started again.
+"""
+
+import shutil
+import threading
+import time
+from collections import deque
+from contextlib import closing, suppress
+from pathlib import Path
+
+import numpy as np
+from tritonclient.utils import InferenceServerException
+
+from clip_core.errors import UserError
+from clip_core.serve import live, releases
+from clip_core.serve.assemble import PUBLIC
+from clip_core.serve.golden import Golden, read_golden
+from clip_core.serve.queries import ask
+from clip_core.serve.rollout import settle
+from clip_core.serve.triton import RunningTriton, Triton, start_triton
+
+EVERY_SECONDS = 2.0
+PATIENCE = 5.0  # seconds for the answer to a synthetic question
+HANGS_SECONDS = 30  # a model that answers nobody for so long, though it is asked, hangs
+MAX_FAILURES = 2
+MAX_REPAIRS, WITHIN_SECONDS = 5, 600  # more of them would hide a fault that somebody has to look at
+
+
+FAILURES = (UserError, InferenceServerException)
+
+
+class GaveUp(RuntimeError):
+    """Repairs do not help any more."""
+
+
+class Supervisor:
+    """The Triton server that serves what `serving/current` names, started and looked after."""
+
+    def __init__(self, serving: Path, url: str) -> None:
+        self.serving, self.url = serving, url
+        self.states: dict[str, str] = dict.fromkeys(PUBLIC, "not asked yet")
+        self.running: RunningTriton | None = None
+        self._repairs: deque[float] = deque(maxlen=MAX_REPAIRS)
+        self._failures = 0  # of the server as a whole, one after the other
+        self._still: dict[
+            str, tuple[int, float]
+        ] = {}  # of a model that did not answer: how many it had, and since when
+
+    @property
+    def address(self) -> str:
+        """Where Triton answers gRPC; empty while it does not run."""
+        return self.running.server.address if self.running else ""
+
+    def start(self) -> None:
+        """Starts Triton and serves the current release; where that is not what was proved, the last good one."""
+        with releases.only_rollout(self.serving):
+            current = releases.current(self.serving)
+            assert current is not None
+            good = [current, *releases.have_served(self.serving)]
+            for release in good:
+                try:
+                    self._start_with(release)
+                except FAILURES as error:  # it does not verify, does not load or answers wrongly
+                    self.stop()
+                    releases.record(self.serving, "failed", release, str(error))
+                    print(f"release {release} can not serve: {error}", flush=True)
+                else:
+                    return
+        raise UserError(f"none of the releases {', '.join(good)} can serve; the reasons stand above")
+
+    def stop(self) -> None:
+        """Ends Triton, if it runs."""
+        running, self.running = self.running, None
+        if running:
+            running.stop()
+        shutil.rmtree(self._live, ignore_errors=True)
+
+    def watch(self, stopped: threading.Event) -> None:
+        """Looks after the server until `stopped`; raises GaveUp when that does not help."""
+        while not stopped.wait(EVERY_SECONDS):
+            self.check()
+
+    def check(self) -> None:
+        """Asks every model once, and repairs what does not answer."""
+        assert self.running is not None
+        if self.running.process.poll() is not None:
+            self._start_again(f"Triton ended (exit code {self.running.process.returncode})")
+            return
+        try:
+            with closing(Triton(self.running.server)) as triton:
+                self._look(triton)
+            self._failures = 0
+        except FAILURES as error:  # it does not answer, or what was loaded again answers wrongly
+            self._failures += 1
+            if self._failures == MAX_FAILURES:
+                self._start_again(str(error))
+
+    def _look(self, triton: Triton) -> None:
+        release = releases.current(self.serving)
+        assert release is not None
+        wrong = wrong_models(triton, release, read_golden(self._folder(release) / "golden"))
+        self.states = {name: wrong.get(name, "ok") for name in PUBLIC}
+        dead = [name for name in _inner(release) if name in wrong and self._is_dead(triton, name, wrong[name])]
+        if not dead and live.public_release(triton) == release:
+            return
+        with suppress(releases.Held), releases.only_rollout(self.serving):  # a rollout at work knows what it does
+            if releases.current(self.serving) != release:
+                return
+            if dead:
+                reasons = "; ".join(f"{name}: {wrong[name]}" for name in dead)
+                self._count_repair(reasons)
+                print(f"models are loaded again: {reasons}", flush=True)
+            for name in dead:
+                triton.unload(name)
+            settle(triton, self.serving)
+            live.probe_public(triton, self._folder(release), release)
+            print(f"release {release} serves", flush=True)
+            self.states = dict.fromkeys(PUBLIC, "ok")
+
+    def _is_dead(self, triton: Triton, model: str, error: str) -> bool:
+        """Whether the model will never answer again; under much load it does, later."""
+        if "is not healthy" in error:  # what Triton says of a stub that ended
+            return True
+        done = triton.num_answered(model)
+        since = self._still.setdefault(model, (done, time.monotonic()))
+        if since[0] != done:
+            self._still[model] = (done, time.monotonic())
+        return time.monotonic() - self._still[model][1] > HANGS_SECONDS
+
+    def _start_again(self, why: str) -> None:
+        self.states = dict.fromkeys(PUBLIC, why)
+        self._count_repair(why)
+        print(f"Triton is started again: {why}", flush=True)
+        self.stop()
+        while True:
+            try:
+                self.start()
+                return
+            except releases.Held:  # by a rollout, which ends without a server soon
+                time.sleep(0.5)
+            except UserError as error:
+                raise GaveUp(str(error)) from None
+
+    def _count_repair(self, why: str) -> None:
+        now = time.monotonic()
+        if len(self._repairs) == MAX_REPAIRS and now - self._repairs[0] < WITHIN_SECONDS:
+            raise GaveUp(f"{MAX_REPAIRS} repairs in {now - self._repairs[0]:.0f} s did not help: {why}")
+        self._repairs.append(now)
+
+    def _start_with(self, release: str) -> None:
+        folder = releases.verified(self.serving, release)
+        shutil.rmtree(self._live, ignore_errors=True)  # of a run that was killed
+        (self._live / "repository").mkdir(parents=True)
+        self.running = start_triton(self._live / "repository", self.serving / "triton.log")
+        with closing(Triton(self.running.server)) as triton:
+            live.load(triton, folder, release)
+            live.probe_release(triton, folder, release)
+            if release != releases.current(self.serving):
+                releases.make_current(self.serving, release, "the last good one")
+            settle(triton, self.serving)
+        releases.write_server(self.serving, self.running.server, self.url)
+        self.states = dict.fromkeys(PUBLIC, "ok")
+
+    def _folder(self, release: str) -> Path:
+        return releases.folder_of(self.serving, release)
+
+    @property
+    def _live(self) -> Path:
+        return self.serving / "live"
+
+
+def wrong_models(triton: Triton, release: str, golden: Golden) -> dict[str, str]:
+    """The public models and the inner ones that do not answer a synthetic question, each with the reason.
+
+    Of a chain the first link that fails is named, and the public models that it takes along.
+    """
+    wrong: dict[str, str] = {}
+
+    def ask_one(model: str, tensor: str, item: np.ndarray, output: str) -> np.ndarray | None:
+        try:
+            return ask(triton.client, model, {tensor: item}, [output], PATIENCE)[0]
+        except FAILURES as error:
+            wrong[model] = str(error)
+            return None
+
+    text, image = np.array([[golden.texts[0].encode()]], object), np.array([[golden.images[0]]], object)
+    token_ids = ask_one(f"text_preprocess_{release}", "TEXT", text, "token_ids")
+    pixels = ask_one(f"image_preprocess_{release}", "IMAGE", image, "pixels")
+    features = None if token_ids is None else ask_one(f"text_core_{release}", "token_ids", token_ids, "text_features")
+    if pixels is not None:
+        ask_one(f"image_core_{release}", "pixels", pixels, "image_features")
+    if features is not None:
+        ask_one(f"clip_search_{release}", "TEXT", text, "release")
+    for name in PUBLIC:
+        ask_one(name, *(("IMAGE", image) if name == "clip_image" else ("TEXT", text)), "release")
+    return wrong
+
+
+def _inner(release: str) -> list[str]:
+    """The models with a process of their own, each after those that ask it."""
+    return [f"{name}_{release}" for name in ("clip_search", *live.INNER)]
