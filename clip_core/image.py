@@ -15,7 +15,7 @@ from clip_core.errors import UserError
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # where there are several frames, the first
 MAX_PIXELS = 64_000_000  # decoded, a picture of this size takes 192 MB
 WHITE = (255, 255, 255, 255)
-TILE_SIDES = (322, 323)  # TIFF's tags; a tile is decoded whole, however little of it is in the picture
+TILED = ((256, 322), (257, 323))  # TIFF's tags of width and height: the picture's and a tile's
 # What Pillow's decoders raise for broken bytes.
 BROKEN = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, struct.error, zlib.error)
 
@@ -77,6 +77,14 @@ def read_size(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     return _open(data, max_pixels).size
 
 
+def decoded_size(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Width and height of all that decoding makes, from the header alone; raises UserError like `pixels_of`.
+
+    A TIFF's tiles are decoded whole, however little of them is in the picture.
+    """
+    return _with_whole_tiles(_open(data, max_pixels))
+
+
 def _open(data: bytes, max_pixels: int) -> Image.Image:
     if not isinstance(data, bytes):
         raise TypeError(f"a picture must be encoded bytes or a PIL image, not {type(data).__name__}")
@@ -88,11 +96,22 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
         raise UserError(f"too many pixels: {error}") from None
     except BROKEN as error:
         raise UserError(f"broken picture: {error}") from None
-    tile = [side for tag in TILE_SIDES if isinstance(side := getattr(image, "tag_v2", {}).get(tag), int)]
-    for sides in (image.size, tile):
-        if math.prod(sides) > max_pixels:
-            raise UserError(f"too many pixels: {' x '.join(map(str, sides))} are more than the allowed {max_pixels:,}")
+    for width, height in (image.size, _with_whole_tiles(image)):
+        if width * height > max_pixels:
+            raise UserError(f"too many pixels: {width} x {height} are more than the allowed {max_pixels:,}")
     return image
+
+
+def _with_whole_tiles(image: Image.Image) -> tuple[int, int]:
+    tags = getattr(image, "tag_v2", {})
+    if not any(tile in tags for _, tile in TILED):
+        return image.size
+    width, height = (_in_steps(tags[side], tags.get(tile)) for side, tile in TILED)  # as stored, not turned
+    return width, height
+
+
+def _in_steps(side: int, step: object) -> int:
+    return math.ceil(side / step) * step if isinstance(step, int) and step > 0 else side
 
 
 def _turn(image: Image.Image, orientation: str) -> Image.Image:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clip_core.image import AS_RELEASED, FORMATS, Preprocessing, pixels_of, read_image, read_size
+from clip_core.image import AS_RELEASED, FORMATS, Preprocessing, decoded_size, pixels_of, read_image, read_size
 from clip_core.serve.page import for_browsers
 from tests.tiny import encoded
 
@@ -130,18 +130,34 @@ def test_a_bomb_is_refused_before_it_is_decoded() -> None:
                 read(bomb)
 
 
-def test_a_tiff_whose_tile_is_a_bomb_is_refused_before_it_is_decoded() -> None:
+def tiled(side: tuple[int, int], tile: tuple[int, int]) -> bytes:
+    """A grey TIFF, black, of that width and height in tiles of these, of which one is there."""
+
     def tag(number: int, value: int) -> bytes:
         return struct.pack("<HHII", number, 4, 1, value)
 
-    tile = zlib.compress(bytes(9_000) * 9_000)
-    tags = {256: 8, 257: 8, 258: 8, 259: 8, 262: 1, 277: 1, 322: 9_000, 323: 9_000, 324: 134, 325: len(tile)}
+    data = zlib.compress(bytes(tile[0]) * tile[1])
+    tags = {256: side[0], 257: side[1], 258: 8, 259: 8, 262: 1, 277: 1, 322: tile[0], 323: tile[1], 324: 134}
+    tags[325] = len(data)
     header = struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + b"".join(map(tag, tags, tags.values()))
-    bomb = header + bytes(4) + tile
+    return header + bytes(4) + data
+
+
+def test_a_tiff_whose_tile_is_a_bomb_is_refused_before_it_is_decoded() -> None:
+    bomb = tiled((8, 8), (9_000, 9_000))
     for read in (read_image, read_size):
         with pytest.raises(ValueError, match="too many pixels: 9000 x 9000"):
             read(bomb)
     assert read_image(bomb, max_pixels=9_000**2).size == (8, 8)  # so it is a picture but for that
+
+
+def test_a_tiff_of_many_tiles_that_are_hardly_in_the_picture_is_refused() -> None:
+    many = tiled((8, 1_600), (1_000_000, 16))
+    for read in (read_image, read_size):
+        with pytest.raises(ValueError, match="too many pixels: 1000000 x 1600"):
+            read(many)
+    assert decoded_size(tiled((8, 20), (32, 16))) == (32, 32)
+    assert decoded_size(encoded(HALVES, "TIFF")) == HALVES.size
 
 
 def test_a_tiff_whose_tags_are_of_wrong_types_is_refused() -> None:

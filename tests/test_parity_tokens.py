@@ -1,6 +1,7 @@
 """The tokenizer against the reference's: with its vocabulary, every text has the token ids of `cn_clip.tokenize`."""
 
 import random
+import time
 import unicodedata
 import warnings
 from collections.abc import Sequence
@@ -9,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cn_clip import clip as cn_clip
+from tokenizers import Regex
+from tokenizers.normalizers import Replace
 
-from clip_core.text import Tokenizer, parse_tokenizer, tokenizer_of_vocabulary
+from clip_core.text import LAST_SIGMA, Tokenizer, build_tokenizer, parse_tokenizer, tokenizer_of_vocabulary
 
 VOCABULARY = Path(str(cn_clip.__file__)).with_name("vocab.txt")
 LENGTH = 52
@@ -74,6 +77,11 @@ CASES = {
     "51 characters": "猫" * 51,
     "1000 characters": "一只可爱的猫，" * 143,
 }
+
+NASTY = (
+    *("1Σ", "Σ", "aΣ", "Σ.", "Σ猫", "a....Σ", "\u0345Σ", ".", "a.", "a", "1", "猫", "“", "'", " "),
+    *("é", "e\u0301", "\u0301", "\u0316\u0301", "\ue000", "\U000f0000", "ﷺ", "각", "\ud83d"),
+)
 
 # The reference asks Python what a character is; ours has one table, whatever the Python.
 needs_the_same_unicode = pytest.mark.skipif(
@@ -146,6 +154,40 @@ def test_every_kind_of_character_within_a_word_is_read_as_by_the_reference(token
     ]
     assert len(texts) > 30_000
     assert differing(tokenizer, texts) == []
+
+
+def test_a_sigma_ends_a_word_where_python_says_so() -> None:
+    draw = random.Random(0)
+    kinds = ("ΣΣΣΣ", "aΑǅᾳⓐ𝐀", "ʰª", ".'’:·^`\u0345\u0301\u00ad\u200b", "12猫 \n,-_😀")
+    replace = Replace(Regex(LAST_SIGMA), "ς")
+    for _ in range(20_000):
+        text = "".join(draw.choice(draw.choice(kinds)) for _ in range(draw.randint(1, draw.choice((4, 12, 40)))))
+        by_python = [a if b != "ς" else b for a, b in zip(text, text.lower(), strict=True)]
+        assert replace.normalize_str(text) == "".join(by_python), ascii(text)
+
+
+@pytest.mark.parametrize("made", ["of a vocabulary", "of captions"])
+@pytest.mark.parametrize("pattern", NASTY, ids=ascii)
+def test_a_text_four_times_as_long_takes_about_four_times_as_long(
+    pattern: str, made: str, tokenizer: Tokenizer
+) -> None:
+    if made == "of captions":
+        tokenizer = parse_tokenizer(build_tokenizer(["一只猫", "OK手势"]), LENGTH)
+    texts = [(pattern * length)[:length] for length in (4_000, 16_000)]
+    least = [float("inf")] * 2
+    for repeat in range(30):  # the least of several is the cost without what else the machine does
+        least = [min(seconds, seconds_of(tokenizer, text)) for seconds, text in zip(least, texts, strict=True)]
+        if repeat >= 2 and least[1] / least[0] < 8:
+            return
+    pytest.fail(f"{least[1] / least[0]:.1f} times as long")  # 16 if a character cost as much as there are characters
+
+
+def seconds_of(tokenizer: Tokenizer, text: str) -> float:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the texts that are cut off
+        start = time.process_time()
+        tokenizer([text])
+        return time.process_time() - start
 
 
 def test_longer_texts_are_allowed_up_to_the_positions_of_bert() -> None:

@@ -1,16 +1,22 @@
 """What to ask the served models, and their answers as arrays; gRPC."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from clip_core.errors import UserError
+from clip_core.image import decoded_size
 
 if TYPE_CHECKING:
     from tritonclient.grpc import InferenceServerClient
 
 AT_ONCE = 64  # the models' max_batch_size
+# What one request may hold in all, besides what each of its items may; the models refuse more.
+MAX_TEXTS_BYTES = 256 * 2**10
+MAX_IMAGES_BYTES = 64 * 2**20
+MAX_IMAGES_PIXELS = 160_000_000  # decoded
 TIMEOUT = 60  # seconds
 BAD_INPUT = "bad input: "  # begins what the models say of a caller's mistake
 
@@ -64,8 +70,8 @@ def _ask_all(
     gallery: str = "",
 ) -> list[np.ndarray]:
     answers = []
-    for start in range(0, len(items), AT_ONCE):
-        part = np.array(items[start : start + AT_ONCE], dtype=object).reshape(-1, 1)
+    for some in _requests(items, SHARES[name]):
+        part = np.array(some, dtype=object).reshape(-1, 1)
         tensors = {name: part} | ({"GALLERY": np.full(part.shape, gallery.encode(), dtype=object)} if gallery else {})
         answers.append(ask(client, model, tensors, outputs))
     return [np.concatenate(parts) for parts in zip(*answers, strict=True)]
@@ -93,3 +99,32 @@ def ask(
             raise UserError(error.message().rpartition(BAD_INPUT)[2]) from None
         raise
     return [answer.as_numpy(output) for output in outputs]
+
+
+def _requests(items: Sequence[bytes], share: Callable[[bytes], float]) -> Iterator[list[bytes]]:
+    """The items in order, as many at a time as one request may hold."""
+    request, full = [], 0.0
+    for item in items:
+        part = share(item)
+        if request and (len(request) == AT_ONCE or full + part > 1):
+            yield request
+            request, full = [], 0.0
+        request.append(item)
+        full += part
+    if request:
+        yield request
+
+
+def _share_of_text(text: bytes) -> float:
+    return len(text) / MAX_TEXTS_BYTES
+
+
+def _share_of_image(image: bytes) -> float:
+    try:
+        num_pixels = math.prod(decoded_size(image))
+    except UserError:  # the server says why
+        num_pixels = 0
+    return max(len(image) / MAX_IMAGES_BYTES, num_pixels / MAX_IMAGES_PIXELS)
+
+
+SHARES = {"TEXT": _share_of_text, "IMAGE": _share_of_image}  # of what a request may hold

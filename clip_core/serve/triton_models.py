@@ -1,8 +1,10 @@
 """The models that Triton's Python backend runs; importable inside Triton only, where its utilities exist."""
 
 import json
+import math
+import secrets
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +12,23 @@ import numpy as np
 import triton_python_backend_utils as pb  # ty: ignore[import-not-found]
 
 from clip_core.errors import UserError
-from clip_core.image import pixels_of
+from clip_core.image import decoded_size, pixels_of
 from clip_core.inference.onnx_towers import open_session, run
 from clip_core.model.contract import read_contract
 from clip_core.serve.index import Index, read_index, top_k
-from clip_core.serve.queries import BAD_INPUT
+from clip_core.serve.queries import BAD_INPUT, MAX_IMAGES_BYTES, MAX_IMAGES_PIXELS, MAX_TEXTS_BYTES
 from clip_core.text import load_tokenizer
 
 MAX_TEXT_BYTES = 16 * 2**10
 MAX_IMAGE_BYTES = 16 * 2**20
 MAX_IMAGE_PIXELS = 40_000_000
 LENGTHS = (8, 16, 32)  # token_ids are padded to one of these, so that Triton's batcher finds equal shapes to join
+# What Triton 2.51 says of a model that is overloaded or not there; to a model that asks it, always as INTERNAL.
+NOT_NOW = ("Exceeds maximum queue size", "Request timeout expired", "is not ready", "no available versions")
+
+
+class Unavailable(Exception):
+    """Not now, but perhaps a little later: a model that is asked is overloaded, not there, or of another release."""
 
 
 class TextPreprocess:
@@ -39,6 +47,7 @@ class TextPreprocess:
         return [_prepare(request, "TEXT", "token_ids", self._token_ids, self.release) for request in requests]
 
     def _token_ids(self, items: list[bytes]) -> np.ndarray:
+        _check_sum("texts", "bytes", map(len, items), MAX_TEXTS_BYTES)
         rows = self.tokenizer(_each(items, _read_text))
         for place, row in enumerate(rows):
             if np.count_nonzero(row) <= 2:  # [CLS] and [SEP]: characters that mean nothing
@@ -59,11 +68,11 @@ class ImagePreprocess:
         return [_prepare(request, "IMAGE", "pixels", self._pixels, self.release) for request in requests]
 
     def _pixels(self, items: list[bytes]) -> np.ndarray:
+        _check_sum("images", "bytes", map(len, items), MAX_IMAGES_BYTES)
+        _check_sum("images", "pixels", _each(items, _num_pixels), MAX_IMAGES_PIXELS)  # before one is decoded
         return np.stack(_each(items, self._read_image))  # (n, 3, image_size, image_size)
 
     def _read_image(self, item: bytes) -> np.ndarray:
-        if len(item) > MAX_IMAGE_BYTES:
-            raise UserError(f"the image has {len(item)} bytes; {MAX_IMAGE_BYTES} are allowed")
         return pixels_of(item, self.contract.image_size, self.contract.preprocessing, MAX_IMAGE_PIXELS)
 
 
@@ -87,7 +96,7 @@ class OnnxModel:
                 for place in places:
                     responses[place] = _answer({self.output.name: features[: len(arrays[place])]})
                     features = features[len(arrays[place]) :]
-            except Exception as error:  # the edge, as above
+            except Exception as error:  # the edge, as below
                 for place in places:
                     responses[place] = _refusal(error)
         return responses
@@ -106,42 +115,67 @@ class Search:
         self.text_model = "clip_text" + args["model_name"].removeprefix("clip_search")
 
     def execute(self, requests: Sequence["pb.InferenceRequest"]) -> list["pb.InferenceResponse"]:
-        # One after the other: with async_exec, requests that come together wait half a second in Triton 2.51.
-        return [self._one(request) for request in requests]
+        responses: list = [None] * len(requests)
+        asked: dict[str, list[int]] = {}  # gallery -> places of the requests
+        for place, request in enumerate(requests):
+            try:
+                asked.setdefault(self._gallery(request), []).append(place)
+            except UserError as error:
+                responses[place] = _refusal(error)
+        for gallery, places in asked.items():
+            texts = [pb.get_input_tensor_by_name(requests[place], "TEXT").as_numpy() for place in places]
+            for place, answer in zip(places, self._answers(texts, self.galleries[gallery]), strict=True):
+                responses[place] = answer
+        return responses
 
-    def _one(self, request: "pb.InferenceRequest") -> "pb.InferenceResponse":
+    def _answers(self, texts: list[np.ndarray], gallery: Index) -> list["pb.InferenceResponse"]:
+        """The answer to each request's texts: those of requests that came together are one batch for the text model.
+
+        When that fails, each half is asked for itself, so that a bad text fails its own request alone.
+        """
+        try:
+            found = self._find(np.concatenate(texts), gallery)  # at most max_batch_size: Triton's batcher counts items
+            ends = np.cumsum([len(some) for some in texts])[:-1]
+            parts = [np.split(whole, ends) for whole in found.values()]
+            return [_answer(dict(zip(found, some, strict=True))) for some in zip(*parts, strict=True)]
+        except Exception as error:  # the edge, as below
+            if len(texts) == 1 or isinstance(error, Unavailable):
+                return [_refusal(error) for _ in texts]
+        half = len(texts) // 2
+        return self._answers(texts[:half], gallery) + self._answers(texts[half:], gallery)
+
+    def _find(self, texts: np.ndarray, gallery: Index) -> dict[str, np.ndarray]:
+        # Not async_exec: with it, requests that come together wait half a second in Triton 2.51.
         question = pb.InferenceRequest(
             model_name=self.text_model,
             requested_output_names=["text_features", "release"],
-            inputs=[pb.get_input_tensor_by_name(request, "TEXT")],
+            inputs=[pb.Tensor("TEXT", texts)],
             preferred_memory=pb.PreferredMemory(pb.TRITONSERVER_MEMORY_CPU),
         )
         answer = question.exec()
         if answer.has_error():
-            return _pass_on(answer.error())
-        try:
-            release = pb.get_output_tensor_by_name(answer, "release").as_numpy()
-            if encoder := {item.decode() for item in release.ravel()} - {self.release}:
-                message = f"the index is of release {self.release}, the text model of {', '.join(encoder)}"
-                return pb.InferenceResponse(error=pb.TritonError(message, pb.TritonError.UNAVAILABLE))
-            features = pb.get_output_tensor_by_name(answer, "text_features").as_numpy()
-            index = self._gallery(request)
-            places, scores = top_k(index.features, features, self.top_k)
-            ids = np.array([[index.image_ids[place].encode() for place in row] for row in places], dtype=object)
-            return _answer({"ids": ids, "scores": scores, "release": release})
-        except Exception as error:  # the edge, as above
-            return _refusal(error)
+            raise _error_of(answer.error().message())
+        release = pb.get_output_tensor_by_name(answer, "release").as_numpy()
+        if encoder := {item.decode() for item in release.ravel()} - {self.release}:
+            raise Unavailable(f"the index is of release {self.release}, the text model of {', '.join(encoder)}")
+        features = pb.get_output_tensor_by_name(answer, "text_features").as_numpy()
+        if not np.isfinite(features).all():  # onnxruntime's own backend does not check
+            raise FloatingPointError("text_features: not finite")
+        places, scores = top_k(gallery.features, features, self.top_k)
+        ids = np.array([[gallery.image_ids[place].encode() for place in row] for row in places], dtype=object)
+        return {"ids": ids, "scores": scores, "release": release}
 
-    def _gallery(self, request: "pb.InferenceRequest") -> Index:
-        """The index of the gallery that the request names; of the first if it names none."""
+    def _gallery(self, request: "pb.InferenceRequest") -> str:
+        """The gallery that the request names; the first if it names none."""
         tensor = pb.get_input_tensor_by_name(request, "GALLERY")
-        named = set(tensor.as_numpy().ravel().tolist()) if tensor else {next(iter(self.galleries)).encode()}
-        names = {item.decode(errors="replace") for item in named}
+        if tensor is None:
+            return next(iter(self.galleries))
+        names = {item.decode(errors="replace") for item in tensor.as_numpy().ravel()}
         if len(names) > 1 or not names <= self.galleries.keys():
             raise UserError(
                 f"no gallery {', '.join(sorted(names))}: one of {', '.join(self.galleries)} is searched at a time"
             )
-        return self.galleries[names.pop()]
+        return names.pop()
 
 
 def _check_numbers() -> None:
@@ -176,14 +210,25 @@ def _prepare(
 
 
 def _each(items: list[bytes], read: Callable[[bytes], Any]) -> list:
-    """`read` of every item; its ValueError gets the item's place in the request."""
+    """`read` of every item; its UserError gets the item's place in the request."""
     results = []
     for place, item in enumerate(items):
         try:
             results.append(read(item))
-        except ValueError as error:
+        except UserError as error:
             raise UserError(f"item {place}: {error}") from None
     return results
+
+
+def _check_sum(what: str, unit: str, sizes: Iterable[int], most: int) -> None:
+    if (total := sum(sizes)) > most:
+        raise UserError(f"the {what} of the request have {total} {unit} in all; {most} are allowed")
+
+
+def _num_pixels(item: bytes) -> int:
+    if len(item) > MAX_IMAGE_BYTES:
+        raise UserError(f"the image has {len(item)} bytes; {MAX_IMAGE_BYTES} are allowed")
+    return math.prod(decoded_size(item, MAX_IMAGE_PIXELS))
 
 
 def _read_text(item: bytes) -> str:
@@ -199,18 +244,29 @@ def _read_text(item: bytes) -> str:
 
 
 def _answer(tensors: dict[str, np.ndarray]) -> "pb.InferenceResponse":
+    for name, array in tensors.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            return _refusal(FloatingPointError(f"{name}: not finite"))
     return pb.InferenceResponse([pb.Tensor(name, np.ascontiguousarray(array)) for name, array in tensors.items()])
 
 
 def _refusal(error: Exception) -> "pb.InferenceResponse":
-    """What the caller of a request that failed gets: the reason if it is the caller's mistake, else no details."""
-    if isinstance(error, ValueError):
+    """What the caller of a request that failed gets: the reason, or if the fault is ours, what to look for in the log.
+
+    A Python ValueError is ours, too, unless it is a UserError.
+    """
+    if isinstance(error, UserError):
         return pb.InferenceResponse(error=pb.TritonError(f"{BAD_INPUT}{error}", pb.TritonError.INVALID_ARG))
-    pb.Logger.log_error("".join(traceback.format_exception(error)))
-    return pb.InferenceResponse(error=pb.TritonError("internal error, see the server's log", pb.TritonError.INTERNAL))
+    if isinstance(error, Unavailable):
+        return pb.InferenceResponse(error=pb.TritonError(str(error), pb.TritonError.UNAVAILABLE))
+    number = secrets.token_hex(4)
+    pb.Logger.log_error(f"error {number}: {''.join(traceback.format_exception(error))}")
+    reason = error if isinstance(error, FloatingPointError) else "see the server's log"
+    return pb.InferenceResponse(error=pb.TritonError(f"internal error {number}: {reason}", pb.TritonError.INTERNAL))
 
 
-def _pass_on(error: "pb.TritonError") -> "pb.InferenceResponse":
+def _error_of(message: str) -> Exception:
     """The error of a model that we asked; Triton 2.51 calls each of them INTERNAL, so the message has to tell."""
-    code = pb.TritonError.INVALID_ARG if BAD_INPUT in error.message() else error.code()
-    return pb.InferenceResponse(error=pb.TritonError(error.message(), code))
+    if BAD_INPUT in message:
+        return UserError(message.rpartition(BAD_INPUT)[2])
+    return Unavailable(message) if any(sign in message for sign in NOT_NOW) else RuntimeError(message)
