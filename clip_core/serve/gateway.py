@@ -16,19 +16,22 @@ import webbrowser
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 from urllib.request import ProxyHandler, build_opener
 
 from clip_core.env import set_switches
 from clip_core.errors import UserError, told_to_the_user
 from clip_core.files import atomic_write
 from clip_core.serve.client import STATE, read_state
+from clip_core.serve.model_repository import PUBLIC
 from clip_core.serve.page import make_app
 from clip_core.serve.release import new_live_repository
-from clip_core.serve.triton import connect, triton_server
+from clip_core.serve.triton import triton_server
 
-if TYPE_CHECKING:
-    from clip_core.data.store import Store
+
+class Running(NamedTuple):
+    address: str
+    states: dict[str, str]
 
 
 def serve(repository: Path, images: Path, port: int, opens_browser: bool) -> None:
@@ -54,21 +57,27 @@ def serve(repository: Path, images: Path, port: int, opens_browser: bool) -> Non
                 print(f"the page: {url}\nTriton (gRPC): {server.address}\nCtrl-C stops everything", flush=True)
                 if opens_browser and _has_user():
                     threading.Thread(target=_open_browser, args=(url,), daemon=True).start()
-                _run_gateway(server.address, store, listener)
+                _run_gateway(server.address, _as_release(repository, store.folder, live), listener)
         finally:
             STATE.unlink(missing_ok=True)
             shutil.rmtree(live, ignore_errors=True)
 
 
-def _run_gateway(address: str, store: "Store", listener: socket.socket) -> None:
+def _as_release(repository: Path, images: Path, live: Path) -> Path:
+    """The folder of releases that the page reads, in which the one that serves is the only one."""
+    release = (repository / "clip_text" / "1" / "release.txt").read_text(encoding="utf-8").strip()
+    galleries = live / "releases" / release / "galleries"
+    galleries.mkdir(parents=True)
+    (galleries / "test").symlink_to(images.absolute())
+    return live / "releases"
+
+
+def _run_gateway(address: str, releases: Path, listener: socket.socket) -> None:
     import uvicorn
 
-    client = connect(address)
-    try:
-        config = uvicorn.Config(make_app(client, store), log_level="warning", timeout_graceful_shutdown=3)
-        uvicorn.Server(config).run(sockets=[listener])
-    finally:
-        client.close()
+    app = make_app(Running(address, dict.fromkeys(PUBLIC, "ok")), releases)
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3)
+    uvicorn.Server(config).run(sockets=[listener])
 
 
 def _has_user() -> bool:
