@@ -4,7 +4,6 @@ import fcntl
 import json
 import os
 import pty
-import shutil
 import signal
 import socket
 import subprocess
@@ -15,12 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from clip_core.serve.page import Gallery
 from clip_core.serve.triton import shared_memory
 from tests.conftest import ENVIRONMENT, ROOT
 from tests.served import of, serving
 from tests.tiny_release import TOP_K, Release, processes_that_name
-from tests.tiny_split import make_split, plain_picture
 
 
 @pytest.fixture(scope="module")
@@ -116,19 +113,6 @@ def test_a_second_server_is_refused_also_while_the_first_is_starting(release: Re
     result = run(tmp_path, "clip_core.serve.gateway", "--port", "0", *of(release))
     os.close(lock)
     assert result.stderr == "error: another `make serve` is starting in this project; it will name its page\n"
-
-
-def test_another_release_is_shown_with_its_own_pictures(tmp_path: Path) -> None:
-    folder = tmp_path / "store"
-    gallery = Gallery(make_split(folder, [("a", "红色", True, None), ("b", "绿色", True, None)]))
-    before = gallery.of("one")
-    shutil.rmtree(folder)  # as `dvc repro` does before it packs anew
-    make_split(folder, [("b", "蓝色", True, None)])
-    assert gallery.of("one") is before
-    assert before.store.image_bytes(1) == plain_picture(1)
-    after = gallery.of("two")
-    assert after.names == {"b": "蓝色"}
-    assert after.store.image_bytes(after.places["b"]) == plain_picture(0)
 
 
 def test_a_port_in_use_is_named_with_the_remedy(release: Release, tmp_path: Path) -> None:

@@ -14,11 +14,12 @@ TIMEOUT = 30  # seconds
 START = "start one in another terminal: `make serve`, or what `python -m clip_core.serve.gallery` said at its end"
 
 
-def ask(url: str, text: str, top: int) -> dict:
-    """The gateway's answer: release, milliseconds and hits (image_id, score, name)."""
+def ask(url: str, text: str, top: int, gallery: str | None = None) -> dict:
+    """The gateway's answer: release, gallery, milliseconds and hits (image_id, score, name, image)."""
     opener = build_opener(ProxyHandler({}))  # the server is on loopback, whatever proxy is set
+    question = {"text": text, "top": top} | ({} if gallery is None else {"gallery": gallery})
     try:
-        with opener.open(f"{url}/api/search?{urlencode({'text': text, 'top': top})}", timeout=TIMEOUT) as answer:
+        with opener.open(f"{url}/api/search?{urlencode(question)}", timeout=TIMEOUT) as answer:
             return json.load(answer)
     except HTTPError as error:
         raise UserError(_reason(error)) from None
@@ -36,20 +37,28 @@ def read_url(serving: Path) -> str:
 
 def _reason(error: HTTPError) -> str:
     try:
-        return json.load(error)["error"]
-    except (ValueError, KeyError):  # not the gateway's own words
+        answer = json.load(error)
+        message, kind, request_id = answer["error"], answer["kind"], answer["id"]
+    except (ValueError, KeyError, TypeError):  # not the gateway's own words
         return f"{error.url} answers {error.code} {error.reason}; the terminal of `make serve` says why"
+    if kind == "overload":
+        return f"the server is overloaded or not ready: {message}; try again in {error.headers['Retry-After']} s"
+    if kind == "internal":
+        return f"{message} (request {request_id})"
+    return message
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m clip_core.serve.client", description="finds pictures by text")
     parser.add_argument("text", help="what the pictures should show, in Chinese")
     parser.add_argument("--top", type=int, default=5, help="how many pictures (default 5)")
+    parser.add_argument("--gallery", help="which pictures; default: the release's first gallery")
     parser.add_argument("--serving", type=Path, default=Path("serving"), help="the folder that it serves from")
     parser.add_argument("--url", help="of its page; default: what that folder says")
     arguments = parser.parse_args()
     with told_to_the_user():
-        answer = ask(arguments.url or read_url(arguments.serving), arguments.text, arguments.top)
+        url = arguments.url or read_url(arguments.serving)
+        answer = ask(url, arguments.text, arguments.top, arguments.gallery)
     for hit in answer["hits"]:
         print(f"{hit['score']:.4f}  {hit['image_id']}  {hit['name']}")
     if len(answer["hits"]) < arguments.top:

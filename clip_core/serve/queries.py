@@ -10,7 +10,7 @@ from clip_core.errors import UserError
 from clip_core.image import decoded_size
 
 if TYPE_CHECKING:
-    from tritonclient.grpc import InferenceServerClient
+    from tritonclient.grpc import InferenceServerClient, aio
 
 AT_ONCE = 64  # the models' max_batch_size
 # What one request may hold in all, besides what each of its items may; the models refuse more.
@@ -49,6 +49,30 @@ def search(
         Found([image_id.decode() for image_id in row], row_scores, release.decode())
         for row, row_scores, (release,) in zip(ids, scores, releases, strict=True)
     ]
+
+
+async def find(client: "aio.InferenceServerClient", text: str, gallery: str | None = None) -> Found:
+    """What the served index finds for one text, in the gallery named or else in the release's first; awaited.
+
+    How long it may take is the caller's to say.
+    """
+    from tritonclient.grpc import InferInput, InferRequestedOutput
+    from tritonclient.utils import InferenceServerException
+
+    inputs = []
+    for name, value in (("TEXT", text), ("GALLERY", gallery)):
+        if value is not None:
+            inputs.append(InferInput(name, [1, 1], "BYTES"))
+            inputs[-1].set_data_from_numpy(np.array([[value.encode()]], dtype=object))
+    wanted = [InferRequestedOutput(output) for output in ("ids", "scores", "release")]
+    try:
+        answer = await client.infer("clip_search", inputs, outputs=wanted)
+    except InferenceServerException as error:
+        if error.status() == "StatusCode.INVALID_ARGUMENT" and BAD_INPUT in error.message():
+            raise UserError(error.message().rpartition(BAD_INPUT)[2]) from None
+        raise
+    (ids,), (scores,), ((release,),) = (answer.as_numpy(output.name()) for output in wanted)
+    return Found([image_id.decode() for image_id in ids], scores, release.decode())
 
 
 def _refuse_one(texts: Sequence[str]) -> None:
