@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 def as_task(name: str, step: Callable[[], T]) -> T:
-    return task(step, name=name)()
+    return task(name=name)(step)()
 
 
 @flow

@@ -30,8 +30,8 @@ def serving(
     readable, writable = channel()
     process = subprocess.Popen(command, cwd=project, env=environment, stdout=writable)
     os.close(writable)
-    try:
-        with os.fdopen(readable) as output:
+    with os.fdopen(readable) as output:  # open until it has said all
+        try:
             lines = []
             for line in output:
                 lines.append(line)
@@ -39,9 +39,9 @@ def serving(
                     break
             assert lines and lines[-1].startswith("the page: "), f"the gateway did not start:\n{''.join(lines)}"
             yield lines[-1].split()[-1], process
-    finally:
-        process.send_signal(signal.SIGINT)
-        process.wait(60)
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.wait(60)
 
 
 def of(folder: Path, *releases: Release) -> list[str]:

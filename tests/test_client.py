@@ -1,8 +1,6 @@
 """`make serve` and the command line client: what they print, refuse and leave behind."""
 
-import fcntl
 import json
-import os
 import pty
 import signal
 import socket
@@ -14,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from clip_core.serve import releases
 from clip_core.serve.triton import shared_memory
 from tests.conftest import ENVIRONMENT, ROOT
 from tests.served import of, serving
@@ -24,7 +23,7 @@ from tests.tiny_release import TOP_K, Release, processes_that_name
 def served(release: Release, tmp_path_factory: pytest.TempPathFactory) -> Generator[Path]:
     """A folder in which a gateway runs."""
     folder = tmp_path_factory.mktemp("serve")
-    with serving(folder, *of(release)):
+    with serving(folder, *of(folder / "serving", release)):
         yield folder
 
 
@@ -66,7 +65,7 @@ def test_the_client_says_why_a_text_is_refused(served: Path) -> None:
 
 
 def test_without_a_server_the_client_says_how_to_start_one(tmp_path: Path) -> None:
-    assert "no server runs in this project; start one in another terminal: `make serve`" in ask(tmp_path, "猫").stderr
+    assert "serving: no server runs; start one in another terminal: `make serve`" in ask(tmp_path, "猫").stderr
     result = ask(tmp_path, "猫", "--url", "http://127.0.0.1:9")
     assert result.returncode == 2
     assert "no server answers at http://127.0.0.1:9" in result.stderr
@@ -80,7 +79,7 @@ def test_the_client_needs_neither_torch_nor_numpy() -> None:
 
 def test_at_a_terminal_the_page_is_opened_in_the_browser(release: Release, tmp_path: Path) -> None:
     opened = tmp_path / "opened"
-    with serving(tmp_path, *of(release), channel=pty.openpty) as (url, _):
+    with serving(tmp_path, *of(tmp_path / "serving", release), channel=pty.openpty) as (url, _):
         deadline = time.monotonic() + 60
         while not (opened.exists() and opened.read_text()):
             assert time.monotonic() < deadline
@@ -89,7 +88,7 @@ def test_at_a_terminal_the_page_is_opened_in_the_browser(release: Release, tmp_p
 
 
 def test_the_user_may_want_no_browser(release: Release, tmp_path: Path) -> None:
-    with serving(tmp_path, *of(release), "--no-browser", channel=pty.openpty):
+    with serving(tmp_path, *of(tmp_path / "serving", release), "--no-browser", channel=pty.openpty):
         assert ask(tmp_path, release.truth.texts[0]).returncode == 0
     assert not (tmp_path / "opened").exists()
 
@@ -99,20 +98,25 @@ def test_without_a_terminal_no_browser_is_opened(served: Path, release: Release)
     assert not (served / "opened").exists()
 
 
-def test_a_second_server_in_the_project_is_refused_by_the_address_of_the_first(served: Path, release: Release) -> None:
-    result = run(served, "clip_core.serve.gateway", "--port", "0", *of(release))
-    assert result.returncode == 2
-    url = json.loads((served / ".work" / "serve.json").read_text())["url"]
-    assert f"`make serve` runs in this project already: {url}" in result.stderr
+def test_a_second_server_of_the_folder_is_refused_by_the_address_of_the_first_wherever_it_is_started(
+    served: Path, tmp_path: Path
+) -> None:
+    url = json.loads((served / "serving" / "running.json").read_text())["url"]
+    for folder, serving_folder in ((served, "serving"), (tmp_path, str(served / "serving"))):
+        result = run(folder, "clip_core.serve.gateway", "--port", "0", "--serving", serving_folder)
+        assert result.returncode == 2
+        assert f"{served}/serving: another `make serve` serves from this folder: {url}" in result.stderr
 
 
 def test_a_second_server_is_refused_also_while_the_first_is_starting(release: Release, tmp_path: Path) -> None:
-    (tmp_path / ".work").mkdir()
-    lock = os.open(tmp_path / ".work", os.O_RDONLY)
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    result = run(tmp_path, "clip_core.serve.gateway", "--port", "0", *of(release))
-    os.close(lock)
-    assert result.stderr == "error: another `make serve` is starting in this project; it will name its page\n"
+    arguments = of(tmp_path / "serving", release)
+    with releases.only_gateway(tmp_path / "serving"):
+        result = run(tmp_path, "clip_core.serve.gateway", "--port", "0", *arguments)
+    assert result.stderr.endswith("serves from this folder: it is starting and will name its page\n")
+
+
+def test_where_it_is_and_its_key_are_for_this_user_alone(served: Path) -> None:
+    assert (served / "serving" / "running.json").stat().st_mode & 0o777 == 0o600
 
 
 def test_a_port_in_use_is_named_with_the_remedy(release: Release, tmp_path: Path) -> None:
@@ -120,28 +124,27 @@ def test_a_port_in_use_is_named_with_the_remedy(release: Release, tmp_path: Path
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        result = run(tmp_path, "clip_core.serve.gateway", "--port", str(port), *of(release))
+        result = run(tmp_path, "clip_core.serve.gateway", "--port", str(port), *of(tmp_path / "serving", release))
     assert result.returncode == 2
     assert f"port {port} can not be used" in result.stderr
     assert f"--port {port + 1}" in result.stderr
 
 
-def test_without_a_repository_the_gateway_says_what_makes_one(tmp_path: Path) -> None:
+def test_without_a_release_the_gateway_says_what_makes_one(tmp_path: Path) -> None:
     result = run(tmp_path, "clip_core.serve.gateway")
     assert result.returncode == 2
-    assert "serving/repository: no model repository yet; `make run` makes that of the pipeline" in result.stderr
+    assert "serving: no release to serve yet; `make run` makes that of the pipeline" in result.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
 def test_ending_it_leaves_nothing_running(number: signal.Signals, release: Release, tmp_path: Path) -> None:
-    repository = tmp_path / "repository"
-    repository.symlink_to(release.repository)
-    with serving(tmp_path, "--repository", str(repository), "--images", str(release.store.folder)) as (_, process):
-        assert processes_that_name(str(tmp_path / "live"))
+    with serving(tmp_path, *of(tmp_path / "serving", release)) as (_, process):
+        assert processes_that_name(str(tmp_path / "serving" / "live"))
         assert shared_memory(f"clip-{process.pid}-")
         process.send_signal(number)
         assert process.wait(60) == 0
     assert not processes_that_name(str(tmp_path))
     assert not shared_memory(f"clip-{process.pid}-")
-    assert not (tmp_path / ".work" / "serve.json").exists()
-    assert not (tmp_path / "live" / "serve").exists()
+    assert not (tmp_path / "serving" / "running.json").exists()
+    assert not (tmp_path / "serving" / "live").exists()
+    assert releases.current(tmp_path / "serving") == release.id

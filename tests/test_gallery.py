@@ -1,8 +1,10 @@
 """From a released checkpoint to Triton: imported, served with a folder of pictures, and asked; no pipeline."""
 
 import io
+import json
 import os
 import sys
+import urllib.request
 from collections.abc import Callable
 from contextlib import closing, redirect_stdout
 from pathlib import Path
@@ -15,9 +17,11 @@ import pytest
 import clip_core
 from clip_core.image import AS_RELEASED
 from clip_core.model.contract import Contract, read_contract
-from clip_core.serve import gallery
-from clip_core.serve.client import read_state
+from clip_core.serve import gallery, releases
+from clip_core.serve.client import ask
 from clip_core.serve.queries import encode_images, encode_texts, search
+from clip_core.serve.release import verify
+from clip_core.serve.rollout import roll_back, roll_out
 from clip_core.serve.triton import connect
 from clip_core.text import build_tokenizer
 from tests.conftest import ROOT, run_in
@@ -59,15 +63,11 @@ def road(tmp_path_factory: pytest.TempPathFactory) -> Road:
 
 
 @pytest.mark.filterwarnings("ignore:texts longer than")
-def test_a_released_checkpoint_answers_from_triton_as_in_torch(
-    road: Road, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_released_checkpoint_answers_from_triton_as_in_torch(road: Road, tmp_path: Path) -> None:
     predictor = clip_core.load(road.weights)
     texts, images = predictor.encode_texts(TEXTS), predictor.encode_images(list(PICTURES.values()))
-    monkeypatch.chdir(tmp_path)
-    places = ("--repository", str(road.out / "repository"), "--images", str(road.out / "images"))
-    with serving(tmp_path, *places, "--no-browser") as (url, _):
-        with closing(connect(read_state()["triton"])) as client:
+    with serving(tmp_path, "--serving", str(road.out), "--no-browser") as (url, _):
+        with closing(connect(json.loads((road.out / "running.json").read_text())["address"])) as client:
             np.testing.assert_allclose(encode_texts(client, TEXTS), texts, atol=1e-5)
             np.testing.assert_allclose(encode_images(client, list(PICTURES.values())), images, atol=1e-5)
             found = search(client, TEXTS)
@@ -75,17 +75,20 @@ def test_a_released_checkpoint_answers_from_triton_as_in_torch(
 
     best = -np.sort(-(texts @ images.T))[:, :3]
     np.testing.assert_allclose([answer.scores for answer in found], best, atol=1e-5)
-    assert {answer.release for answer in found} == {predictor.release}
+    manifest = verify(releases.folder_of(road.out, found[0].release))
+    assert {answer.release for answer in found} == {manifest.release}
+    assert manifest.weights == predictor.weights_id
     assert [line.split()[1] for line in printed.splitlines()[:3]] == found[0].ids
     assert set(found[0].ids) < set(PICTURES)
-    assert read_contract(road.out / "repository/image_preprocess/1").preprocessing == AS_RELEASED
-    assert not any((road.out / part).exists() for part in ("onnx", "index"))  # the repository has them
+    served = releases.folder_of(road.out, manifest.release) / "models/image_preprocess/1"
+    assert read_contract(served).preprocessing == AS_RELEASED
+    assert {path.name for path in road.out.iterdir() if path.is_dir()} == {"releases", "current"}
 
 
 def test_a_picture_that_can_not_be_read_is_named_and_left_out(road: Road) -> None:
     assert f"left out: {road.pictures}/broken.jpg: " in road.said
     assert f"{len(PICTURES)} of {len(PICTURES) + 1} pictures" in road.said
-    assert f"next: python -m clip_core.serve.gateway --repository {road.out}/repository" in road.said
+    assert f"next: python -m clip_core.serve.gateway --serving {road.out}" in road.said
 
 
 def test_every_picture_that_is_not_there_or_can_not_be_opened_is_named_and_the_others_are_found(
@@ -127,12 +130,12 @@ def test_what_is_in_the_way_is_said_before_anything_long_and_nothing_is_written(
         (empty, road.pictures, new, 3, r"empty: not a weights folder"),
         (road.weights, tmp_path / "none", new, 3, r"none: no such folder of pictures"),
         (road.weights, empty, new, 3, r"empty: none of its 0 files \*.bmp, \*.gif, .* is a picture to find"),
-        (road.weights, road.pictures, road.out, 3, r"served: is there already; name a new folder"),
+        (road.weights, road.pictures, road.pictures, 3, r"pictures: is there already and holds no releases"),
         (road.weights, road.pictures, tmp_path / "项目", 3, r"项目: Triton .* ASCII paths alone"),
         (road.weights, road.pictures, new, 0, r"--top-k 0: 1 to 100"),
     ):
         with pytest.raises(ValueError, match=message):
-            gallery.make_gallery(weights, pictures, out, k)
+            gallery.make_gallery(weights, {"pictures": pictures}, out, k)
     assert list(tmp_path.iterdir()) == [empty]
 
 
@@ -148,3 +151,41 @@ def test_only_pictures_that_the_served_model_takes_can_be_found(monkeypatch: pyt
 def test_one_text_is_refused_where_a_list_is_wanted(ask: Callable) -> None:
     with pytest.raises(TypeError, match=r"a list of texts is wanted, not one text: .'一只猫'"):
         ask(None, "一只猫")  # before any server is asked
+
+
+def test_other_pictures_of_the_same_weights_are_another_release_and_one_may_hold_several_galleries(
+    road: Road, tmp_path: Path
+) -> None:
+    others = tmp_path / "others"
+    others.mkdir()
+    for name, picture in list(PICTURES.items())[:4]:
+        (others / Path(name).name).write_bytes(picture)
+    first = releases.current(road.out)
+    second, _ = gallery.make_gallery(road.weights, {"all": road.pictures, "some": others}, road.out, 3)
+    assert second != first
+    assert releases.added(road.out) == [second, first]
+    assert releases.current(road.out) == first  # until it is rolled out
+    roll_out(road.out, second)
+    with serving(tmp_path, "--serving", str(road.out), "--no-browser") as (url, _):
+        found = {name: ask(url, TEXTS[0], 3, name) for name in ("all", "some")}
+        assert {answer["release"] for answer in found.values()} == {second}
+        assert {hit["image_id"] for hit in found["some"]["hits"]} <= {Path(name).name for name in PICTURES}
+        assert {hit["image_id"] for hit in found["all"]["hits"]} <= set(PICTURES)
+        for answer in found.values():
+            for hit in answer["hits"]:
+                with urllib.request.urlopen(f"{url}{hit['image']}") as picture:
+                    assert picture.read()
+    roll_back(road.out)
+    assert releases.current(road.out) == first
+
+
+def test_a_gallery_is_named_after_its_folder_or_as_one_says(tmp_path: Path) -> None:
+    (tmp_path / "Summer").mkdir()
+    assert gallery.named([f"{tmp_path}/Summer", f"winter={tmp_path}"]) == {
+        "summer": tmp_path / "Summer",
+        "winter": tmp_path,
+    }
+    with pytest.raises(ValueError, match=r"图片: a gallery's name has small letters.*write NAME="):
+        gallery.named(["图片"])
+    with pytest.raises(ValueError, match="is there twice"):
+        gallery.named(["a=x", "a=y"])

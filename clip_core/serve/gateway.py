@@ -37,8 +37,8 @@ def serve(serving: Path, port: int, opens_browser: bool) -> None:
         print("Triton loads the models ...", flush=True)
         try:
             supervisor.start()
-            print(f"the page: {url}\nTriton (gRPC): {supervisor.address}\nCtrl-C stops everything", flush=True)
             print(releases.announcement(serving, newest), flush=True)
+            print(f"the page: {url}\nTriton (gRPC): {supervisor.address}\nCtrl-C stops everything", flush=True)
             if opens_browser and _has_user():
                 threading.Thread(target=_open_browser, args=(url,), daemon=True).start()
             _run_gateway(supervisor, listener)

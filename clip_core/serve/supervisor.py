@@ -22,7 +22,7 @@ from clip_core.serve.queries import ask
 from clip_core.serve.rollout import settle
 from clip_core.serve.triton import RunningTriton, Triton, start_triton
 
-EVERY_SECONDS = 2.0
+EVERY_SECONDS = 1.0
 PATIENCE = 5.0  # seconds for the answer to a synthetic question
 HANGS_SECONDS = 30  # a model that answers nobody for so long, though it is asked, hangs
 MAX_FAILURES = 2
@@ -114,7 +114,7 @@ class Supervisor:
                 self._count_repair(reasons)
                 print(f"models are loaded again: {reasons}", flush=True)
             for name in dead:
-                triton.unload(name)
+                triton.revive(name)
             settle(triton, self.serving)
             live.probe_public(triton, self._folder(release), release)
             print(f"release {release} serves", flush=True)
@@ -200,5 +200,5 @@ def wrong_models(triton: Triton, release: str, golden: Golden) -> dict[str, str]
 
 
 def _inner(release: str) -> list[str]:
-    """The models with a process of their own, each after those that ask it."""
-    return [f"{name}_{release}" for name in ("clip_search", *live.INNER)]
+    """The models with a process of their own."""
+    return [f"{name}_{release}" for name in (*live.INNER, "clip_search")]

@@ -60,6 +60,11 @@ class Triton:
             with suppress(FileNotFoundError):
                 Path("/dev/shm", segment).chmod(0o600)
 
+    def revive(self, model: str) -> None:
+        """Loads a model whose process died; the one that died stays UNLOADING in Triton 2.51 for ever, beside it."""
+        self.client.unload_model(model, **self._options, client_timeout=CALL_SECONDS)
+        self.load(model)
+
     def unload(self, model: str) -> None:
         """Unloads the model and waits until its last request is answered."""
         self.client.unload_model(model, **self._options, client_timeout=CALL_SECONDS)
