@@ -8,6 +8,7 @@ import sys
 from clip_core.errors import UserError, told_to_the_user
 from clip_core.files import atomic_write
 from clip_core.guard import start, stop
+from clip_core.locks import signature
 from flows.server import home, server, set_environment
 
 POOL = "clip"  # the work pool in prefect.yaml
@@ -34,7 +35,7 @@ def serve(port: int) -> None:
     """Does the work of `main` until it is interrupted, and stops what it has started."""
     with server(port) as url:
         os.environ["PREFECT_API_URL"] = url
-        atomic_write(home() / "running", f"{url} {os.getpid()}")
+        atomic_write(home() / "running", f"{url} {signature()}")
         close_left_runs()
         prefect("work-pool", "create", "--type", "process", "--overwrite", POOL)
         prefect("--no-prompt", "deploy", "--all")

@@ -1,6 +1,5 @@
 """The project's own Prefect server: on loopback, its state in `.prefect`."""
 
-import fcntl
 import itertools
 import os
 import socket
@@ -15,6 +14,7 @@ from pathlib import Path
 from clip_core.env import set_switches
 from clip_core.errors import UserError, told_to_the_user
 from clip_core.guard import free_port, start, stop
+from clip_core.locks import is_alive, signature, try_lock
 
 HOST = "127.0.0.1"
 PATIENCE = 120  # seconds for the server to come up; 6 to 17 on two quiet cores
@@ -42,10 +42,10 @@ def running_server() -> str | None:
     """The API address of the server that the user named, or of the project's own where one answers."""
     if url := os.environ.get("PREFECT_API_URL"):
         return url
-    with suppress(OSError, ValueError):  # no file or half a one, no such process or (its number reused) another user's
+    with suppress(OSError, ValueError):  # no file or half a one
         url, platform = (home() / "running").read_text(encoding="utf-8").split()
-        os.kill(int(platform), 0)  # a killed platform leaves the file, and its port may be another project's by now
-        return url if is_up(url) else None
+        # a killed platform leaves the file, and its port may be another project's by now
+        return url if is_alive(platform) and is_up(url) else None
     return None
 
 
@@ -58,7 +58,7 @@ def is_up(url: str) -> bool:
 class Occupied(UserError):
     """Another process has its Prefect server on this project's database."""
 
-    def __init__(self, pid: int, command: str) -> None:
+    def __init__(self, pid: str, command: str) -> None:
         self.holder = f"process {pid} ({command})"
         super().__init__(
             f"{self.holder} has a Prefect server on {home()}, and two would spoil its database. "
@@ -76,31 +76,14 @@ def only_server() -> Generator[int]:
     lock = os.open(home() / "server.lock", os.O_RDWR | os.O_CREAT)
     try:
         while not try_lock(lock):
-            pid, _, command = os.pread(lock, 1000, 0).decode(errors="replace").partition("\n")[0].partition(" ")
-            if is_alive(pid):
-                raise Occupied(int(pid), command)
+            holder, _, command = os.pread(lock, 1000, 0).decode(errors="replace").partition("\n")[0].partition(" ")
+            if is_alive(holder):
+                raise Occupied(holder.partition("@")[0], command)
             time.sleep(0.5)
-        os.pwrite(lock, f"{os.getpid()} {' '.join(sys.argv)}\n".encode(), 0)  # what follows it is of a longer one
+        os.pwrite(lock, f"{signature()} {' '.join(sys.argv)}\n".encode(), 0)  # what follows it is of a longer one
         yield lock
     finally:
         os.close(lock)
-
-
-def try_lock(file: int) -> bool:
-    with suppress(BlockingIOError):
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    return False
-
-
-def is_alive(pid: str) -> bool:
-    try:
-        os.kill(int(pid), 0)
-    except (ValueError, ProcessLookupError):  # nobody has signed yet, or who has is gone
-        return False
-    except PermissionError:
-        pass  # another user's
-    return True
 
 
 def check_port(port: int) -> None:
@@ -126,12 +109,10 @@ def server(port: int) -> Generator[str]:
         url = f"http://{HOST}:{port}/api"
         command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)]
         forever = 'trap exit INT TERM; while "$@"; [ $? -gt 128 ]; do sleep 1; done'  # 128 + the signal that killed it
-        with log.open(
-            "w", encoding="utf-8"
-        ) as output:  # the guard has the lock, too: it outlives us until the server has ended
-            process = start(
-                ["/bin/sh", "-c", forever, "sh", *command], stdout=output, stderr=subprocess.STDOUT, pass_fds=(lock,)
-            )
+        shell = ["/bin/sh", "-c", forever, "sh", *command]
+        with log.open("w", encoding="utf-8") as output:
+            # the guard has the lock, too: it outlives us until the server has ended
+            process = start(shell, stdout=output, stderr=subprocess.STDOUT, pass_fds=(lock,))
         try:
             deadline = time.monotonic() + PATIENCE
             while not is_up(url):
