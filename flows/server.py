@@ -1,7 +1,11 @@
-"""The project's own Prefect server: on loopback, its state in `.prefect`."""
+"""The project's own Prefect server: on loopback, its state in `.prefect`, open to who knows the secret there.
+
+It runs what it is told to, and any page in the user's browser can send it requests.
+"""
 
 import itertools
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -13,6 +17,7 @@ from pathlib import Path
 
 from clip_core.env import set_switches
 from clip_core.errors import UserError, told_to_the_user
+from clip_core.files import replacing_file
 from clip_core.guard import free_port, start, stop
 from clip_core.locks import is_alive, signature, try_lock
 
@@ -30,12 +35,43 @@ def set_environment() -> None:
     # By default leases are forgotten when the server stops, and the slot of a run it was in is never free again.
     os.environ["PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"] = "prefect.server.concurrency.lease_storage.filesystem"
     os.environ["CLIP_PROJECT"] = str(root)  # the working directory of deployed flows, see prefect.yaml
-    if url := running_server():
-        os.environ["PREFECT_API_URL"] = url
+    if not os.environ.get("PREFECT_API_URL") and (url := running_server()):
+        os.environ.update(as_client(url))
 
 
 def home() -> Path:
     return Path(os.environ["PREFECT_HOME"])
+
+
+def as_client(url: str) -> dict[str, str]:
+    """The environment of a Prefect client of the project's own server at `url`."""
+    return {"PREFECT_API_URL": url, "PREFECT_API_AUTH_STRING": secret()}
+
+
+def secret_file() -> Path:
+    return home() / "secret"
+
+
+def secret() -> str:
+    return secret_file().read_text(encoding="utf-8").strip()
+
+
+def make_secret() -> None:
+    """Makes the project's secret, unless it has one; at no moment can another user read it."""
+    if not secret_file().exists() or not secret():  # with an empty one Prefect lets everybody in
+        with replacing_file(secret_file()) as aside:
+            aside.touch(mode=0o600)
+            aside.write_text(f"prefect:{secrets.token_urlsafe(32)}\n", encoding="utf-8")
+
+
+def closed(port: int) -> dict[str, str]:
+    """Of a server that hears only who knows the secret, and whose answers are for no page but its own."""
+    return {
+        "PREFECT_SERVER_API_AUTH_STRING": secret(),
+        "PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED": "true",
+        "PREFECT_SERVER_UI_API_URL": f"http://{HOST}:{port}/api",  # else the page tells the secret to port 4200
+        "PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS": f"http://{HOST}:{port},http://localhost:{port}",
+    }
 
 
 def running_server() -> str | None:
@@ -73,6 +109,7 @@ def only_server() -> Generator[int]:
     Raises Occupied where a living process holds it; waits for the server of a killed one, which is about to end.
     """
     home().mkdir(parents=True, exist_ok=True)
+    home().chmod(0o700)
     lock = os.open(home() / "server.lock", os.O_RDWR | os.O_CREAT)
     try:
         while not try_lock(lock):
@@ -104,15 +141,17 @@ def server(port: int) -> Generator[str]:
     """
     with only_server() as lock:
         check_port(port)
+        make_secret()
         print("Starting a Prefect server ...", flush=True)
         log = home() / "server.log"
         url = f"http://{HOST}:{port}/api"
         command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)]
         forever = 'trap exit INT TERM; while "$@"; [ $? -gt 128 ]; do sleep 1; done'  # 128 + the signal that killed it
+        environment = {**os.environ, **closed(port)}
         shell = ["/bin/sh", "-c", forever, "sh", *command]
         with log.open("w", encoding="utf-8") as output:
             # the guard has the lock, too: it outlives us until the server has ended
-            process = start(shell, stdout=output, stderr=subprocess.STDOUT, pass_fds=(lock,))
+            process = start(shell, env=environment, stdout=output, stderr=subprocess.STDOUT, pass_fds=(lock,))
         try:
             deadline = time.monotonic() + PATIENCE
             while not is_up(url):
@@ -143,7 +182,7 @@ def ensure_server(module: str) -> None:
 
 def run_on(url: str, module: str) -> int:
     """The exit code of `python -m module`, with our arguments, on the server at `url`."""
-    process = start([sys.executable, "-m", module, *sys.argv[1:]], env={**os.environ, "PREFECT_API_URL": url})
+    process = start([sys.executable, "-m", module, *sys.argv[1:]], env={**os.environ, **as_client(url)})
     try:
         return process.wait()
     finally:
