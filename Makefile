@@ -70,8 +70,6 @@ recipe: setup ## merge recipes/NAME.yaml into params.yaml: make recipe NAME=smok
 doctor: ## look at this machine: what is missing, and the remedy
 	@$(PYTHON) clip_core/doctor.py
 
-clean: ## remove what the pipeline made (DVC's cache keeps it); your files and the environment stay
-	@test ! -x .venv/bin/python || python -c "from dvc.repo import Repo; [o.remove() for o in Repo().index.outs if o.use_cache]"
-	@rm -rf .work serving/live reports/report.html reports/deploy.json reports/page.png .pytest_cache .ruff_cache .import_linter_cache
-	@find data models reports serving -type d -empty -delete 2>/dev/null || true # what is yours stays
-	@echo "removed; the next run takes unchanged results from DVC's cache (to empty that too: rm -rf .dvc/cache)"
+clean: ## remove what DVC's cache keeps of the results, and the report; what serves, what trains and your files stay
+	@test ! -x .venv/bin/python || python -m flows.clean
+	@rm -rf reports/report.html reports/deploy.json reports/page.png .pytest_cache .ruff_cache .import_linter_cache

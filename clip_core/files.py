@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from clip_core.errors import UserError
+from clip_core.locks import is_alive, is_at, try_lock
 
 LEFT = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}\.(aside|old)")  # folders: what `_make_locked` names
 LEFT_IN_FILES = re.compile(r"\.(?P<name>.+)\.(?P<process>\d{1,7})\.aside")  # by earlier versions
@@ -81,16 +82,9 @@ def _make_locked(path: Path, kind: str) -> tuple[Path, int]:
         with suppress(FileNotFoundError):  # another writer tidied it up before it was locked: make a new one
             lock = os.open(beside, os.O_RDONLY)
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if _is_at(beside, lock):
+            if is_at(beside, lock):
                 return beside, lock
             os.close(lock)
-
-
-def _is_at(path: Path, descriptor: int) -> bool:
-    try:
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False
 
 
 def _tidy_up_after_the_killed(folder: Path) -> None:
@@ -98,7 +92,7 @@ def _tidy_up_after_the_killed(folder: Path) -> None:
     for left in list(folder.iterdir()):
         if (match := LEFT.fullmatch(left.name)) and left.is_dir():
             _remove_unless_locked(left, folder / match["name"])
-        elif (match := LEFT_IN_FILES.fullmatch(left.name)) and not _is_alive(int(match["process"])):
+        elif (match := LEFT_IN_FILES.fullmatch(left.name)) and not is_alive(match["process"]):
             with suppress(FileNotFoundError, PermissionError):  # another writer's tidying up, another user's file
                 left.unlink()
 
@@ -109,12 +103,9 @@ def _remove_unless_locked(left: Path, path: Path) -> None:
     except (FileNotFoundError, PermissionError):  # its writer is just done, or another user's
         return
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # what else a folder with such a name holds is the user's: .name.20240101.old
-        if left.suffix == ".aside" or all(moved.name == path.name for moved in left.glob("*")):
+        # a writer that lives has the lock; what else a folder with such a name holds is the user's: .name.20240101.old
+        if try_lock(lock) and (left.suffix == ".aside" or all(moved.name == path.name for moved in left.glob("*"))):
             _remove(left, path)
-    except BlockingIOError:  # its writer is alive
-        pass
     finally:
         os.close(lock)
 
@@ -125,16 +116,6 @@ def _remove(beside: Path, path: Path) -> None:
     if beside.suffix == ".old" and moved.exists() and not path.exists():
         moved.rename(path)
     shutil.rmtree(beside, ignore_errors=True)
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # another user's
-        pass
-    return True
 
 
 def sync(path: Path) -> None:

@@ -1,8 +1,17 @@
 """DVC's own graph of the stages in `dvc.yaml`, upstream first."""
 
 import re
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clip_core.errors import UserError
+
+if TYPE_CHECKING:
+    from dvc.repo import Repo
 
 
 @dataclass(frozen=True)
@@ -69,6 +78,55 @@ def clear_stale_locks(root: Path) -> list[str]:
             readers = {path: [h for h in holders if not is_stale(path, h)] for path, holders in lock["read"].items()}
             lock["read"] = {path: holders for path, holders in readers.items() if holders}
     return cleared
+
+
+def remove_outs(root: Path, but: Path) -> tuple[list[Path], list[Path]]:
+    """Removes what stages made and the cache keeps, but for what is in `but`; gives what it removed and what it left.
+
+    That is left which the cache does not have as it is. Raises UserError, before all else, while a DVC is at work.
+    """
+    removed, left = [], []
+    with _alone(root) as repo:
+        for out in repo.index.outs:
+            path = Path(out.fs_path)
+            if not out.use_cache or not out.stage.cmd or not out.exists or path.is_relative_to(but):
+                continue  # without a command it is what the user gave to DVC
+            if out.status():
+                left.append(path)
+                continue
+            out.remove()
+            removed.append(path)
+            for folder in path.parents:
+                if folder == root or any(folder.iterdir()):
+                    break
+                folder.rmdir()
+    return removed, left
+
+
+@contextmanager
+def _alone(root: Path) -> Generator["Repo"]:
+    """The repository, in which no other DVC begins; raises UserError that names the one that is at work."""
+    from dvc.lock import LockError
+    from dvc.repo import Repo
+    from dvc.rwlock import _edit_rwlock
+
+    clear_stale_locks(root)
+    with Repo(str(root)) as repo:
+        try:
+            repo.lock.lock()
+        except LockError:
+            raise _busy(Path(repo.tmp_dir, "lock").read_text(encoding="utf-8").strip(), "dvc") from None
+        try:  # it is free also while a stage's command runs: that stands in the other lock
+            with _edit_rwlock(repo.tmp_dir, repo.fs, repo.config["core"].get("hardlink_lock", False)) as lock:
+                for holder in [*lock["write"].values(), *chain(*lock["read"].values())]:
+                    raise _busy(holder["pid"], holder["cmd"])
+            yield repo
+        finally:
+            repo.lock.unlock()
+
+
+def _busy(pid: str, command: str) -> UserError:
+    return UserError(f"process {pid} ({command}) is at work in this project. Wait for its end, or stop it: kill {pid}")
 
 
 def is_running(pid: int, cmd: str) -> bool:

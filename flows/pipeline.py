@@ -82,9 +82,13 @@ async def skip(stage: str) -> State:
 
 
 def environment() -> dict[str, str]:
-    """For DVC: a stage's `python` is the one that runs this flow, whatever PATH and the user's shell say."""
+    """For DVC: a stage's `python` is the one that runs this flow, whatever PATH and the user's shell say.
+
+    What is Prefect's stays here: a stage has no use for the secret of the server.
+    """
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
-    return {**os.environ, "PATH": path, "SHELL": "/bin/sh"}
+    others = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    return {**others, "PATH": path, "SHELL": "/bin/sh"}
 
 
 def relay(process: subprocess.Popen[str], logger) -> tuple[int, list[str]]:

@@ -8,7 +8,8 @@ import sys
 from clip_core.errors import UserError, told_to_the_user
 from clip_core.files import atomic_write
 from clip_core.guard import start, stop
-from flows.server import home, server, set_environment
+from clip_core.locks import signature
+from flows.server import as_client, home, secret_file, server, set_environment
 
 POOL = "clip"  # the work pool in prefect.yaml
 
@@ -33,13 +34,14 @@ def main(port: int = 4200) -> None:
 def serve(port: int) -> None:
     """Does the work of `main` until it is interrupted, and stops what it has started."""
     with server(port) as url:
-        os.environ["PREFECT_API_URL"] = url
-        atomic_write(home() / "running", f"{url} {os.getpid()}")
+        os.environ.update(as_client(url))
+        atomic_write(home() / "running", f"{url} {signature()}")
         close_left_runs()
         prefect("work-pool", "create", "--type", "process", "--overwrite", POOL)
         prefect("--no-prompt", "deploy", "--all")
         worker = start([sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL])
         try:
+            print(f"The page asks once for a password: it is the line in {secret_file()}")
             print(f"Prefect is up: {url.removesuffix('/api')} (Ctrl-C stops it)", flush=True)
             raise UserError(f"the Prefect worker ended by itself, with exit code {worker.wait()}")
         finally:

@@ -1,8 +1,11 @@
-"""The project's own Prefect server: on loopback, its state in `.prefect`."""
+"""The project's own Prefect server: on loopback, its state in `.prefect`, open to who knows the secret there.
 
-import fcntl
+It runs what it is told to, and any page in the user's browser can send it requests.
+"""
+
 import itertools
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -14,7 +17,9 @@ from pathlib import Path
 
 from clip_core.env import set_switches
 from clip_core.errors import UserError, told_to_the_user
+from clip_core.files import replacing_file
 from clip_core.guard import free_port, start, stop
+from clip_core.locks import is_alive, signature, try_lock
 
 HOST = "127.0.0.1"
 PATIENCE = 120  # seconds for the server to come up; 6 to 17 on two quiet cores
@@ -30,22 +35,53 @@ def set_environment() -> None:
     # By default leases are forgotten when the server stops, and the slot of a run it was in is never free again.
     os.environ["PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"] = "prefect.server.concurrency.lease_storage.filesystem"
     os.environ["CLIP_PROJECT"] = str(root)  # the working directory of deployed flows, see prefect.yaml
-    if url := running_server():
-        os.environ["PREFECT_API_URL"] = url
+    if not os.environ.get("PREFECT_API_URL") and (url := running_server()):
+        os.environ.update(as_client(url))
 
 
 def home() -> Path:
     return Path(os.environ["PREFECT_HOME"])
 
 
+def as_client(url: str) -> dict[str, str]:
+    """The environment of a Prefect client of the project's own server at `url`."""
+    return {"PREFECT_API_URL": url, "PREFECT_API_AUTH_STRING": secret()}
+
+
+def secret_file() -> Path:
+    return home() / "secret"
+
+
+def secret() -> str:
+    return secret_file().read_text(encoding="utf-8").strip()
+
+
+def make_secret() -> None:
+    """Makes the project's secret, unless it has one; at no moment can another user read it."""
+    if not secret_file().exists() or not secret():  # with an empty one Prefect lets everybody in
+        with replacing_file(secret_file()) as aside:
+            aside.touch(mode=0o600)
+            aside.write_text(f"prefect:{secrets.token_urlsafe(32)}\n", encoding="utf-8")
+
+
+def closed(port: int) -> dict[str, str]:
+    """Of a server that hears only who knows the secret, and whose answers are for no page but its own."""
+    return {
+        "PREFECT_SERVER_API_AUTH_STRING": secret(),
+        "PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED": "true",
+        "PREFECT_SERVER_UI_API_URL": f"http://{HOST}:{port}/api",  # else the page tells the secret to port 4200
+        "PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS": f"http://{HOST}:{port},http://localhost:{port}",
+    }
+
+
 def running_server() -> str | None:
     """The API address of the server that the user named, or of the project's own where one answers."""
     if url := os.environ.get("PREFECT_API_URL"):
         return url
-    with suppress(OSError, ValueError):  # no file or half a one, no such process or (its number reused) another user's
+    with suppress(OSError, ValueError):  # no file or half a one
         url, platform = (home() / "running").read_text(encoding="utf-8").split()
-        os.kill(int(platform), 0)  # a killed platform leaves the file, and its port may be another project's by now
-        return url if is_up(url) else None
+        # a killed platform leaves the file, and its port may be another project's by now
+        return url if is_alive(platform) and is_up(url) else None
     return None
 
 
@@ -58,7 +94,7 @@ def is_up(url: str) -> bool:
 class Occupied(UserError):
     """Another process has its Prefect server on this project's database."""
 
-    def __init__(self, pid: int, command: str) -> None:
+    def __init__(self, pid: str, command: str) -> None:
         self.holder = f"process {pid} ({command})"
         super().__init__(
             f"{self.holder} has a Prefect server on {home()}, and two would spoil its database. "
@@ -73,34 +109,18 @@ def only_server() -> Generator[int]:
     Raises Occupied where a living process holds it; waits for the server of a killed one, which is about to end.
     """
     home().mkdir(parents=True, exist_ok=True)
+    home().chmod(0o700)
     lock = os.open(home() / "server.lock", os.O_RDWR | os.O_CREAT)
     try:
         while not try_lock(lock):
-            pid, _, command = os.pread(lock, 1000, 0).decode(errors="replace").partition("\n")[0].partition(" ")
-            if is_alive(pid):
-                raise Occupied(int(pid), command)
+            holder, _, command = os.pread(lock, 1000, 0).decode(errors="replace").partition("\n")[0].partition(" ")
+            if is_alive(holder):
+                raise Occupied(holder.partition("@")[0], command)
             time.sleep(0.5)
-        os.pwrite(lock, f"{os.getpid()} {' '.join(sys.argv)}\n".encode(), 0)  # what follows it is of a longer one
+        os.pwrite(lock, f"{signature()} {' '.join(sys.argv)}\n".encode(), 0)  # what follows it is of a longer one
         yield lock
     finally:
         os.close(lock)
-
-
-def try_lock(file: int) -> bool:
-    with suppress(BlockingIOError):
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    return False
-
-
-def is_alive(pid: str) -> bool:
-    try:
-        os.kill(int(pid), 0)
-    except (ValueError, ProcessLookupError):  # nobody has signed yet, or who has is gone
-        return False
-    except PermissionError:
-        pass  # another user's
-    return True
 
 
 def check_port(port: int) -> None:
@@ -121,17 +141,17 @@ def server(port: int) -> Generator[str]:
     """
     with only_server() as lock:
         check_port(port)
+        make_secret()
         print("Starting a Prefect server ...", flush=True)
         log = home() / "server.log"
         url = f"http://{HOST}:{port}/api"
         command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)]
         forever = 'trap exit INT TERM; while "$@"; [ $? -gt 128 ]; do sleep 1; done'  # 128 + the signal that killed it
-        with log.open(
-            "w", encoding="utf-8"
-        ) as output:  # the guard has the lock, too: it outlives us until the server has ended
-            process = start(
-                ["/bin/sh", "-c", forever, "sh", *command], stdout=output, stderr=subprocess.STDOUT, pass_fds=(lock,)
-            )
+        environment = {**os.environ, **closed(port)}
+        shell = ["/bin/sh", "-c", forever, "sh", *command]
+        with log.open("w", encoding="utf-8") as output:
+            # the guard has the lock, too: it outlives us until the server has ended
+            process = start(shell, env=environment, stdout=output, stderr=subprocess.STDOUT, pass_fds=(lock,))
         try:
             deadline = time.monotonic() + PATIENCE
             while not is_up(url):
@@ -162,7 +182,7 @@ def ensure_server(module: str) -> None:
 
 def run_on(url: str, module: str) -> int:
     """The exit code of `python -m module`, with our arguments, on the server at `url`."""
-    process = start([sys.executable, "-m", module, *sys.argv[1:]], env={**os.environ, "PREFECT_API_URL": url})
+    process = start([sys.executable, "-m", module, *sys.argv[1:]], env={**os.environ, **as_client(url)})
     try:
         return process.wait()
     finally:

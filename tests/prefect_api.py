@@ -1,31 +1,49 @@
 """Questions to a Prefect server over its REST API, and to the kernel about processes, for tests."""
 
+import base64
 import json
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+import httpx
+
+from flows.server import secret
+
+JSON = {"Content-Type": "application/json"}
 PATIENCE = 600  # seconds; a busy machine is slow
 T = TypeVar("T")
 
 
 def ask(url: str, path: str, **body: object) -> Any:
-    """What the server at `url` answers to `POST path`."""
-    data = json.dumps(body).encode()
-    request = urllib.request.Request(f"{url}/{path}", data, {"Content-Type": "application/json"})
+    """What the server at `url`, whose PREFECT_HOME is ours, answers to `POST path`."""
     for patience in (1, 2, 4, 8, 0):
-        try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
-                return json.load(answer)
-        except urllib.error.HTTPError as error:
-            if error.code != 503 or not patience:  # its database is locked for a moment
-                raise
-            time.sleep(patience)
+        answer = send(url, path, JSON | authentic(secret()) | with_token(url, secret()), body)
+        if answer.status_code != 503 or not patience:  # its database is locked for a moment
+            return answer.raise_for_status().json()
+        time.sleep(patience)
     raise AssertionError("not reached")
+
+
+def send(url: str, path: str, headers: dict[str, str], body: object = None, method: str = "POST") -> httpx.Response:
+    """What the server at `url` answers."""
+    content = None if body is None else json.dumps(body)
+    return httpx.request(method, f"{url}/{path}", headers=headers, content=content, timeout=30, trust_env=False)
+
+
+def authentic(secret: str) -> dict[str, str]:
+    """The header of who says that this is the server's secret."""
+    return {"Authorization": f"Basic {base64.b64encode(secret.encode()).decode()}"}
+
+
+@cache
+def with_token(url: str, secret: str) -> dict[str, str]:
+    """The headers of who has asked for a token before."""
+    answer = send(url, "csrf-token?client=tests", authentic(secret), method="GET").raise_for_status()
+    return {"Prefect-Csrf-Client": "tests", "Prefect-Csrf-Token": answer.json()["token"]}
 
 
 def flow_runs(url: str) -> list[dict]:

@@ -21,6 +21,7 @@ LIGHT = [
     "clip_core.data.sources",
     "clip_core.data.store",
     "clip_core.evaluate.summary",
+    "flows.clean",
     "flows.dag",
     "flows.server",
     "flows.platform",

@@ -21,6 +21,7 @@ until grep -q "the page:" serve.log && grep -q "Prefect is up" platform.log; do
 done
 python -m clip_core.serve.client 一只猫
 python -m flows.rollout
+export PREFECT_HOME=$PWD/.prefect
 python -c "from tests.prefect_api import ask; print(ask('http://127.0.0.1:4200/api', 'deployments/filter'))"
 kill -INT $serve $platform
 wait $serve

@@ -18,7 +18,8 @@ Start = Callable[..., subprocess.Popen[bytes]]
 
 
 @pytest.fixture
-def toy(tmp_path: Path) -> Path:
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / ".prefect"))  # for what the test itself asks a server
     toy = new_toy_of_one_stage(tmp_path)
     (toy / "prefect.yaml").write_text((ROOT / "prefect.yaml").read_text())
     return toy

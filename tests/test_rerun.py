@@ -96,14 +96,17 @@ def test_a_misspelt_key_that_dvc_needs_itself_is_named_with_all_others(
 
 def test_clean_removes_what_the_pipeline_made_and_no_more(project_copy: Path) -> None:
     (project_copy / ".venv").symlink_to(sys.prefix)
-    (project_copy / "models" / "mine").mkdir()
-    (project_copy / "models" / "mine" / "model.pt").write_bytes(b"weights")
+    theirs = {"models/mine/model.pt", "serving/live/model.onnx", ".work/stage1/abc/checkpoint"}
+    for name in theirs:
+        (project_copy / name).parent.mkdir(parents=True, exist_ok=True)
+        (project_copy / name).write_bytes(b"weights")
     run_in(project_copy, "make", "clean")
     left = {str(file.relative_to(project_copy)) for file in project_copy.rglob("*") if file.is_file()}
-    made = {name for name in left if name.startswith(("data/", "models/", "serving/", "reports/", ".work/"))}
+    made = {name for name in left if name.startswith(("data/", "models/", "reports/"))}
     # git tracks these figures
     tracked = {f"reports/{name}metrics.json" for name in ("", "valid/", "test/")}
     assert made == {"models/mine/model.pt", *tracked}
+    assert theirs <= left
     assert not (project_copy / "data").exists()
     assert (project_copy / ".venv" / "bin").exists()
     assert (project_copy / ".cache" / "emoji").exists()

@@ -162,14 +162,14 @@ def test_the_flow_rolls_out_with_every_step_a_task(
     running: Supervisor, tiny_releases: tuple[Release, Release], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from clip_core.guard import free_port
-    from flows.server import server
+    from flows.server import as_client, server
 
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
     serving = serving_now(running)
     (other,) = (one for one in tiny_releases if one.id != serving)
     with server(free_port()) as url:
-        monkeypatch.setitem(ENVIRONMENT, "PREFECT_API_URL", url)
-        monkeypatch.setitem(ENVIRONMENT, "PREFECT_HOME", str(tmp_path))
+        for name, value in (as_client(url) | {"PREFECT_HOME": str(tmp_path)}).items():
+            monkeypatch.setitem(ENVIRONMENT, name, value)
         code, said = command(running, "forward", "--release", other.id, module="flows.rollout")
         assert code == 0, said
         assert serving_now(running) == other.id

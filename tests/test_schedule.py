@@ -48,7 +48,9 @@ def platform(smoke_project: Path, tmp_path_factory: pytest.TempPathFactory) -> G
     try:
         until(lambda: "Prefect is up" in log_file.read_text() or process.poll() is not None)
         assert process.poll() is None, log_file.read_text()
-        yield Platform(project, f"http://127.0.0.1:{port}/api")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PREFECT_HOME", str(project / ".prefect"))  # for what the tests themselves ask the server
+            yield Platform(project, f"http://127.0.0.1:{port}/api")
     finally:
         process.send_signal(signal.SIGINT)
         assert process.wait(120) == 0

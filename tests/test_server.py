@@ -1,6 +1,6 @@
 """The record of a running platform is believed only where that platform answers."""
 
-import os
+import subprocess
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -8,6 +8,7 @@ from threading import Thread
 
 import pytest
 
+from clip_core.locks import signature
 from flows.server import HOST, home, running_server
 
 
@@ -33,7 +34,7 @@ def url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 def test_a_platform_that_answers_is_running(url: str) -> None:
     assert running_server() is None
-    (home() / "running").write_text(f"{url} {os.getpid()}")
+    (home() / "running").write_text(f"{url} {signature()}")
     assert running_server() == url
 
 
@@ -43,13 +44,14 @@ def test_half_a_record_is_no_platform(record: str, url: str) -> None:
     assert running_server() is None
 
 
-@pytest.mark.parametrize("error", [ProcessLookupError, PermissionError])
-def test_a_process_gone_or_not_ours_is_no_platform(
-    error: type[OSError], url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def kill(process: int, number: int) -> None:
-        raise error
+def test_a_process_that_has_the_number_of_a_platform_that_was_killed_is_no_platform(url: str) -> None:
+    number, _, start = signature().partition("@")
+    (home() / "running").write_text(f"{url} {number}@{int(start) - 1}")
+    assert running_server() is None
 
-    (home() / "running").write_text(f"{url} 1")
-    monkeypatch.setattr(os, "kill", kill)
+
+def test_a_process_gone_is_no_platform(url: str) -> None:
+    with subprocess.Popen(["true"]) as gone:
+        pass
+    (home() / "running").write_text(f"{url} {gone.pid}")
     assert running_server() is None

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import IO
 
+from flows.server import as_client
 from tests.conftest import ENVIRONMENT, ROOT, commit_all
 
 DVC_YAML = """
@@ -108,12 +109,15 @@ def runs(toy: Path) -> list[str]:
 
 
 def start_flow(toy: Path, api: str, *command: str, output: IO[str] | int = subprocess.PIPE) -> subprocess.Popen[str]:
-    """`python -m flows.pipeline`, or python with the arguments `command`, on the Prefect server at `api` if any."""
+    """`python -m flows.pipeline`, or python with the arguments `command`, on the Prefect server at `api`, if any.
+
+    That server's PREFECT_HOME is ours, and the flow's is the toy's.
+    """
     environment = {**ENVIRONMENT, "PYTHONPATH": str(ROOT), "PREFECT_HOME": str(toy / ".prefect")}
     return subprocess.Popen(
         [sys.executable, *(command or ("-m", "flows.pipeline"))],
         cwd=toy,
-        env=environment | ({"PREFECT_API_URL": api} if api else {}),
+        env=environment | (as_client(api) if api else {}),
         text=True,
         stdout=output,
         stderr=subprocess.STDOUT,

@@ -33,7 +33,7 @@ ANSWERS_WITH_ID = ("text_preprocess", "image_preprocess", "clip_text", "clip_ima
 CODE = Path(__file__).parents[2]
 # What the Python models import of this project: a release serves with the code that it was proved with.
 SERVING_CODE = (
-    *("clip_core/__init__.py", "clip_core/errors.py", "clip_core/files.py", "clip_core/image.py", "clip_core/text.py"),
+    *(f"clip_core/{name}.py" for name in ("__init__", "errors", "files", "guard", "image", "locks", "text")),
     *(f"clip_core/config/{name}.py" for name in ("__init__", "model", "section")),
     *(f"clip_core/inference/{name}.py" for name in ("__init__", "onnx_towers")),
     *(f"clip_core/model/{name}.py" for name in ("__init__", "contract")),

@@ -16,12 +16,13 @@ import shutil
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from fcntl import LOCK_EX, LOCK_NB, flock
+from fcntl import LOCK_EX, flock
 from pathlib import Path
 from typing import NamedTuple
 
 from clip_core.errors import UserError, told_to_the_user
 from clip_core.files import atomic_write, check_space, replacing_folder, sync
+from clip_core.locks import try_lock
 from clip_core.serve.release import MANIFEST, Manifest, link_tree, read_manifest, verify
 from clip_core.serve.triton import Server
 
@@ -200,11 +201,10 @@ def _lock(file: Path, message: str, waits: bool = False) -> Generator[None]:
     file.parent.mkdir(parents=True, exist_ok=True)
     lock = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        flock(lock, LOCK_EX | (0 if waits else LOCK_NB))
-    except BlockingIOError:
-        os.close(lock)
-        raise Held(message) from None
-    try:
+        if waits:
+            flock(lock, LOCK_EX)
+        elif not try_lock(lock):
+            raise Held(message)
         yield
     finally:
         os.close(lock)

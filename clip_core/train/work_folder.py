@@ -4,7 +4,6 @@
 """
 
 import argparse
-import fcntl
 import math
 import os
 import shutil
@@ -12,13 +11,13 @@ import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 from pydantic import ValidationError
 
 from clip_core.config.section import Section
 from clip_core.errors import UserError, told_to_the_user
 from clip_core.files import atomic_write
+from clip_core.locks import is_at, try_lock
 from clip_core.train.fingerprint import Decisive, as_now, changed_code, differences_from_now
 from clip_core.train.state import checkpoints_in, progress_in, step_of
 
@@ -159,8 +158,8 @@ def _locked(folder: Path, wait: bool = True) -> Generator[None]:
         except FileNotFoundError:  # removed meanwhile by a training that has ended
             continue
         with lock as file:
-            if _takes_lock(file):
-                if _is_same_file(folder / "lock", file.fileno()):
+            if try_lock(file.fileno()):
+                if is_at(folder / "lock", file.fileno()):
                     file.truncate(0)
                     file.write(str(os.getpid()))
                     file.flush()
@@ -180,22 +179,7 @@ def _locked(folder: Path, wait: bool = True) -> Generator[None]:
 def _is_locked(folder: Path) -> bool:
     try:
         with (folder / "lock").open("a+", encoding="utf-8") as file:
-            return not _takes_lock(file)
-    except FileNotFoundError:
-        return False
-
-
-def _takes_lock(file: IO[str]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _is_same_file(path: Path, descriptor: int) -> bool:
-    try:
-        return path.stat().st_ino == os.fstat(descriptor).st_ino
+            return not try_lock(file.fileno())
     except FileNotFoundError:
         return False
 
