@@ -30,7 +30,8 @@ ENVIRONMENT.pop("PYTHONPATH", None)  # a copy runs its own code
 # the next two need none.
 LONG = (
     *("kill", "own_data", "pretrained_shapes", "schedule", "rerun", "offline", "family", "pipeline_flow", "rollout"),
-    *("triton", "client", "benchmarks", "page", "gates", "gallery", "export", "deploy", "readme", "results"),
+    *("triton", "triton_requests", "client", "benchmarks", "page", "gates", "gallery", "export", "deploy", "readme"),
+    "results",
 )
 
 

@@ -1,0 +1,193 @@
+"""Requests on a real Triton that come together, that fail, and that ask too much: each gets an answer of its own."""
+
+import re
+from collections.abc import Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from threading import Thread
+from time import sleep
+
+import numpy as np
+import pytest
+
+from clip_core.serve import queries
+from clip_core.serve import release as releases
+from clip_core.serve.model_repository import MODELS
+from clip_core.serve.queries import encode_texts, search
+from clip_core.serve.triton import Server, connect, triton_server
+from tests.test_triton import png_header, refusal
+from tests.tiny_release import Release
+
+OURS = "这是我们的错"  # our ValueError is raised for this text
+# A slow tower, so that requests come together, which has no numbers for long texts.
+SLOW = """
+import time
+import numpy as np
+from clip_core.serve import triton_models
+towers = triton_models.run
+
+
+def run(session, rows):
+    time.sleep(0.3)
+    long = np.count_nonzero(rows, axis=1) > 12
+    return np.where(long[:, None], np.float32("nan"), towers(session, rows))
+
+
+triton_models.run = run
+"""
+UNCHECKED = """
+triton_models._answer = lambda tensors: triton_models.pb.InferenceResponse(
+    [triton_models.pb.Tensor(name, array) for name, array in tensors.items()]
+)
+"""
+FAULTY = f"""
+class TritonPythonModel(TritonPythonModel):
+    def _token_ids(self, items):
+        if "{OURS}".encode() in items:
+            raise ValueError("a mistake of ours")
+        return super()._token_ids(items)
+"""
+LONG = "红" * 13
+
+
+@pytest.fixture(scope="module")
+def faulty(release: Release, tmp_path_factory: pytest.TempPathFactory) -> Generator[Server]:
+    """A slow server with faults in release 1; beside it release 2, with a tower that is soon overloaded and, like that
+    of a GPU server, does not look at its numbers.
+    """
+    folder = tmp_path_factory.mktemp("faulty")
+    live = folder / "live"
+    models = releases.new_live_repository(release.repository, live)
+    assert releases.add_release(release.repository, live) == 2
+    faults = {"text_preprocess_r1": FAULTY, "text_core_r1": SLOW, "text_core_r2": SLOW + UNCHECKED}
+    for model, code in faults.items():
+        with (live / model / "1" / "model.py").open("a") as file:
+            file.write(code)
+    for config in (live / "text_core_r2").rglob("*.pbtxt"):
+        config.write_text(config.read_text().replace("5000000", "50000"))  # microseconds that a request may wait
+    with triton_server(live, [*models, *(f"{model}_r2" for model in MODELS)], folder / "log") as server:
+        yield server
+
+
+def ask_together(server: Server, texts: Sequence[str]) -> list[queries.Found | str]:
+    """What each text's own client gets: an answer or a status, all asked at the same time."""
+    from tritonclient.utils import InferenceServerException
+
+    def ask(text: str) -> queries.Found | str:
+        with closing(connect(server.address)) as client:
+            try:
+                return search(client, [text])[0]
+            except InferenceServerException as error:
+                return str(error.status())
+            except ValueError as error:
+                return str(error)
+
+    with ThreadPoolExecutor(len(texts)) as threads:
+        return list(threads.map(ask, texts))
+
+
+def batches_of(server: Server, model: str) -> tuple[int, int]:
+    """How many texts the model has encoded so far, and in how many batches."""
+    with closing(connect(server.address)) as client:
+        (stats,) = client.get_inference_statistics(model).model_stats
+    return stats.inference_count, stats.execution_count
+
+
+def assert_right(found: queries.Found | str, release: Release, text: str) -> None:
+    assert isinstance(found, queries.Found), found
+    scores = release.truth.text_features[release.truth.texts.index(text)] @ release.truth.image_features.T
+    np.testing.assert_allclose(found.scores, -np.sort(-scores)[: len(found.scores)], atol=1e-5)
+
+
+def test_searches_that_come_together_are_one_batch_for_the_text_model(faulty: Server, release: Release) -> None:
+    texts = release.truth.texts[:8]
+    before = batches_of(faulty, "text_core_r1")
+    found = ask_together(faulty, texts)
+    for answer, text in zip(found, texts, strict=True):
+        assert_right(answer, release, text)
+    num_texts, num_batches = np.subtract(batches_of(faulty, "text_core_r1"), before)
+    assert num_texts == 8
+    assert num_batches <= 4  # the first comes alone, perhaps others do
+
+
+@pytest.mark.parametrize("bad", [" ", "\0\0", LONG, OURS], ids=["blank", "meaningless", "not finite", "our fault"])
+def test_a_bad_text_among_searches_fails_alone_and_the_others_stay_in_batches(
+    bad: str, faulty: Server, release: Release
+) -> None:
+    texts = release.truth.texts[:11]
+    before = batches_of(faulty, "text_core_r1")
+    found = ask_together(faulty, [*texts[:5], bad, *texts[5:]])
+    refused = found.pop(5)
+    assert refused == ("item 0: the text is empty" if bad in (" ", "\0\0") else "StatusCode.INTERNAL")
+    for answer, text in zip(found, texts, strict=True):
+        assert_right(answer, release, text)
+    _, num_batches = np.subtract(batches_of(faulty, "text_core_r1"), before)
+    assert num_batches < 10 or bad == LONG  # which the tower has to see, with fewer and fewer beside it
+
+
+@pytest.mark.parametrize("model", ["clip_text", "clip_search"])
+def test_a_mistake_of_ours_is_not_the_callers_and_the_log_explains_it(model: str, faulty: Server) -> None:
+    status, message = refusal(faulty, model, "TEXT", [OURS.encode()])
+    assert status == "StatusCode.INTERNAL"
+    assert "a mistake of ours" not in message
+    assert "ValueError: a mistake of ours" in explanation(faulty, message)
+
+
+@pytest.mark.parametrize("model", ["clip_text", "clip_search", "clip_search_r2"])
+def test_what_is_no_number_is_no_answer(model: str, faulty: Server) -> None:
+    status, message = refusal(faulty, model, "TEXT", [LONG.encode()])
+    assert status == "StatusCode.INTERNAL"
+    assert "text_features: not finite" in explanation(faulty, message)
+
+
+def explanation(server: Server, message: str) -> str:
+    """What the log says of the error in a message; of a model that was asked by another one, what it says of that."""
+    (number,) = re.findall("internal error ([0-9a-f]{8})", message)
+    (line,) = re.findall(f"error {number}: (?:Traceback|FloatingPointError).*", server.log.read_text(encoding="utf-8"))
+    return explanation(server, line) if "internal error" in line else line
+
+
+def test_a_search_whose_text_model_is_overloaded_is_told_so(faulty: Server) -> None:
+    busy = Thread(target=ask_text_model, args=(faulty,))
+    busy.start()
+    sleep(0.1)
+    status, message = refusal(faulty, "clip_search_r2", "TEXT", ["红色".encode()])
+    busy.join()
+    assert (status, "Request timeout expired" in message) == ("StatusCode.UNAVAILABLE", True), message
+
+
+def ask_text_model(server: Server) -> None:
+    with closing(connect(server.address)) as client:
+        encode_texts(client, ["红色"], "clip_text_r2")
+
+
+def test_a_search_whose_text_model_is_not_there_is_told_so(faulty: Server) -> None:
+    with closing(connect(faulty.address)) as client:
+        client.unload_model("clip_text_r2")
+        status, message = refusal(faulty, "clip_search_r2", "TEXT", ["红色".encode()])
+        client.load_model("clip_text_r2")
+    assert status == "StatusCode.UNAVAILABLE", message
+
+
+TOO_MUCH = {  # model, input, items, reason
+    "bytes of texts": ("clip_text", "TEXT", [b"a" * 16_000] * 17, "have 272000 bytes in all; 262144 are allowed"),
+    "bytes of images": ("clip_image", "IMAGE", [bytes(15 * 2**20)] * 5, "have 78643200 bytes in all; 67108864 are"),
+    "pixels": ("clip_image", "IMAGE", [png_header(6_000, 6_000)] * 5, "have 180000000 pixels in all; 160000000 are"),
+}
+
+
+@pytest.mark.parametrize("case", TOO_MUCH)
+def test_a_request_that_is_too_much_as_a_whole_is_refused_before_it_is_read(case: str, triton: Server) -> None:
+    model, name, items, reason = TOO_MUCH[case]
+    status, message = refusal(triton, model, name, items)
+    assert (status, reason in message) == ("StatusCode.INVALID_ARGUMENT", True), message
+
+
+def test_the_client_splits_what_is_too_much_for_one_request(triton: Server) -> None:
+    texts = [character * 5_000 for character in "红黄蓝绿" * 6]  # 360 KB
+    with closing(connect(triton.address)) as client:
+        features = encode_texts(client, texts)
+    np.testing.assert_allclose(features[:4], features[-4:], atol=1e-5)
+    image = png_header(6_000, 6_000)
+    split = queries._requests([image] * 9 + [b"none"] * 70, queries.SHARES["IMAGE"])
+    assert [len(request) for request in split] == [4, 4, 64, 7]
