@@ -16,6 +16,7 @@ import webbrowser
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 from urllib.request import ProxyHandler, build_opener
 
@@ -57,19 +58,20 @@ def serve(repository: Path, images: Path, port: int, opens_browser: bool) -> Non
                 print(f"the page: {url}\nTriton (gRPC): {server.address}\nCtrl-C stops everything", flush=True)
                 if opens_browser and _has_user():
                     threading.Thread(target=_open_browser, args=(url,), daemon=True).start()
-                _run_gateway(server.address, _as_release(repository, store.folder, live), listener)
+                with TemporaryDirectory() as releases:
+                    _add_release(repository, store.folder, Path(releases))
+                    _run_gateway(server.address, Path(releases), listener)
         finally:
             STATE.unlink(missing_ok=True)
             shutil.rmtree(live, ignore_errors=True)
 
 
-def _as_release(repository: Path, images: Path, live: Path) -> Path:
-    """The folder of releases that the page reads, in which the one that serves is the only one."""
+def _add_release(repository: Path, images: Path, releases: Path) -> None:
+    """Adds the release in `repository` to the folder that the page reads."""
     release = (repository / "clip_text" / "1" / "release.txt").read_text(encoding="utf-8").strip()
-    galleries = live / "releases" / release / "galleries"
+    galleries = releases / release / "galleries"
     galleries.mkdir(parents=True)
     (galleries / "test").symlink_to(images.absolute())
-    return live / "releases"
 
 
 def _run_gateway(address: str, releases: Path, listener: socket.socket) -> None:
