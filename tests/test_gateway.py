@@ -108,7 +108,7 @@ def test_the_galleries_offered_are_those_of_the_release_that_answers(page: httpx
 
 
 def test_the_real_triton_finds_the_same_through_the_page(triton: "Server", release: Release, tmp_path: Path) -> None:
-    add_gallery(tmp_path, release.truth.release, "test", release.store.folder)
+    add_gallery(tmp_path, release.id, "test", release.store.folder)
     texts = release.truth.texts[:3]
     with closing(connect(triton.address)) as client:
         found = search(client, texts)

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.skipif(
 def url(triton: "Server", release: Release, tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
     """The address of the page."""
     releases = tmp_path_factory.mktemp("releases")
-    add_gallery(releases, release.truth.release, "test", release.store.folder)
+    add_gallery(releases, release.id, "test", release.store.folder)
     with page_of(Supervised(triton.address), releases) as client:
         yield str(client.base_url).rstrip("/")
 

@@ -107,7 +107,7 @@ def test_a_release_that_does_not_load_is_refused_and_unloaded(
     broken = changed(
         tiny_releases[1],
         tmp_path / "broken",
-        lambda folder: (folder / "models/text_core/1/model.onnx").write_bytes(b"nothing") and None,
+        lambda folder: (folder / "models/text_core/1/model.onnx").write_bytes(b"nothing"),
     )
     releases.add(running.serving, broken.folder, keep=None)
     with (

@@ -4,19 +4,20 @@ import re
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from pathlib import Path
 from threading import Thread
 from time import sleep
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 
 from clip_core.serve import queries
-from clip_core.serve import release as releases
-from clip_core.serve.model_repository import MODELS
 from clip_core.serve.queries import encode_texts, search
-from clip_core.serve.triton import Server, connect, triton_server
+from clip_core.serve.triton import Server, Triton, connect
 from tests.test_triton import png_header, refusal
-from tests.tiny_release import Release
+from tests.tiny_release import Release, triton_of
+from tests.under_load import changed
 
 OURS = "这是我们的错"  # our ValueError is raised for this text
 # A slow tower, so that requests come together, which has no numbers for long texts.
@@ -50,23 +51,36 @@ class TritonPythonModel(TritonPythonModel):
 LONG = "红" * 13
 
 
+class Faulty(NamedTuple):
+    triton: Triton
+    server: Server
+    first: str  # the ids of the releases
+    second: str
+
+
 @pytest.fixture(scope="module")
-def faulty(release: Release, tmp_path_factory: pytest.TempPathFactory) -> Generator[Server]:
-    """A slow server with faults in release 1; beside it release 2, with a tower that is soon overloaded and, like that
-    of a GPU server, does not look at its numbers.
+def faulty(release: Release, tmp_path_factory: pytest.TempPathFactory) -> Generator[Faulty]:
+    """A slow server with faults in its public release; beside it another release, with a tower that is soon overloaded
+    and, like that of a GPU server, does not look at its numbers.
     """
     folder = tmp_path_factory.mktemp("faulty")
-    live = folder / "live"
-    models = releases.new_live_repository(release.repository, live)
-    assert releases.add_release(release.repository, live) == 2
-    faults = {"text_preprocess_r1": FAULTY, "text_core_r1": SLOW, "text_core_r2": SLOW + UNCHECKED}
-    for model, code in faults.items():
-        with (live / model / "1" / "model.py").open("a") as file:
+
+    def append(models: Path, model: str, code: str) -> None:
+        with (models / model / "1" / "model.py").open("a") as file:
             file.write(code)
-    for config in (live / "text_core_r2").rglob("*.pbtxt"):
-        config.write_text(config.read_text().replace("5000000", "50000"))  # microseconds that a request may wait
-    with triton_server(live, [*models, *(f"{model}_r2" for model in MODELS)], folder / "log") as server:
-        yield server
+
+    def fail(release: Path) -> None:
+        append(release / "models", "text_preprocess", FAULTY)
+        append(release / "models", "text_core", SLOW)
+
+    def overload(release: Path) -> None:
+        append(release / "models", "text_core", SLOW + UNCHECKED)
+        for config in (release / "models" / "text_core").rglob("*.pbtxt"):
+            config.write_text(config.read_text().replace("5000000", "50000"))  # microseconds that a request may wait
+
+    first, second = changed(release, folder / "first", fail), changed(release, folder / "second", overload)
+    with triton_of(first, second, folder=folder / "served") as triton:
+        yield Faulty(triton, triton.server, first.id, second.id)
 
 
 def ask_together(server: Server, texts: Sequence[str]) -> list[queries.Found | str]:
@@ -99,45 +113,45 @@ def assert_right(found: queries.Found | str, release: Release, text: str) -> Non
     np.testing.assert_allclose(found.scores, -np.sort(-scores)[: len(found.scores)], atol=1e-5)
 
 
-def test_searches_that_come_together_are_one_batch_for_the_text_model(faulty: Server, release: Release) -> None:
+def test_searches_that_come_together_are_one_batch_for_the_text_model(faulty: Faulty, release: Release) -> None:
     texts = release.truth.texts[:8]
-    before = batches_of(faulty, "text_core_r1")
-    found = ask_together(faulty, texts)
+    before = batches_of(faulty.server, f"text_core_{faulty.first}")
+    found = ask_together(faulty.server, texts)
     for answer, text in zip(found, texts, strict=True):
         assert_right(answer, release, text)
-    num_texts, num_batches = np.subtract(batches_of(faulty, "text_core_r1"), before)
+    num_texts, num_batches = np.subtract(batches_of(faulty.server, f"text_core_{faulty.first}"), before)
     assert num_texts == 8
     assert num_batches <= 4  # the first comes alone, perhaps others do
 
 
 @pytest.mark.parametrize("bad", [" ", "\0\0", LONG, OURS], ids=["blank", "meaningless", "not finite", "our fault"])
 def test_a_bad_text_among_searches_fails_alone_and_the_others_stay_in_batches(
-    bad: str, faulty: Server, release: Release
+    bad: str, faulty: Faulty, release: Release
 ) -> None:
     texts = release.truth.texts[:11]
-    before = batches_of(faulty, "text_core_r1")
-    found = ask_together(faulty, [*texts[:5], bad, *texts[5:]])
+    before = batches_of(faulty.server, f"text_core_{faulty.first}")
+    found = ask_together(faulty.server, [*texts[:5], bad, *texts[5:]])
     refused = found.pop(5)
     assert refused == ("item 0: the text is empty" if bad in (" ", "\0\0") else "StatusCode.INTERNAL")
     for answer, text in zip(found, texts, strict=True):
         assert_right(answer, release, text)
-    _, num_batches = np.subtract(batches_of(faulty, "text_core_r1"), before)
+    _, num_batches = np.subtract(batches_of(faulty.server, f"text_core_{faulty.first}"), before)
     assert num_batches < 10 or bad == LONG  # which the tower has to see, with fewer and fewer beside it
 
 
 @pytest.mark.parametrize("model", ["clip_text", "clip_search"])
-def test_a_mistake_of_ours_is_not_the_callers_and_the_log_explains_it(model: str, faulty: Server) -> None:
-    status, message = refusal(faulty, model, "TEXT", [OURS.encode()])
+def test_a_mistake_of_ours_is_not_the_callers_and_the_log_explains_it(model: str, faulty: Faulty) -> None:
+    status, message = refusal(faulty.server, model.format(second=faulty.second), "TEXT", [OURS.encode()])
     assert status == "StatusCode.INTERNAL"
     assert "a mistake of ours" not in message
-    assert "ValueError: a mistake of ours" in explanation(faulty, message)
+    assert "ValueError: a mistake of ours" in explanation(faulty.server, message)
 
 
-@pytest.mark.parametrize("model", ["clip_text", "clip_search", "clip_search_r2"])
-def test_what_is_no_number_is_no_answer(model: str, faulty: Server) -> None:
-    status, message = refusal(faulty, model, "TEXT", [LONG.encode()])
+@pytest.mark.parametrize("model", ["clip_text", "clip_search", "clip_search_{second}"])
+def test_what_is_no_number_is_no_answer(model: str, faulty: Faulty) -> None:
+    status, message = refusal(faulty.server, model.format(second=faulty.second), "TEXT", [LONG.encode()])
     assert status == "StatusCode.INTERNAL"
-    assert "text_features: not finite" in explanation(faulty, message)
+    assert "text_features: not finite" in explanation(faulty.server, message)
 
 
 def explanation(server: Server, message: str) -> str:
@@ -147,25 +161,24 @@ def explanation(server: Server, message: str) -> str:
     return explanation(server, line) if "internal error" in line else line
 
 
-def test_a_search_whose_text_model_is_overloaded_is_told_so(faulty: Server) -> None:
+def test_a_search_whose_text_model_is_overloaded_is_told_so(faulty: Faulty) -> None:
     busy = Thread(target=ask_text_model, args=(faulty,))
     busy.start()
     sleep(0.1)
-    status, message = refusal(faulty, "clip_search_r2", "TEXT", ["红色".encode()])
+    status, message = refusal(faulty.server, f"clip_search_{faulty.second}", "TEXT", ["红色".encode()])
     busy.join()
     assert (status, "Request timeout expired" in message) == ("StatusCode.UNAVAILABLE", True), message
 
 
-def ask_text_model(server: Server) -> None:
-    with closing(connect(server.address)) as client:
-        encode_texts(client, ["红色"], "clip_text_r2")
+def ask_text_model(faulty: Faulty) -> None:
+    with closing(connect(faulty.server.address)) as client:
+        encode_texts(client, ["红色"], f"clip_text_{faulty.second}")
 
 
-def test_a_search_whose_text_model_is_not_there_is_told_so(faulty: Server) -> None:
-    with closing(connect(faulty.address)) as client:
-        client.unload_model("clip_text_r2")
-        status, message = refusal(faulty, "clip_search_r2", "TEXT", ["红色".encode()])
-        client.load_model("clip_text_r2")
+def test_a_search_whose_text_model_is_not_there_is_told_so(faulty: Faulty) -> None:
+    faulty.triton.unload(f"clip_text_{faulty.second}")
+    status, message = refusal(faulty.server, f"clip_search_{faulty.second}", "TEXT", ["红色".encode()])
+    faulty.triton.load(f"clip_text_{faulty.second}")
     assert status == "StatusCode.UNAVAILABLE", message
 
 

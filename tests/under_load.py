@@ -85,7 +85,7 @@ def server_of(supervisor: Supervisor) -> Server:
     return supervisor.running.server
 
 
-def changed(release: Release, folder: Path, change: Callable[[Path], None]) -> Release:
+def changed(release: Release, folder: Path, change: Callable[[Path], object]) -> Release:
     """The release with a change, sealed as if it had been proved."""
     shutil.copytree(release.folder, folder)
     change(folder)
