@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import numpy as np
-from clip_core.serve.assemble import PUBLIC
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
+
+from clip_core.serve.assemble import PUBLIC
 
 if TYPE_CHECKING:
     import httpx

@@ -86,24 +86,31 @@ def is_loaded(triton: Triton, release: str) -> bool:
     return all(states.get(f"{model}_{release}") == "READY" for model in MODELS)
 
 
+def others(triton: Triton, release: str) -> dict[str, list[Path]]:
+    """Every other release that is there, whole or in parts, and its folders in the live repository."""
+    found: dict[str, list[Path]] = {}
+    for path in triton.server.live.iterdir():
+        if path.is_dir() and path.name not in PUBLIC:
+            found.setdefault(_release_in(path.name), []).append(path)
+    found.pop(release, None)
+    return found
+
+
 def unload_others(triton: Triton, release: str) -> None:
-    """Unloads every other release, whole or half there, and removes its files from the live repository."""
-    live = triton.server.live
-    folders = [path for path in live.iterdir() if path.is_dir() and path.name.lstrip(".") not in PUBLIC]
-    others = {_release_in(path.name) for path in folders} - {release}
-    if not others:
+    """Unloads every release but this one, which is public, and removes them from the live repository."""
+    folders = others(triton, release)
+    if not folders:
         return
     if public_release(triton) != release:
         raise UserError(f"release {release} is not public: what is may not be unloaded")
     time.sleep(DRAIN_SECONDS)
     states = triton.states()
-    for other in sorted(others):
+    for other, paths in folders.items():
         for wave in reversed(WAVES):
             names = [f"{model}_{other}" for model in wave]
             _at_once(triton.unload, [name for name in names if states.get(name, "UNAVAILABLE") != "UNAVAILABLE"])
-        for path in folders:
-            if _release_in(path.name) == other:
-                shutil.rmtree(path, ignore_errors=True)
+        for path in paths:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _at_once(do: Callable[[str], None], models: list[str]) -> None:

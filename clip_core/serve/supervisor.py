@@ -104,7 +104,7 @@ class Supervisor:
         wrong = wrong_models(triton, release, read_golden(self._folder(release) / "golden"))
         self.states = {name: wrong.get(name, "ok") for name in PUBLIC}
         dead = [name for name in _inner(release) if name in wrong and self._is_dead(triton, name, wrong[name])]
-        if not dead and live.public_release(triton) == release:
+        if not dead and live.public_release(triton) == release and not live.others(triton, release):
             return
         with suppress(releases.Held), releases.only_rollout(self.serving):  # a rollout at work knows what it does
             if releases.current(self.serving) != release:
