@@ -7,7 +7,7 @@ gateway's own doing: `settle` compares it with what Triton says.
 
 import argparse
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -78,7 +78,8 @@ def _change(serving: Path, release: str, how: str, run: Run) -> str:
                 differences = run("probe public", lambda: live.probe_public(triton, folder, release))
                 run("make current", lambda: releases.make_current(serving, release, how))
             except BaseException as error:  # whatever it was, also a cancelled run: what is current serves on
-                releases.record(serving, "failed", release, str(error))
+                with suppress(UserError):  # on a full disk, too, things go back
+                    releases.record(serving, "failed", release, str(error))
                 run("go back", lambda: settle(triton, serving))
                 raise
             run("unload", lambda: settle(triton, serving))
