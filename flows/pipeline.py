@@ -22,11 +22,13 @@ from prefect.states import Completed, Failed
 from clip_core.all_params import load_params
 from clip_core.errors import EXIT_CODE, UserError
 from clip_core.guard import start, stop
+from clip_core.serve import releases
 from flows.dag import Stage, clear_stale_locks, locked, stages_upstream_first
 from flows.outage import go_on_without_the_lease
 
 go_on_without_the_lease()  # here, since a worker imports this module and runs the flow
 
+RELEASE = Path("models/release")  # what the stage `deploy` makes
 GIT_HINTS = ("To track the changes", "git add", "To enable auto staging", "dvc config", "Use `dvc push`")
 
 
@@ -81,6 +83,13 @@ async def skip(stage: str) -> State:
     return Completed(name="Unchanged", message=f"{stage}: Unchanged")
 
 
+@task(name="add release")
+def add_release(folder: Path, keep: int) -> str:
+    """Has the release that the stage `deploy` proved lie where it can be served; says whether it is the one."""
+    release = releases.add(releases.SERVING, folder, keep).release
+    return releases.announcement(releases.SERVING, release)
+
+
 def environment() -> dict[str, str]:
     """For DVC: a stage's `python` is the one that runs this flow, whatever PATH and the user's shell say.
 
@@ -115,7 +124,7 @@ async def pipeline(
         stage_hours: how long a stage may take; one that takes longer is stopped. Without it there is no limit.
     """
     try:
-        load_params(Path("params.yaml"))
+        params = load_params(Path("params.yaml"))
     except UserError as error:
         return Failed(name="Refused", message=str(error))
     for lock in clear_stale_locks(Path.cwd()):
@@ -138,6 +147,8 @@ async def pipeline(
             states[stage.name] = group.create_task(run(stage))
 
     outcomes = {name: state.result() for name, state in states.items()}
+    if "deploy" in outcomes and outcomes["deploy"].is_completed():
+        print(add_release(RELEASE, params.releases.keep), flush=True)
     try:
         await acreate_markdown_artifact(key="pipeline-metrics", markdown=summary(stages, outcomes))
     except httpx.HTTPError as error:  # a page less, and no reason to fail
