@@ -1,12 +1,14 @@
 """Requests on a real Triton that come together, that fail, and that ask too much: each gets an answer of its own."""
 
 import re
+import sys
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from threading import Thread
 from time import sleep
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -204,3 +206,11 @@ def test_the_client_splits_what_is_too_much_for_one_request(triton: Server) -> N
     image = png_header(6_000, 6_000)
     split = queries._requests([image] * 9 + [b"none"] * 70, queries.SHARES["IMAGE"])
     assert [len(request) for request in split] == [4, 4, 64, 7]
+
+
+def test_a_tower_computes_no_column_of_padding_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", ModuleType("triton_python_backend_utils"))
+    from clip_core.serve import triton_models
+
+    token_ids = np.array([[1, 5, 2, 0, 0, 0, 0, 0], [1, 5, 6, 2, 0, 0, 0, 0]])
+    assert np.array_equal(triton_models._without_padding(token_ids), token_ids[:, :4])

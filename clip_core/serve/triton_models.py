@@ -92,7 +92,7 @@ class OnnxModel:
             places = [place for place, array in enumerate(arrays) if array.shape[1:] == shape]
             try:
                 batch = np.concatenate([arrays[place] for place in places])
-                features = run(self.session, batch)
+                features = run(self.session, _without_padding(batch) if self.input.name == "token_ids" else batch)
                 for place in places:
                     responses[place] = _answer({self.output.name: features[: len(arrays[place])]})
                     features = features[len(arrays[place]) :]
@@ -191,6 +191,11 @@ def _folder(args: dict[str, str]) -> Path:
 
 def _read_release(folder: Path) -> str:
     return (folder / "release.txt").read_text(encoding="utf-8").strip()
+
+
+def _without_padding(token_ids: np.ndarray) -> np.ndarray:
+    """The rows as wide as the longest is: what Triton's batcher needs, a tower would only compute in vain."""
+    return token_ids[:, : max(2, np.count_nonzero(token_ids, axis=1).max())]
 
 
 def _prepare(
