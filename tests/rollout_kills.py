@@ -19,7 +19,7 @@ from tests.under_load import Clients, server_of
 
 STEPS = ("verify", "settle", "begin", "load", "probe", "publish", "probe public", "make current", "unload")
 # Also in the midst of the two steps that ask Triton for several things: when so many of them are done.
-MIDST = [("load", num) for num in (1, 4, 6)] + [("publish", num) for num in (1, 2)]
+MIDST = [("load", "1"), ("load", "4"), ("load", "6"), ("publish", "1"), ("publish", "2")]
 KILLS = [(step, when) for step in STEPS for when in ("before", "after")] + MIDST
 
 KILLED = """

@@ -9,6 +9,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Generator
+from contextlib import suppress
 from pathlib import Path
 from threading import Event, Thread
 from typing import NamedTuple
@@ -17,6 +18,8 @@ from urllib.parse import quote
 import pytest
 
 from clip_core.serve import releases
+from clip_core.serve.rollout import roll_back, roll_out
+from clip_core.serve.supervisor import MAX_REPAIRS, GaveUp, Supervisor
 from clip_core.serve.triton import shared_memory
 from tests.served import of, serving
 from tests.tiny_release import Release, processes_that_name
@@ -140,16 +143,33 @@ def test_a_stub_that_died_is_seen_in_readyz_by_the_model_that_needs_it(running: 
     until_ready(running, 60)
 
 
-def test_a_gateway_that_is_killed_leaves_nothing_in_the_way_of_the_next(release: Release, tmp_path: Path) -> None:
-    arguments = of(tmp_path / "serving", release)
+def test_after_a_rollback_and_a_reboot_the_old_release_serves(
+    tiny_releases: tuple[Release, Release], tmp_path: Path
+) -> None:
+    old, new = tiny_releases
+    arguments = of(tmp_path / "serving", old, new)
     with serving(tmp_path, *arguments, "--no-browser") as (_, process):
-        process.kill()
+        roll_out(tmp_path / "serving", new.id)
+        roll_back(tmp_path / "serving")
+        for pid in [process.pid, *processes_of(Running("", process, tmp_path / "serving"), "")]:  # all at once
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         process.wait()
-    assert (tmp_path / "serving" / "running.json").exists()
+    assert (tmp_path / "serving" / "running.json").exists()  # nobody tidied up
     with serving(tmp_path, *arguments, "--no-browser") as (url, _):
         assert status(f"{url}/readyz") == 200
+        with urllib.request.urlopen(f"{url}/api/search?text={quote(old.truth.texts[0])}") as answer:
+            assert json.load(answer)["release"] == old.id
     assert not processes_that_name(str(tmp_path / "serving" / "live"))
     assert not shared_memory(f"clip-{process.pid}-")
+
+
+def test_more_repairs_than_can_be_chance_are_not_tried(tmp_path: Path) -> None:
+    supervisor = Supervisor(tmp_path, "http://127.0.0.1:9")
+    for _ in range(MAX_REPAIRS):
+        supervisor.count_repair("it died")
+    with pytest.raises(GaveUp, match=r"5 repairs in 0 s did not help: it died"):
+        supervisor.count_repair("it died")
 
 
 def test_when_repairs_do_not_help_it_ends_with_a_message_and_a_code(release: Release, tmp_path: Path) -> None:

@@ -16,11 +16,11 @@ import pytest
 from PIL import Image
 
 from clip_core.serve import live
-from clip_core.serve.assemble import MODELS, Gallery, assemble, read_config
+from clip_core.serve.assemble import MODELS, PUBLIC, Gallery, assemble, read_config
 from clip_core.serve.install import PACKAGES, triton_home
 from clip_core.serve.queries import encode_images, encode_texts, search
-from clip_core.serve.release import read_manifest
-from clip_core.serve.triton import Server, connect, shared_memory, triton_server
+from clip_core.serve.release import link_tree, read_manifest
+from clip_core.serve.triton import Server, Triton, connect, shared_memory, triton_server
 from tests.conftest import ENVIRONMENT, ROOT
 from tests.odd_pictures import ODD
 from tests.tiny_release import TOP_K, Release, processes_that_name, triton_of
@@ -293,6 +293,14 @@ def test_a_release_serves_with_the_code_that_it_brings_wherever_the_server_runs(
     with triton_of(other, folder=tmp_path / "served") as triton:
         _, message = refusal(triton.server, "clip_text", "TEXT", [b" "])
     assert "nothing to read here" in message
+
+
+def test_a_triton_elsewhere_serves_the_models_of_a_release_as_they_lie_there(release: Release, tmp_path: Path) -> None:
+    link_tree(release.folder / "models", tmp_path / "live")
+    with triton_server(tmp_path / "live", tmp_path / "log") as server, closing(Triton(server)) as triton:
+        for name in PUBLIC:
+            triton.load(name)
+        assert search(triton.client, release.truth.texts[:1])[0].release == release.id
 
 
 def start_owner(release: Release, folder: Path) -> tuple[subprocess.Popen[str], str]:

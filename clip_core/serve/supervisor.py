@@ -111,7 +111,7 @@ class Supervisor:
                 return
             if dead:
                 reasons = "; ".join(f"{name}: {wrong[name]}" for name in dead)
-                self._count_repair(reasons)
+                self.count_repair(reasons)
                 print(f"models are loaded again: {reasons}", flush=True)
             for name in dead:
                 triton.revive(name)
@@ -132,7 +132,7 @@ class Supervisor:
 
     def _start_again(self, why: str) -> None:
         self.states = dict.fromkeys(PUBLIC, why)
-        self._count_repair(why)
+        self.count_repair(why)
         print(f"Triton is started again: {why}", flush=True)
         self.stop()
         while True:
@@ -144,7 +144,8 @@ class Supervisor:
             except UserError as error:
                 raise GaveUp(str(error)) from None
 
-    def _count_repair(self, why: str) -> None:
+    def count_repair(self, why: str) -> None:
+        """Raises GaveUp when there were too many already."""
         now = time.monotonic()
         if len(self._repairs) == MAX_REPAIRS and now - self._repairs[0] < WITHIN_SECONDS:
             raise GaveUp(f"{MAX_REPAIRS} repairs in {now - self._repairs[0]:.0f} s did not help: {why}")
