@@ -85,10 +85,10 @@ def compare(ours: dict, peer: dict, repeats: int) -> dict[str, Any]:
                 break
         kept = sorted(taken)[:repeats]  # the quietest
     return {
-        "ratio": _spread([theirs / ours for _, ours, theirs in kept]),
-        "our_seconds": _spread([ours for _, ours, _ in kept]),
-        "peer_seconds": _spread([theirs for *_, theirs in kept]),
-        "other_cores": _spread([others for others, *_ in kept]),
+        "ratio": spread_of([theirs / ours for _, ours, theirs in kept]),
+        "our_seconds": spread_of([ours for _, ours, _ in kept]),
+        "peer_seconds": spread_of([theirs for *_, theirs in kept]),
+        "other_cores": spread_of([others for others, *_ in kept]),
         "repeats": repeats,
         "taken_again": len(taken) - repeats,
         "disturbed": sum(others > MAX_OTHER_CORES for others, *_ in kept),
@@ -104,5 +104,6 @@ def _agreement(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
     return {"least_cosine": float((ours * theirs).sum(axis=1).min()), "largest_difference": largest}
 
 
-def _spread(values: list[float]) -> list[float]:
+def spread_of(values: list[float]) -> list[float]:
+    """Min, median, max."""
     return [min(values), median(values), max(values)]

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +28,18 @@ def now(pids: Iterable[int]) -> Moment:
 def other_cores(start: Moment, end: Moment) -> float:
     """The cores that others kept busy between the two moments."""
     return max(0.0, ((end.all - start.all) - (end.own - start.own)) / (end.time - start.time))
+
+
+def family(pid: int) -> list[int]:
+    """The process and all that it has started, directly or not."""
+    parents = {}
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it ended meanwhile
+            parents[int(file.parent.name)] = int(file.read_text(encoding="utf-8").rpartition(")")[2].split()[1])
+    found = [pid]
+    for parent in found:
+        found += [child for child, its_parent in parents.items() if its_parent == parent]
+    return found
 
 
 def _spent(pid: int) -> int:

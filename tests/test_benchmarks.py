@@ -75,6 +75,14 @@ def test_times_and_memory_of_loading_are_measured_in_processes_of_their_own(work
     assert 0 < done["peak"] < 8 * 2**30
 
 
+def test_searches_are_measured_with_those_before_in_turn_and_answer_alike(work: Path) -> None:
+    rows = run(work, "search")
+    assert len(rows) == 2
+    for row in rows.values():
+        assert 0 < row["our_p50"][1] <= row["our_p99"][1]
+        assert row["agreement"]["largest_difference"] < 1e-5
+
+
 @pytest.mark.parametrize(
     "row", [row for row in (*IMAGES, *TEXTS, *TOKENS) if "cuda" not in row.name and row.ours.get("runtime") != "onnx"]
 )

@@ -1,0 +1,163 @@
+"""Searches of clients that ask at the same time, through Triton on this machine: as served today, and as before."""
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from benchmarks.command import read_options
+from benchmarks.compare import MAX_OTHER_CORES, spread_of
+from benchmarks.data import captions
+from benchmarks.models import model_at, prepare
+from benchmarks.noise import family, now, other_cores
+from benchmarks.report import machine, print_result, spread, write_result
+from clip_core.model.contract import read_contract
+from clip_core.serve.export import export_alone
+from clip_core.serve.golden import Golden
+from clip_core.serve.model_repository import assemble
+from clip_core.serve.queries import Found, search
+from clip_core.serve.release import add_release, new_live_repository
+from clip_core.serve.triton import connect, triton_server
+
+if TYPE_CHECKING:
+    from tritonclient.grpc import InferenceServerClient
+
+CLIENTS = 8
+NUM = 96  # searches in a run
+NUM_PICTURES, TOP_K = 1000, 10
+TODAY = "joined"
+# What came before, laid over the models of today.
+ALONE = """
+class TritonPythonModel(TritonPythonModel):
+    def execute(self, requests):
+        answers = []
+        for request in requests:
+            answers += super().execute([request])
+        return answers
+"""
+PADDED = """
+from clip_core.serve import triton_models
+triton_models._without_padding = lambda token_ids: token_ids
+"""
+SIDES: dict[str, dict[str, str]] = {
+    TODAY: {},
+    "one at a time": {"clip_search": ALONE},
+    "one at a time, padded": {"clip_search": ALONE, "text_core": PADDED},
+}
+ASKED = ("text_preprocess", "text_core", "clip_text", "clip_search")  # by a search
+
+
+def main() -> None:
+    """Runs the same searches through every side in turn; a round that others disturbed is taken again."""
+    options = read_options("search", repeats=5)
+    model = model_at(prepare(options.model, options.work))
+    texts = captions(model.tokenizer, NUM)
+    taken = []
+    with tempfile.TemporaryDirectory(dir=options.work) as folder, serving(model.weights, Path(folder)) as served:
+        address, names = served
+        answers = {side: run(address, name, texts)[1] for side, name in names.items()}  # warms up, too
+        for _ in range(2 * options.repeats):
+            pids = family(os.getpid())  # Triton's, too
+            start = now(pids)
+            seconds = {side: run(address, name, texts)[0] for side, name in names.items()}
+            taken.append((other_cores(start, now(pids)), seconds))
+            print(
+                {side: round(float(CLIENTS / found.mean()), 1) for side, found in seconds.items()},
+                "searches per second",
+            )
+            if sum(others <= MAX_OTHER_CORES for others, _ in taken) == options.repeats:
+                break
+    taken.sort(key=lambda one: one[0])
+    rows = {
+        f"{CLIENTS} clients, {NUM} searches: {TODAY} / {side}": _row(side, taken[: options.repeats], answers)
+        for side in list(SIDES)[1:]
+    }
+    result = {"model": options.model, "pictures": NUM_PICTURES, **machine(1), "rows": rows}
+    write_result("search-batches", result, options.results)
+    print_result(result)
+    for name, row in rows.items():
+        for part in ("p50", "p99"):
+            print(f"{name}: {part} {spread(row[f'our_{part}'])} s, before {spread(row[f'peer_{part}'])} s")
+
+
+@contextmanager
+def serving(weights: Path, folder: Path) -> Generator[tuple[str, dict[str, str]]]:
+    """The address of a Triton server with every side, and the name of the search model of each."""
+    onnx, live = weights.with_name("onnx"), folder / "live"
+    if not onnx.exists():
+        export_alone(weights, onnx)
+    repository = model_repository(onnx, folder)
+    new_live_repository(repository, live)
+    for _ in range(len(SIDES) - 1):
+        add_release(repository, live)
+    for number, before in enumerate(SIDES.values(), start=1):
+        for model, code in before.items():
+            with (live / f"{model}_r{number}" / "1" / "model.py").open("a", encoding="utf-8") as file:
+                file.write(code)
+    models = [f"{model}_r{number}" for number in range(1, len(SIDES) + 1) for model in ASKED]
+    with triton_server(live, models, folder / "triton.log") as server:
+        yield server.address, {side: f"clip_search_r{number}" for number, side in enumerate(SIDES, start=1)}
+
+
+def model_repository(onnx: Path, folder: Path) -> Path:
+    """A model repository of the export, with pictures of random features."""
+    release = (onnx / "release.txt").read_text(encoding="utf-8").strip()
+    features = np.random.default_rng(0).normal(size=(NUM_PICTURES, read_contract(onnx).embed_dim)).astype(np.float32)
+    (folder / "index").mkdir()
+    np.save(folder / "index" / "features.npy", features / np.linalg.norm(features, axis=1, keepdims=True))
+    image_ids = json.dumps([str(number) for number in range(NUM_PICTURES)])
+    (folder / "index" / "image_ids.json").write_text(image_ids, encoding="utf-8")
+    (folder / "index" / "index.json").write_text(json.dumps({"release": release}), encoding="utf-8")
+    (folder / "repository").mkdir()
+    golden = Golden(release, [], features[:0], [], features[:0], [], 0.0)  # no rollout will ask
+    assemble(onnx, folder / "index", golden, TOP_K, folder / "repository")
+    return folder / "repository"
+
+
+def run(address: str, model: str, texts: list[str]) -> tuple[np.ndarray, list[Found]]:
+    """How many seconds each search takes while all clients ask, each its share one after the other; and the answers."""
+
+    def ask(some: list[str]) -> list[tuple[float, Found]]:
+        with closing(connect(address)) as client:
+            return [_timed(client, text, model) for text in some]
+
+    with ThreadPoolExecutor(CLIENTS) as threads:
+        done = [one for some in threads.map(ask, [texts[i::CLIENTS] for i in range(CLIENTS)]) for one in some]
+    return np.array([seconds for seconds, _ in done]), [found for _, found in done]
+
+
+def _timed(client: "InferenceServerClient", text: str, model: str) -> tuple[float, Found]:
+    start = time.perf_counter()
+    (found,) = search(client, [text], model)
+    return time.perf_counter() - start, found
+
+
+def _row(side: str, taken: list[tuple[float, dict[str, np.ndarray]]], answers: dict[str, list[Found]]) -> dict:
+    ours, theirs = ([seconds[name] for _, seconds in taken] for name in (TODAY, side))
+    others = [one for one, _ in taken]
+    differences = [np.abs(a.scores - b.scores).max() for a, b in zip(answers[TODAY], answers[side], strict=True)]
+    row = {
+        "num": NUM,
+        "ratio": spread_of([b.sum() / a.sum() for a, b in zip(ours, theirs, strict=True)]),
+        "our_seconds": spread_of([a.sum() / CLIENTS for a in ours]),  # all clients are busy all the time
+        "peer_seconds": spread_of([b.sum() / CLIENTS for b in theirs]),
+        "other_cores": spread_of(others),
+        "repeats": len(taken),
+        "disturbed": sum(one > MAX_OTHER_CORES for one in others),
+        "agreement": {"largest_difference": float(max(differences))},
+    }
+    for part in (50, 99):
+        row[f"our_p{part}"] = spread_of([float(np.percentile(a, part)) for a in ours])
+        row[f"peer_p{part}"] = spread_of([float(np.percentile(b, part)) for b in theirs])
+    return row
+
+
+if __name__ == "__main__":
+    main()
