@@ -3,7 +3,6 @@
 import asyncio
 import io
 import logging
-import re
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
@@ -23,13 +22,13 @@ from clip_core.data.store import open_store
 from clip_core.errors import UserError
 from clip_core.serve.edge import guarded, problem
 from clip_core.serve.queries import Found, find
+from clip_core.serve.release import GALLERY_NAME, RELEASE_ID
 
 if TYPE_CHECKING:
     from clip_core.data.store import Store
 
 PAGE = Path(__file__).with_name("page.html")
 HOST_NAMES = ("127.0.0.1", "localhost", "[::1]")
-RELEASE, GALLERY = r"^[0-9a-f]{16}$", r"^[a-z0-9][a-z0-9_-]{0,31}$"
 MAX_TOP = 100  # the largest index.top_k of params.yaml; a release gives its own top_k at most
 MAX_TEXT_BYTES = 16 * 2**10  # as in triton_models.py, which Triton alone can import
 AT_ONCE = 64  # searches: as many as the models take in one batch; more would only wait behind it
@@ -84,12 +83,12 @@ class Galleries:
         """The release's galleries, sorted."""
         folder = self.releases / release / "galleries"
         found = await asyncio.to_thread(lambda: sorted(entry.name for entry in folder.iterdir()))
-        return [name for name in found if re.fullmatch(GALLERY, name)]
+        return [name for name in found if GALLERY_NAME.fullmatch(name)]
 
     async def pictures(self, release: str, gallery: str) -> Pictures:
         """Those of the gallery; 404 when there is none, or no more."""
         folder = self.releases / release / "galleries" / gallery
-        if not (re.fullmatch(RELEASE, release) and re.fullmatch(GALLERY, gallery) and folder.is_dir()):
+        if not (RELEASE_ID.fullmatch(release) and GALLERY_NAME.fullmatch(gallery) and folder.is_dir()):
             raise HTTPException(404, f"no release {release!r} with a gallery {gallery!r} here")
         task = self.open.pop(folder, None)
         if task is None or (task.done() and task.exception()):
@@ -194,7 +193,7 @@ def make_app(backend: Backend, releases: Path, host_names: Sequence[str] = HOST_
         request: Request,
         text: str,
         top: int = Query(10, ge=1, le=MAX_TOP),
-        gallery: str | None = Query(None, pattern=GALLERY),
+        gallery: str | None = Query(None, pattern=f"^{GALLERY_NAME.pattern}$"),
     ) -> dict:
         started = time.perf_counter()
         if (size := len(text.encode())) > MAX_TEXT_BYTES:
