@@ -22,7 +22,7 @@ from clip_core.serve.queries import ask
 from clip_core.serve.rollout import settle
 from clip_core.serve.triton import RunningTriton, Triton, start_triton
 
-EVERY_SECONDS = 1.0
+EVERY_SECONDS = 2.0
 PATIENCE = 5.0  # seconds for the answer to a synthetic question
 HANGS_SECONDS = 30  # a model that answers nobody for so long, though it is asked, hangs
 MAX_FAILURES = 2
@@ -45,9 +45,8 @@ class Supervisor:
         self.running: RunningTriton | None = None
         self._repairs: deque[float] = deque(maxlen=MAX_REPAIRS)
         self._failures = 0  # of the server as a whole, one after the other
-        self._still: dict[
-            str, tuple[int, float]
-        ] = {}  # of a model that did not answer: how many it had, and since when
+        self._silent: dict[str, tuple[int, float]] = {}  # model -> how many questions it has answered, and since when
+        self._golden: tuple[str, Golden] | None = None  # of the release that was asked last
 
     @property
     def address(self) -> str:
@@ -80,8 +79,11 @@ class Supervisor:
 
     def watch(self, stopped: threading.Event) -> None:
         """Looks after the server until `stopped`; raises GaveUp when that does not help."""
-        while not stopped.wait(EVERY_SECONDS):
+        took = 0.0
+        while not stopped.wait(max(EVERY_SECONDS, 4 * took)):  # a large model is asked less often
+            started = time.monotonic()
             self.check()
+            took = time.monotonic() - started
 
     def check(self) -> None:
         """Asks every model once, and repairs what does not answer."""
@@ -96,12 +98,15 @@ class Supervisor:
         except FAILURES as error:  # it does not answer, or what was loaded again answers wrongly
             self._failures += 1
             if self._failures == MAX_FAILURES:
+                self._failures = 0
                 self._start_again(str(error))
 
     def _look(self, triton: Triton) -> None:
         release = releases.current(self.serving)
         assert release is not None
-        wrong = wrong_models(triton, release, read_golden(self._folder(release) / "golden"))
+        if self._golden is None or self._golden[0] != release:
+            self._golden = release, read_golden(self._folder(release) / "golden")
+        wrong = wrong_models(triton, release, self._golden[1])
         self.states = {name: wrong.get(name, "ok") for name in PUBLIC}
         dead = [name for name in _inner(release) if name in wrong and self._is_dead(triton, name, wrong[name])]
         if not dead and live.public_release(triton) == release and not live.others(triton, release):
@@ -125,10 +130,9 @@ class Supervisor:
         if "is not healthy" in error:  # what Triton says of a stub that ended
             return True
         done = triton.num_answered(model)
-        since = self._still.setdefault(model, (done, time.monotonic()))
-        if since[0] != done:
-            self._still[model] = (done, time.monotonic())
-        return time.monotonic() - self._still[model][1] > HANGS_SECONDS
+        if self._silent.get(model, (None, 0))[0] != done:
+            self._silent[model] = done, time.monotonic()
+        return time.monotonic() - self._silent[model][1] > HANGS_SECONDS
 
     def _start_again(self, why: str) -> None:
         self.states = dict.fromkeys(PUBLIC, why)
@@ -174,9 +178,9 @@ class Supervisor:
 
 
 def wrong_models(triton: Triton, release: str, golden: Golden) -> dict[str, str]:
-    """The public models and the inner ones that do not answer a synthetic question, each with the reason.
+    """The models that do not answer a synthetic question, each with the reason.
 
-    Of a chain the first link that fails is named, and the public models that it takes along.
+    The public ones ask all others. Where one fails, the links of its chain are asked, up to the first that fails.
     """
     wrong: dict[str, str] = {}
 
@@ -188,6 +192,10 @@ def wrong_models(triton: Triton, release: str, golden: Golden) -> dict[str, str]
             return None
 
     text, image = np.array([[golden.texts[0].encode()]], object), np.array([[golden.images[0]]], object)
+    for name in PUBLIC:
+        ask_one(name, *(("IMAGE", image) if name == "clip_image" else ("TEXT", text)), "release")
+    if not wrong:
+        return {}
     token_ids = ask_one(f"text_preprocess_{release}", "TEXT", text, "token_ids")
     pixels = ask_one(f"image_preprocess_{release}", "IMAGE", image, "pixels")
     features = None if token_ids is None else ask_one(f"text_core_{release}", "token_ids", token_ids, "text_features")
@@ -195,8 +203,6 @@ def wrong_models(triton: Triton, release: str, golden: Golden) -> dict[str, str]
         ask_one(f"image_core_{release}", "pixels", pixels, "image_features")
     if features is not None:
         ask_one(f"clip_search_{release}", "TEXT", text, "release")
-    for name in PUBLIC:
-        ask_one(name, *(("IMAGE", image) if name == "clip_image" else ("TEXT", text)), "release")
     return wrong
 
 
