@@ -46,7 +46,7 @@ browser: # the page's tests need one; on Debian as root it is installed here, el
 	    chromium fontconfig fonts-wqy-microhei >/dev/null || echo "note: no browser could be installed; its tests are skipped"; fi
 
 serve: setup ## the page where one types Chinese and sees pictures (Ctrl-C stops everything)
-	@test ! -f models/release/manifest.json || python -m clip_core.serve.releases add models/release
+	@test ! -f models/release/manifest.json || python -m clip_core.serve.releases add models/release >/dev/null # the gateway announces it
 	@python -m clip_core.serve.gateway
 
 rollout: setup ## make the newest proved release public, under load or for the next start (another: RELEASE=its id)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MAX_BODY = 2**20  # bytes; no route takes a body, so whoever sends more is mistaken or no friend
+INTERNAL = "an internal error; the server's log explains it"
 KINDS = {404: "not_found", 500: "internal", 503: "overload"}  # every other refusal is the caller's: "input"
 HEADERS = {
     # Nothing from outside: neither scripts nor fonts nor pictures; and in no other site's frame or page.
@@ -55,8 +56,7 @@ def guarded(app: "ASGIApp", host_names: Sequence[str]) -> "ASGIApp":
             log.exception("request %s failed: %s %r", request_id, scope["method"], scope["path"])
             if has_begun:
                 raise
-            message = "an internal error; the server's log explains it"
-            await problem(scope, 500, message)(scope, receive, send_with_headers)
+            await problem(scope, 500, INTERNAL)(scope, receive, send_with_headers)
 
     return guard
 

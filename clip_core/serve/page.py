@@ -20,7 +20,7 @@ from tritonclient.utils import InferenceServerException
 
 from clip_core.data.store import open_store
 from clip_core.errors import UserError
-from clip_core.serve.edge import guarded, problem
+from clip_core.serve.edge import INTERNAL, guarded, problem
 from clip_core.serve.queries import Found, find
 from clip_core.serve.release import GALLERY_NAME, RELEASE_ID
 
@@ -134,8 +134,9 @@ class Searches:
         except UserError as error:
             raise HTTPException(400, str(error)) from None
         except InferenceServerException as error:
-            if error.status() not in NOT_READY:
-                raise
+            if error.status() not in NOT_READY:  # Triton's log says more, a traceback of ours would not
+                log.error("request %s failed: %s", request_id, error)
+                raise HTTPException(500, INTERNAL) from None
             log.warning("request %s: Triton is not ready: %s", request_id, error)
             raise HTTPException(503, "Triton is not ready", AGAIN) from None
         if not np.isfinite(found.scores).all():
