@@ -29,9 +29,9 @@ ENVIRONMENT.pop("PYTHONPATH", None)  # a copy runs its own code
 # The files that take longest, for two workers to end together: while the first file makes the smoke project for all,
 # the next two need none.
 LONG = (
-    *("kill", "own_data", "pretrained_shapes", "schedule", "rerun", "offline", "family", "pipeline_flow", "rollout"),
-    *("triton", "triton_requests", "client", "benchmarks", "page", "gates", "gallery", "export", "deploy", "readme"),
-    "results",
+    *("kill", "own_data", "pretrained_shapes", "schedule", "rerun", "supervisor", "offline", "family", "pipeline_flow"),
+    *("rollout", "rollout_killed", "triton", "client", "gallery", "benchmarks", "prefect_is_closed", "triton_requests"),
+    *("full_disk", "gateway", "page", "gates", "export", "deploy", "readme", "results"),
 )
 
 
