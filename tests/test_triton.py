@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -339,6 +340,17 @@ def test_a_folder_that_triton_can_not_read_is_named(tmp_path: Path) -> None:
 def test_no_server_is_a_message() -> None:
     with pytest.raises(ValueError, match=r"no Triton server answers at 127\.0\.0\.1:9 .*make serve"):
         connect("127.0.0.1:9")
+
+
+def test_a_server_that_takes_calls_and_answers_none_is_given_up_at_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    from clip_core.serve import triton
+
+    monkeypatch.setattr(triton, "CALL_SECONDS", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        started = time.monotonic()
+        with pytest.raises(ValueError, match="no Triton server answers"):
+            connect(f"127.0.0.1:{silent.getsockname()[1]}")
+    assert time.monotonic() - started < 30  # without the deadline: for ever
 
 
 # What a second client would send to run code as us, to look into others' requests, or to stop the service.

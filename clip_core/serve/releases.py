@@ -23,7 +23,7 @@ from typing import NamedTuple
 from clip_core.errors import UserError, told_to_the_user
 from clip_core.files import atomic_write, check_space, replacing_folder, sync
 from clip_core.locks import try_lock
-from clip_core.serve.release import MANIFEST, Manifest, link_tree, read_manifest, verify
+from clip_core.serve.release import MANIFEST, RELEASE_ID, Manifest, link_tree, read_manifest, verify
 from clip_core.serve.triton import Server
 
 SERVING = Path("serving")
@@ -72,7 +72,7 @@ def folder_of(serving: Path, release: str) -> Path:
 def verified(serving: Path, release: str) -> Path:
     """The folder of the release; UserError when it is not there, or not what was proved."""
     folder = folder_of(serving, release)
-    if not (folder / MANIFEST).exists():
+    if not RELEASE_ID.fullmatch(release) or not (folder / MANIFEST).exists():
         there = ", ".join(added(serving)) or "none"
         raise UserError(f"{serving}: no release {release} here; there are: {there}")
     if (found := verify(folder).release) != release:

@@ -127,7 +127,7 @@ def connect(address: str) -> "InferenceServerClient":
 
     client = InferenceServerClient(address)
     try:
-        client.is_server_live(client_timeout=10)
+        client.is_server_live(client_timeout=CALL_SECONDS)
     except InferenceServerException as error:
         raise UserError(f"no Triton server answers at {address} ({error.message()}); `make serve` starts one") from None
     return client
