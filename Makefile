@@ -33,7 +33,7 @@ run: setup ## set up, then the main job: `dvc repro`, from pictures to a served 
 
 test: setup browser ## set up, then lint, types, import rules and all tests
 	@ruff check && ruff format --check && ty check && lint-imports
-	@python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	@python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
 prove: setup ## a proof too long for the tests: make prove NAME=... (without NAME: the list); writes reports/proofs/NAME.json
 	@python -m tests.proofs $(NAME)

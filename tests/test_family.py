@@ -15,6 +15,7 @@ from clip_core.model.costs import architecture_of
 from clip_core.model.registry import VOCABULARY
 from clip_core.model.weights import save_weights, without_weights
 from clip_core.text import tokenizer_of_vocabulary
+from tests.proofs.family import SLOW
 from tests.tiny import MADE, picture
 
 FAMILY = ("rn50", "vit-b-16", "vit-l-14", "vit-l-14-336", "vit-h-14")
@@ -47,7 +48,10 @@ def random_weights(name: str, folder: Path) -> None:
     save_weights(model, tokenizer_of_vocabulary(vocabulary), folder, MADE)
 
 
-@pytest.fixture(scope="module", params=FAMILY)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in FAMILY],
+)
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     place = tmp_path_factory.mktemp("family")
     random_weights(request.param, place / "made")

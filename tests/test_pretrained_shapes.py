@@ -21,6 +21,7 @@ from clip_core.model.pretrained.importing import import_checkpoint
 from clip_core.model.pretrained.recognise import name_of
 from clip_core.model.registry import MODELS, VOCABULARY
 from clip_core.model.weights import load_weights
+from tests.proofs.family import SLOW
 from tests.released import fill, save_as_released, with_prefix, without_init
 
 PARAMETERS = {
@@ -125,7 +126,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     shutil.rmtree(tmp_path)  # pytest would keep gigabytes
 
 
-@pytest.mark.parametrize("name", [*NAMES[:-1], pytest.param(NAMES[-1], marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in NAMES])
 def test_released_weights_go_in_and_out_to_the_bit_with_the_same_features(name: str, folder: Path) -> None:
     pixels = pixels_for(name)
     reference = reference_model(name)
