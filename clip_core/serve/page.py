@@ -137,7 +137,6 @@ class Searches:
             if error.status() not in NOT_READY:  # Triton's log says more, a traceback of ours would not
                 log.error("request %s failed: %s", request_id, error)
                 raise HTTPException(500, INTERNAL) from None
-            log.warning("request %s: Triton is not ready: %s", request_id, error)
             raise HTTPException(503, "Triton is not ready", AGAIN) from None
         if not np.isfinite(found.scores).all():
             raise ValueError(f"release {found.release} finds pictures with the scores {found.scores}")

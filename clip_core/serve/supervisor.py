@@ -8,6 +8,7 @@ import shutil
 import threading
 import time
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -106,9 +107,12 @@ class Supervisor:
         assert release is not None
         if self._golden is None or self._golden[0] != release:
             self._golden = release, read_golden(self._folder(release) / "golden")
-        wrong = wrong_models(triton, release, self._golden[1])
-        self.states = {name: wrong.get(name, "ok") for name in PUBLIC}
-        dead = [name for name in _inner(release) if name in wrong and self._is_dead(triton, name, wrong[name])]
+        golden = self._golden[1]
+        text, image = (np.array([[item]], dtype=object) for item in (golden.texts[0].encode(), golden.images[0]))
+        _, unanswered = ask_at_once(triton, {name: _question(name, text, image) for name in PUBLIC})
+        self.states = {name: unanswered.get(name, "ok") for name in PUBLIC}
+        wrong = broken_links(triton, release, text, image) if unanswered else {}
+        dead = [name for name, error in wrong.items() if self._is_dead(triton, name, error)]
         if not dead and live.public_release(triton) == release and not live.others(triton, release):
             return
         with suppress(releases.Held), releases.only_rollout(self.serving):  # a rollout at work knows what it does
@@ -177,35 +181,47 @@ class Supervisor:
         return self.serving / "live"
 
 
-def wrong_models(triton: Triton, release: str, golden: Golden) -> dict[str, str]:
-    """The models that do not answer a synthetic question, each with the reason.
-
-    The public ones ask all others. Where one fails, the links of its chain are asked, up to the first that fails.
-    """
-    wrong: dict[str, str] = {}
-
-    def ask_one(model: str, tensor: str, item: np.ndarray, output: str) -> np.ndarray | None:
-        try:
-            return ask(triton.client, model, {tensor: item}, [output], PATIENCE)[0]
-        except FAILURES as error:
-            wrong[model] = str(error)
-            return None
-
-    text, image = np.array([[golden.texts[0].encode()]], object), np.array([[golden.images[0]]], object)
-    for name in PUBLIC:
-        ask_one(name, *(("IMAGE", image) if name == "clip_image" else ("TEXT", text)), "release")
-    if not wrong:
-        return {}
-    token_ids = ask_one(f"text_preprocess_{release}", "TEXT", text, "token_ids")
-    pixels = ask_one(f"image_preprocess_{release}", "IMAGE", image, "pixels")
-    features = None if token_ids is None else ask_one(f"text_core_{release}", "token_ids", token_ids, "text_features")
-    if pixels is not None:
-        ask_one(f"image_core_{release}", "pixels", pixels, "image_features")
-    if features is not None:
-        ask_one(f"clip_search_{release}", "TEXT", text, "release")
+def broken_links(triton: Triton, release: str, text: np.ndarray, image: np.ndarray) -> dict[str, str]:
+    """The release's models that do not answer, each with the reason; of a chain the first, which fails the others."""
+    suffix = f"_{release}"
+    prepared, wrong = ask_at_once(
+        triton,
+        {
+            f"text_preprocess{suffix}": ("TEXT", text, "token_ids"),
+            f"image_preprocess{suffix}": ("IMAGE", image, "pixels"),
+        },
+    )
+    features, more = ask_at_once(
+        triton,
+        {
+            f"{tower}_core{suffix}": (tensor, prepared[f"{tower}_preprocess{suffix}"], f"{tower}_features")
+            for tower, tensor in (("text", "token_ids"), ("image", "pixels"))
+            if f"{tower}_preprocess{suffix}" in prepared
+        },
+    )
+    wrong |= more
+    if f"text_core{suffix}" in features:
+        wrong |= ask_at_once(triton, {f"clip_search{suffix}": ("TEXT", text, "release")})[1]
     return wrong
 
 
-def _inner(release: str) -> list[str]:
-    """The models with a process of their own."""
-    return [f"{name}_{release}" for name in (*live.INNER, "clip_search")]
+def ask_at_once(
+    triton: Triton, questions: dict[str, tuple[str, np.ndarray, str]]
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The models' answers to (tensor, item, output), and of those that give none the reasons."""
+    answers, wrong = {}, {}
+
+    def ask_one(model: str) -> None:
+        tensor, item, output = questions[model]
+        try:
+            (answers[model],) = ask(triton.client, model, {tensor: item}, [output], PATIENCE)
+        except FAILURES as error:
+            wrong[model] = str(error)
+
+    with ThreadPoolExecutor(len(questions) or 1) as threads:
+        list(threads.map(ask_one, questions))
+    return answers, wrong
+
+
+def _question(name: str, text: np.ndarray, image: np.ndarray) -> tuple[str, np.ndarray, str]:
+    return ("IMAGE", image, "release") if name == "clip_image" else ("TEXT", text, "release")
