@@ -76,6 +76,25 @@ def test_a_folder_that_was_deleted_or_damaged_is_added_anew_and_what_is_current_
     assert releases.current(serving) == second.id
 
 
+def test_a_release_that_is_made_again_after_another_is_the_newest_again(
+    serving: Path, tiny_releases: tuple[Release, Release]
+) -> None:
+    first, second = tiny_releases
+    for release in (first, second, first):
+        releases.add(serving, release.folder, keep=5)
+    assert releases.added(serving) == [first.id, second.id]
+
+
+def test_a_release_that_was_linked_but_not_written_down_is_not_lost(serving: Path, release: Release) -> None:
+    releases.add(serving, release.folder, keep=5)
+    for name in ("history.jsonl", "current"):  # killed before it came to these
+        (serving / name).unlink()
+    assert releases.added(serving) == []
+    releases.add(serving, release.folder, keep=5)
+    assert releases.added(serving) == [release.id]
+    assert releases.current(serving) == release.id
+
+
 def test_the_release_lasts_when_what_it_was_made_of_is_removed_as_dvc_does(
     serving: Path, release: Release, tmp_path: Path
 ) -> None:

@@ -45,7 +45,7 @@ class Held(UserError):
 def add(serving: Path, folder: Path, keep: int | None) -> Manifest:
     """Adds the proved release in `folder`; the first one becomes current. Old ones beyond `keep` newest are removed.
 
-    Of one that is there already nothing is done, but that a damaged copy of it is replaced.
+    When it is the newest already nothing is done, but that a damaged copy of it is replaced.
     """
     with _lock(serving / "add.lock", "", waits=True):
         manifest = read_manifest(folder)
@@ -57,6 +57,7 @@ def add(serving: Path, folder: Path, keep: int | None) -> Manifest:
                 for part in ("models", "galleries", "golden"):
                     link_tree(folder / part, aside / part)
                 shutil.copy2(folder / MANIFEST, aside / MANIFEST)
+        if added(serving)[:1] != [manifest.release]:  # new, or made again after others: then it is the newest again
             record(serving, "added", manifest.release, str(folder))
         if current(serving) is None:
             make_current(serving, manifest.release, "the first release")
