@@ -50,7 +50,7 @@ def details(features: Features, benchmark: Benchmark) -> dict:
 
 def _entry(answers: Answers, params: Evaluate, seed: int) -> dict[str, float]:
     values = answers.values.astype(float)
-    ((low, high),) = intervals(values[:, None], params.num_bootstrap, params.confidence, seed)
+    ((low, high),) = intervals(values[:, None], answers.units, params.num_bootstrap, params.confidence, seed)
     return {"value": float(values.mean()), "low": float(low), "high": float(high), "chance": answers.chance}
 
 

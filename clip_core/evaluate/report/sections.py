@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 LEGEND = (
     '<p class="legend"><span class="key stage1">stage 1</span><span class="key stage2">stage 2, the final model</span>'
-    '<span class="key chance">chance</span><span>band: {confidence:g} % bootstrap interval over queries</span></p>'
+    '<span class="key chance">chance</span><span>band: {confidence:g} % bootstrap interval over queries; '
+    "those that share a right answer are drawn together</span></p>"
 )
 
 
