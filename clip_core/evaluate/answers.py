@@ -28,11 +28,11 @@ def answers_of(features: Features, benchmark: Benchmark) -> dict[str, dict[str, 
     groups = {}
     for group in GROUPS:
         asked = questions(benchmark, group)
-        if len(asked.texts):
-            texts, images = features.texts[asked.texts], features.images[asked.images]
+        if len(asked.asking_texts):
+            texts, images = features.texts, features.images
             groups[group] = {
-                **_retrieval("text_to_image", texts, images, asked.right_images),
-                **_retrieval("image_to_text", images[asked.asking_images], texts, asked.right_texts),
+                **_retrieval("text_to_image", texts[asked.asking_texts], images[asked.images], asked.right_images),
+                **_retrieval("image_to_text", images[asked.asking_images], texts[asked.texts], asked.right_texts),
             }
     if len(features.class_names) > 1:
         groups["zero_shot"] = _zero_shot(features, benchmark)
