@@ -175,6 +175,15 @@ def test_the_page_counts_pictures_without_a_text_and_texts_without_a_picture_and
     assert headline({"test": metrics}, 0.95)["test"]["all"]["num_pictures_without_text"] == 2
 
 
+def test_the_page_says_what_of_the_test_breaks_a_rule_about_quality_and_stays(run: Run) -> None:
+    stay = {"test": {"picture_aspect": 3, "caption_length": 1}, "valid": {"picture_side": 7}}
+    told = {"break_a_rule_and_stay": stay, "texts_that_left_with_their_pictures": 2}
+    html = page(replace(run, counts={**run.counts, "validate": {**run.counts["validate"], **told}}))
+    assert "these break a rule: picture_aspect 3, caption_length 1." in html
+    assert "2 texts of validation and test left" in html
+    assert "for its quality" not in page(run)
+
+
 def test_the_shown_queries_stand_at_equal_steps() -> None:
     queries = [{"text_id": f"{i:03}"} for i in reversed(range(100))]
     assert [query["text_id"] for query in every_nth(queries, 4)] == ["012", "037", "062", "087"]

@@ -23,7 +23,7 @@ def counts_table(counts: Mapping[str, Mapping]) -> str:
             f"<tr><th>{stage}</th><td>{found['read']:,}</td><td>{found['kept']:,}</td><td>{found['rejected']:,}</td>"
             f"<td>{_mark(adds_up, 'adds up', 'does not add up')}</td><td class='text'>{why}</td></tr>"
         )
-    head = ("stage", "pairs in", "kept", "rejected", "in = kept + rejected", "rejected because")
+    head = ("stage", "rows in", "kept", "rejected", "in = kept + rejected", "rejected because")
     return _table(head, "".join(rows), prose=True)
 
 
