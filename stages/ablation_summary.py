@@ -7,14 +7,13 @@ from typing import Annotated
 from pydantic import Field
 
 from clip_core.config.ablation import Seeds
-from clip_core.config.evaluation import Evaluate
-from clip_core.config.section import Section, Seed
+from clip_core.config.evaluation import Confidence
+from clip_core.config.section import Section
 from stages.command import run
 
 
 class Params(Section):
-    seed: Seed
-    evaluate: Evaluate
+    confidence: Annotated[Confidence, Field(alias="evaluate.confidence")]
     seeds: Annotated[Seeds, Field(alias="ablation.seeds")]
 
 
@@ -27,7 +26,7 @@ def main(params: Params, arms: Path, out: Path) -> None:
     runs = [
         json.loads((arms / f"{arm}-{seed}.json").read_text(encoding="utf-8")) for arm in NAMES for seed in params.seeds
     ]
-    found = compare(runs, params.evaluate, params.seed)
+    found = compare(runs, params.confidence)
     atomic_write(out, json.dumps(found, indent=1) + "\n")
     print(f"{ablation_table(found)}\n{found['claim']}")
 

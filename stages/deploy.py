@@ -45,7 +45,7 @@ def main(
     predictor, store = load(model, width=params.width), open_store(packed / "test")
     benchmark = read_benchmark(store)
     asked = questions(benchmark, "all")
-    texts = [benchmark.texts[i] for i in asked.texts]
+    texts = [benchmark.texts[i] for i in asked.asking_texts]
     metrics = json.loads(offline.read_text(encoding="utf-8"))["all"]
     truth = make_truth(predictor, store, texts, asked.right_images, metrics)
     golden = make_golden(predictor, texts, {GALLERY: Seen(store, truth.image_features)}, params.deploy, params.top_k)

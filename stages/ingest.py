@@ -26,10 +26,12 @@ def main(params: Params, out: Path, quarantine: Path) -> None:
         pairs = found.pairs
         for position, column in enumerate(MEASURED):
             pairs[column] = pairs["image_id"].map({image_id: fact[position] for image_id, fact in facts.items()})
+        numbers = ["width", "height", "num_bytes"]
+        pairs[numbers] = pairs[numbers].fillna(0).astype("int64")  # of a text without picture
         write_pairs(pairs, folder / "pairs.parquet")
         num_read = len(pairs) + len(found.rejected)
         write_counts(folder, num_read, len(pairs), found.rejected["reason"], images=len(facts), **found.more)
-    print(f"ingest: {len(pairs)} pairs of {len(facts)} pictures; {len(found.rejected)} rows rejected")
+    print(f"ingest: {len(pairs)} rows, {len(facts)} pictures; {len(found.rejected)} rows rejected")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ def main(params: Params, curated: Path, raw: Path, out: Path) -> None:
             "each: add pictures, raise `data.valid_percent` or `data.test_percent` in params.yaml, or name the split "
             "in the CSV's column `split`; what was refused lies in data/quarantine."
         )
-    wanted = {split: set(rows["image_id"]) for split, rows in of_split.items()}
+    wanted = {split: set(rows["image_id"].dropna()) for split, rows in of_split.items()}
     with replacing_folder(out) as folder:
         writers = {split: StoreWriter(folder / split, shard_bytes) for split in SPLITS}
         for image_id, image in read_images(raw):

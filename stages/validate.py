@@ -1,7 +1,7 @@
 """DVC stage: Great Expectations over the profile table; bad rows to quarantine, a bad batch stops the pipeline here."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
@@ -9,6 +9,9 @@ from clip_core.config.section import Section
 from clip_core.config.validation import Validate
 from clip_core.errors import UserError
 from stages.command import run
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class Params(Section):
@@ -19,6 +22,7 @@ def main(params: Params, raw: Path, out: Path, quarantine: Path, page: Path) -> 
     """Writes the clean pair table and the pictures' fingerprints to `out`, unless the batch as a whole is refused."""
     from clip_core.data.expectations import findings_of, rules_of
     from clip_core.data.pairs import (
+        HELD_OUT,
         read_images,
         read_pairs,
         write_counts,
@@ -29,6 +33,9 @@ def main(params: Params, raw: Path, out: Path, quarantine: Path, page: Path) -> 
     from clip_core.data.profile import profile_images, profile_pairs
     from clip_core.data.verdict import judge, write_page
     from clip_core.files import replacing_folder
+
+    def texts_of(rows: "pd.DataFrame") -> set[str]:
+        return set(rows.loc[rows["split"].isin(HELD_OUT), "text_id"].dropna())
 
     limits = params.validate_
     pairs = read_pairs(raw / "pairs.parquet")
@@ -48,7 +55,10 @@ def main(params: Params, raw: Path, out: Path, quarantine: Path, page: Path) -> 
     with replacing_folder(out) as folder:
         write_pairs(kept, folder / "pairs.parquet")
         write_fingerprints(images[images["image_id"].isin(kept["image_id"])], folder / "fingerprints.parquet")
-        write_counts(folder, len(profile), len(kept), verdict.rejected["reason"])
+        lost = len(texts_of(pairs) - texts_of(kept))
+        told = {"break_a_rule_and_stay": verdict.stay, "texts_that_left_with_their_pictures": lost}
+        told = {name: count for name, count in told.items() if count}
+        write_counts(folder, len(profile), len(kept), verdict.rejected["reason"], **told)
     print(
         f"validate: {len(kept)} of {len(profile)} rows pass; {len(verdict.rejected)} rejected (see {page}/index.html)"
     )

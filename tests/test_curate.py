@@ -113,6 +113,17 @@ def test_a_concept_whose_last_training_picture_leaves_is_no_longer_seen() -> Non
     assert seen["picture-10"] and seen["picture-09"]  # the second has no concept
 
 
+def test_a_training_picture_that_looks_like_a_candidate_without_text_leaves() -> None:
+    rows, images = small_raw()
+    from_the_test_split(rows, images)
+    rows[11] |= dict.fromkeys(("text_id", "caption", "language", "caption_kind"))
+    no_picture = {"image_id": None, "image_sha256": None, "width": 0, "height": 0, "num_bytes": 0}
+    rows.append(pair_row("", b"", "没有图", "test") | no_picture)
+    judged = curated(rows, images, RULES)
+    assert judged.loc[judged["reason"].notna(), ["image_id", "reason"]].to_numpy().tolist() == [["planted", "leakage"]]
+    assert judged["seen"].all()
+
+
 @pytest.mark.parametrize("distance", [0, 1, 3])
 def test_near_hashes_are_those_that_a_look_at_every_pair_finds(distance: int) -> None:
     random = np.random.default_rng(7)

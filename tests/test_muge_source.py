@@ -128,7 +128,53 @@ def test_one_picture_of_a_text_may_be_missing_and_others_stay(tmp_path: Path) ->
     found = harvest(data)
     assert found.pairs["image_id"].tolist()[:2] == ["train/2", "train/0"]
     assert found.rejected[["reason", "image_id"]].to_numpy().tolist() == [["image_missing", "train/99"]]
-    assert found.more == {"pictures_that_no_text_names": 2}
+    assert found.more == {
+        "training_pictures_that_no_text_names": 2,
+        "pictures_without_text": 0,
+        "texts_without_picture": 0,
+    }
+
+
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_pictures_that_no_text_names_and_texts_without_a_picture_stay_in_valid_and_test(
+    split: str, tmp_path: Path
+) -> None:
+    """The reference searches all of them; before, they were dropped, and a line of `train` still is."""
+    data = data_set(tmp_path)
+    lines = text_line(1, "猫", [0]) + text_line(2, "狗", []) + text_line(3, "鸟", [98, 99]) + text_line(4, "猫", [0])
+    write_split(tmp_path, split, lines, "".join(map(picture_line, range(3), PICTURES)))
+    write_split(tmp_path, "train", lines, "".join(map(picture_line, range(3), PICTURES)))
+    found = harvest(data)
+    columns = ["pair_id", "image_id", "text_id", "caption", "language", "caption_kind"]
+    mine = found.pairs[found.pairs["split"] == split]
+    assert mine[columns].fillna("null").to_numpy().tolist() == [
+        [f"{split}/1/0", f"{split}/0", f"{split}/1", "猫", "zh", "caption"],
+        [f"{split}/2/", "null", f"{split}/2", "狗", "zh", "caption"],
+        [f"{split}/3/", "null", f"{split}/3", "鸟", "zh", "caption"],
+        [f"{split}/4/0", f"{split}/0", f"{split}/4", "猫", "zh", "caption"],
+        [f"{split}//1", f"{split}/1", *["null"] * 4],
+        [f"{split}//2", f"{split}/2", *["null"] * 4],
+    ]
+    assert [name for name, _ in found.images if name.startswith(split)] == [f"{split}/{i}" for i in range(3)]
+    assert found.pairs[found.pairs["split"] == "train"]["pair_id"].tolist() == ["train/1/0", "train/4/0"]
+    in_train, here = (
+        found.rejected[found.rejected["file"] == str(tmp_path / f"{name}_texts.jsonl")]["reason"].tolist()
+        for name in ("train", split)
+    )
+    assert (in_train, here) == (["no_image_ids", "image_missing", "image_missing"], ["image_missing"] * 2)
+    assert found.more == {
+        "training_pictures_that_no_text_names": 2,
+        "pictures_without_text": 2,
+        "texts_without_picture": 2,
+    }
+
+
+def test_a_picture_of_train_that_no_text_names_is_a_candidate_where_valid_is_taken_from_train(tmp_path: Path) -> None:
+    data = data_set(tmp_path).model_copy(update={"valid": None, "valid_percent": 40})
+    write_split(tmp_path, "train", text_line(1, "猫", [0, 1, 2, 3]), "".join(map(picture_line, range(8), PICTURES)))
+    pairs = harvest(data).pairs
+    alone = pairs[pairs["text_id"].isna()]
+    assert len(alone) and set(alone["split"]) == {"valid"}
 
 
 def test_a_test_without_answers_is_refused_with_the_way_out_and_valid_can_be_taken_from_train(tmp_path: Path) -> None:

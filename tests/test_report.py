@@ -162,6 +162,28 @@ def without_concepts(run: Run) -> Run:
     return replace(run, metrics=metrics, queries=queries, pairs=pairs)
 
 
+def test_the_page_counts_pictures_without_a_text_and_texts_without_a_picture_and_takes_them_for_no_pairs(
+    run: Run, tmp_path: Path
+) -> None:
+    rows = [("p0", "猫", True, None), ("p1", None, True, None), ("p2", None, True, None), (None, "云", True, None)]
+    store = make_split(tmp_path / "mixed", rows)
+    features = Features(np.eye(2, 4, dtype=np.float32), np.eye(3, 4, dtype=np.float32), [], np.empty((0, 0)))
+    metrics = measure(features, read_benchmark(store), PARAMS, seed=1)
+    html = page(replace(run, metrics=metrics | {"others": {}}, pairs={"train": store.pairs, "test": store.pairs}))
+    assert "1 texts, 3 pictures; 2 of them without a text; 1 more texts without a picture, not asked" in html
+    assert "<tr><th>test</th><td>3</td><td>1</td>" in html
+    assert headline({"test": metrics}, 0.95)["test"]["all"]["num_pictures_without_text"] == 2
+
+
+def test_the_page_says_what_of_the_test_breaks_a_rule_about_quality_and_stays(run: Run) -> None:
+    stay = {"test": {"picture_aspect": 3, "caption_length": 1}, "valid": {"picture_side": 7}}
+    told = {"break_a_rule_and_stay": stay, "texts_that_left_with_their_pictures": 2}
+    html = page(replace(run, counts={**run.counts, "validate": {**run.counts["validate"], **told}}))
+    assert "these break a rule: picture_aspect 3, caption_length 1." in html
+    assert "2 texts of validation and test left" in html
+    assert "for its quality" not in page(run)
+
+
 def test_the_shown_queries_stand_at_equal_steps() -> None:
     queries = [{"text_id": f"{i:03}"} for i in reversed(range(100))]
     assert [query["text_id"] for query in every_nth(queries, 4)] == ["012", "037", "062", "087"]

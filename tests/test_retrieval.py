@@ -114,10 +114,37 @@ def test_pictures_with_the_same_text_are_all_right_and_asked_once(tmp_path: Path
     assert [len(right) for right in asked.right_texts] == [1, 1, 1]
 
 
+def test_equal_texts_of_two_ids_are_two_queries_each_with_its_own_pictures(tmp_path: Path) -> None:
+    store = make_split(tmp_path / "test", [(name, "猫", True, None) for name in "ab"])
+    store.pairs["text_id"] = ["8", "7"]
+    benchmark = read_benchmark(store)
+    assert (benchmark.texts, benchmark.text_ids) == (["猫", "猫"], ["7", "8"])
+    assert [right.tolist() for right in questions(benchmark, "all").right_images] == [[1], [0]]
+
+
+def test_a_picture_without_text_and_a_text_without_picture_are_candidates_that_ask_nothing(tmp_path: Path) -> None:
+    rows = [("b", "猫", True, "动物"), ("a", None, True, None), (None, "云", True, None), (None, "钟", False, None)]
+    benchmark = read_benchmark(make_split(tmp_path / "test", rows))
+    asked = {group: questions(benchmark, group) for group in ("seen", "unseen", "all")}
+    names = {group: [benchmark.texts[i] for i in found.texts] for group, found in asked.items()}
+    assert names == {"seen": ["云", "猫"], "unseen": ["钟"], "all": ["云", "猫", "钟"]}
+    for group in ("seen", "all"):
+        assert [benchmark.image_ids[i] for i in asked[group].images] == ["a", "b"]
+        assert [benchmark.texts[i] for i in asked[group].asking_texts] == ["猫"]
+        assert [benchmark.image_ids[i] for i in asked[group].asking_images] == ["b"]
+        assert [right.tolist() for right in asked[group].right_images + asked[group].right_texts] == [[1], [1]]
+    assert len(asked["unseen"].asking_texts) == 0
+
+
+def test_a_split_whose_texts_have_no_picture_has_nothing_to_ask(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="there is nothing to ask"):
+        read_benchmark(make_split(tmp_path / "test", [("a", None, True, None), (None, "猫", True, None)]))
+
+
 def test_a_source_without_unseen_concepts_has_no_unseen_questions(tmp_path: Path) -> None:
     benchmark = read_benchmark(make_split(tmp_path / "test", [("a", "猫", True, "动物")]))
     unseen = questions(benchmark, "unseen")
-    assert (len(unseen.texts), len(unseen.images), unseen.right_images, unseen.right_texts) == (0, 0, [], [])
+    assert (len(unseen.asking_texts), len(unseen.images), unseen.right_images, unseen.right_texts) == (0, 0, [], [])
 
 
 def test_quick_recall_asks_the_seen_names_only(tmp_path: Path) -> None:

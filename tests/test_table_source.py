@@ -72,8 +72,8 @@ def test_without_a_column_split_the_path_decides_and_a_picture_is_on_one_side(tm
         ("{absolute},外面", "image_outside_folder"),
         ("in/link.png,外面", "image_outside_folder"),
         (",没有名字", "image_blank"),
-        ("in/0.png,", "caption_blank"),
-        ("in/0.png,\u3000", "caption_blank"),
+        ("in/5.png,", "caption_blank"),  # of train
+        ("in/5.png,\u3000", "caption_blank"),
         ("in/0.png,猫,狗", "wrong_number_of_cells"),
         ("in/0.png", "wrong_number_of_cells"),
     ],
@@ -83,12 +83,40 @@ def test_a_bad_record_is_set_aside_with_file_and_line(record: str, reason: str, 
     outside.write_bytes(encoded(drawing(9)))
     folder = tmp_path / "mine"
     text = HEADER + 'in/1.png,"两\n行"\n\n' + record.replace("{absolute}", str(outside)) + "\nin/2.png,好\n"
-    data = source(folder, text)
+    data = source(folder, text, num_pictures=6)
     (folder / "in" / "link.png").symlink_to(outside)
     found = harvest(data)
     assert found.rejected[["reason", "line"]].to_numpy().tolist() == [[reason, 5]]
     assert set(found.rejected["file"]) == {str(folder / "pairs.csv")}
     assert found.pairs["caption"].tolist() == ["两\n行", "好"]
+
+
+def test_in_valid_and_test_a_record_may_lack_its_caption_or_its_image(tmp_path: Path) -> None:
+    """A picture that no text names, and a text that has none, are candidates of a search; before, both were refused."""
+    records = [
+        "train,in/0.png,猫",
+        "train,in/1.png,",
+        "train,,狗",
+        "test,in/1.png,",
+        "test,,狗",
+        "test,,",
+        "valid,in/2.png, ",
+    ]
+    found = harvest(source(tmp_path, "split,image,caption\n" + "\n".join(records) + "\n"))
+    columns = ["image_id", "text_id", "caption", "language", "split"]
+    assert found.pairs[columns].fillna("").to_numpy().tolist() == [
+        ["in/0.png", found.pairs["text_id"][0], "猫", "zh", "train"],
+        ["in/1.png", "", "", "", "test"],
+        ["", found.pairs["text_id"][2], "狗", "zh", "test"],
+        ["in/2.png", "", "", "", "valid"],
+    ]
+    assert found.pairs["pair_id"].is_unique
+    assert found.rejected[["line", "reason"]].to_numpy().tolist() == [
+        [3, "caption_blank"],
+        [4, "image_blank"],
+        [7, "caption_blank"],
+    ]
+    assert [image_id for image_id, _ in found.images] == ["in/0.png", "in/1.png", "in/2.png"]
 
 
 @pytest.mark.parametrize(

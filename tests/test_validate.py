@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from clip_core.all_params import load_params
-from clip_core.data.expectations import OF_THE_BATCH, Rule, findings_of, rules_of
+from clip_core.data.expectations import OF_THE_BATCH, QUALITY, Rule, findings_of, rules_of
 from clip_core.data.pairs import read_images, read_pairs
 from clip_core.data.profile import profile_images, profile_pairs
 from clip_core.data.verdict import Verdict, judge
@@ -99,6 +99,55 @@ def test_a_planted_fault_is_found_under_its_rule_and_by_no_other(name: str, tmp_
     assert rejected["image_id"].tolist() == ["planted"]
     assert rejected["line"].tolist() == [13] or name == "picture_has_pair"
     assert verdict_on(raw, [rule for rule in RULES if rule.name != name]).rejected.empty
+
+
+@pytest.mark.parametrize("split", ["valid", "test"])
+@pytest.mark.parametrize("name", PLANTED)
+def test_in_valid_and_test_a_row_that_breaks_a_rule_about_quality_stays_and_is_counted(
+    name: str, split: str, tmp_path: Path
+) -> None:
+    """Before, it left the benchmark, which was an easier one then; what can not be used at all still leaves."""
+    rows, images = small_raw()
+    PLANTED[name](rows, images)
+    if len(rows) > 12 and name != "split_known":
+        rows[-1]["split"] = split
+    verdict = verdict_on(write_raw(rows, images, tmp_path / "raw"), RULES)
+    if name in QUALITY:
+        assert verdict.rejected.empty and verdict.stay == {split: {name: 1}}
+        assert [finding.rule.name for finding in verdict.findings if finding.rows] == [name]
+    else:
+        assert verdict.rejected["reason"].tolist() == [name] and verdict.stay == {}
+
+
+@pytest.mark.parametrize("split", ["train", "valid", "test"])
+def test_a_picture_without_text_and_a_text_without_picture_pass_in_valid_and_test_alone(
+    split: str, tmp_path: Path
+) -> None:
+    rows, images = small_raw()
+    images["alone"] = encoded(drawing(99))
+    no_text = dict.fromkeys(("text_id", "caption", "language", "caption_kind"))
+    rows.append(pair_row("alone", images["alone"], "", split) | no_text)
+    no_picture = {"image_id": None, "image_sha256": None, "width": 0, "height": 0, "num_bytes": 0}
+    rows.append(pair_row("", b"", "没有图", split) | no_picture)
+    verdict = verdict_on(write_raw(rows, images, tmp_path / "raw"), RULES)
+    if split == "train":
+        assert verdict.rejected["reason"].tolist() == ["ids_given", "pair_has_picture"]
+    else:
+        assert verdict.rejected.empty and all(finding.passed for finding in verdict.findings)
+
+
+def test_what_stays_in_a_benchmark_and_what_it_loses_is_told(tmp_path: Path) -> None:
+    rows, images = small_raw()
+    rows = [row | {"pair_id": f"{row['pair_id']}/{i}"} for i in range(20) for row in rows]
+    images["odd"] = encoded(drawing(99, 16, 65))
+    rows += [pair_row("odd", images["odd"], caption, "test") for caption in ("长图", "长" * 201)]
+    images["broken"] = encoded(drawing(98, 60, 60), "JPEG")[:-300]
+    rows.append(pair_row("broken", images["broken"], "坏图", "test"))
+    run_validate(write_raw(rows, images, tmp_path / "raw"), tmp_path)
+    counts = json.loads((tmp_path / "valid" / "counts.json").read_text())
+    assert (counts["read"], counts["kept"], counts["by_reason"]) == (243, 242, {"picture_decodes": 1})
+    assert counts["break_a_rule_and_stay"] == {"test": {"picture_aspect": 1, "caption_length": 1}}
+    assert counts["texts_that_left_with_their_pictures"] == 1
 
 
 def test_a_batch_that_is_not_chinese_is_refused_by_that_rule_alone(tmp_path: Path) -> None:

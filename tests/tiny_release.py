@@ -56,7 +56,7 @@ def make_release(folder: Path, store: "Store", seed: int, width: int | None = No
     save_weights(clip, tokenizer_json, model, MADE)
     benchmark = read_benchmark(store)
     asked = questions(benchmark, "all")
-    texts = [benchmark.texts[i] for i in asked.texts]
+    texts = [benchmark.texts[i] for i in asked.asking_texts]
     limits = Export(width=width, opset=20, max_feature_difference=1e-4, tie_margin=2e-4)
     export(model, store, texts, limits, onnx)
     build_index(onnx, store, texts, TOP_K, 1.0, index)

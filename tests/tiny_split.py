@@ -10,25 +10,28 @@ from PIL import Image
 
 from clip_core.data.store import Store, StoreWriter, open_store
 
+Row = tuple[str | None, str | None, bool, str | None]
 
-def make_split(folder: Path, rows: Sequence[tuple[str, str, bool, str | None]], source: str = "made") -> Store:
-    """The split of (image_id, Chinese name, seen, group) rows, a pair each."""
-    encoded = {image_id: plain_picture(i) for i, image_id in enumerate(sorted({row[0] for row in rows}))}
+
+def make_split(folder: Path, rows: Sequence[Row], source: str = "made") -> Store:
+    """The split of (image_id, Chinese name, seen, group) rows, a pair each, or a picture or a text alone."""
+    encoded = {image_id: plain_picture(i) for i, image_id in enumerate(sorted({row[0] for row in rows if row[0]}))}
     pairs = pd.DataFrame(rows, columns=["image_id", "caption", "seen", "group"])
+    has_text, sums = pairs.caption.notna(), {name: hashlib.sha256(image).hexdigest() for name, image in encoded.items()}
     pairs = pairs.assign(
         pair_id=[f"{image_id}/{i}" for i, image_id in enumerate(pairs.image_id)],
         text_id="zh-name-" + pairs.caption,
-        language="zh",
-        caption_kind="name",
+        language=has_text.map({True: "zh", False: None}),
+        caption_kind=has_text.map({True: "name", False: None}),
         concept_id=pairs.caption,
         family=pairs.caption,
         split="test",
         source=source,
         licence="CC0-1.0",
-        image_sha256=[hashlib.sha256(encoded[image_id]).hexdigest() for image_id in pairs.image_id],
+        image_sha256=pairs.image_id.map(sums),
         width=8,
         height=8,
-        num_bytes=[len(encoded[image_id]) for image_id in pairs.image_id],
+        num_bytes=[len(encoded.get(image_id, b"")) for image_id in pairs.image_id],
     )
     writer = StoreWriter(folder, shard_bytes=2**20)
     for image_id, image in encoded.items():

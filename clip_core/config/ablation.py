@@ -14,7 +14,8 @@ def _different(seeds: tuple[int, ...]) -> tuple[int, ...]:
     return seeds
 
 
-Seeds = Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(_different)]
+# one seed has no spread, and so no interval
+Seeds = Annotated[tuple[Seed, ...], Field(min_length=2), AfterValidator(_different)]
 
 
 class Ablation(Section):

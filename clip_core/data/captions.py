@@ -34,7 +34,7 @@ class Described:
 def describe(pairs: "pd.DataFrame", image_ids: list[str], language: str) -> dict[int, Described]:
     """What the pair table says in `language` of each picture (by its place in `image_ids`) that has captions in it."""
     place = {image_id: i for i, image_id in enumerate(image_ids)}
-    rows = pairs[pairs["language"] == language].sort_values("pair_id")
+    rows = pairs[(pairs["language"] == language) & pairs["image_id"].notna()].sort_values("pair_id")
     by_image: defaultdict[int, Described] = defaultdict(Described)
     columns = ("image_id", "caption_kind", "caption", "group")
     for image_id, kind, caption, group in zip(*(rows[column] for column in columns), strict=True):

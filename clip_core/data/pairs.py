@@ -1,4 +1,8 @@
-"""The pair table, a row an image-caption pair, and the picture shards beside it."""
+"""The pair table, a row an image-caption pair, and the picture shards beside it.
+
+In valid and test a row may also be a picture without text, or a text without picture: what it lacks is null. They are
+candidates that a search must tell from the right answers. A row of train is always a pair.
+"""
 
 import json
 from collections import Counter
@@ -16,12 +20,13 @@ if TYPE_CHECKING:  # heavy, and light commands reach this module
 SHARD_BYTES = 128 * 2**20  # of pictures in one parquet file
 ROW_GROUP = 500  # pictures that a reader has in memory at a time
 SPLITS = ("train", "valid", "test")
+HELD_OUT = ("valid", "test")
 LANGUAGES = ("zh", "en")
 CAPTION_KINDS = ("name", "keyword", "caption")
 COLUMNS = {
     "pair_id": "string",
-    "image_id": "string",
-    "text_id": "string",
+    "image_id": "string",  # this and image_sha256 are null in a text without picture
+    "text_id": "string",  # this, caption, language and caption_kind are null in a picture without text
     "caption": "string",
     "language": "string",
     "caption_kind": "string",
@@ -32,7 +37,7 @@ COLUMNS = {
     "source": "string",
     "licence": "string",
     "image_sha256": "string",
-    "width": "int32",  # 0 where the picture's header can not be read
+    "width": "int32",  # 0 where the picture's header can not be read, or there is no picture
     "height": "int32",
     "num_bytes": "int64",
 }

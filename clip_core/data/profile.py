@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from clip_core.data.pairs import HELD_OUT
 from clip_core.image import read_image, read_size
 
 if TYPE_CHECKING:
@@ -79,21 +80,26 @@ def thumbnail(image: "Image.Image") -> bytes:
 
 
 def profile_pairs(pairs: "pd.DataFrame", images: "pd.DataFrame") -> "pd.DataFrame":
-    """The table that the suite runs over: a row a pair, and a row for each picture without a pair.
+    """The table that the suite runs over: a row of the pair table, and a row for each picture that it does not name.
 
-    A value that is not there to be judged (the size of a picture that can not be decoded) is null, and passes the rules
-    about values: one fault is then found by one rule.
+    A value that is not there to be judged (the size of a picture that can not be decoded, the caption of a picture
+    without text) is null, and passes the rules about values: one fault is then found by one rule.
     """
     import pandas as pd
 
     facts = images.drop(columns=list(FINGERPRINT))
     profile = pairs.merge(facts, on="image_id", how="left", validate="many_to_one")
+    lacks = profile[["image_id", "text_id"]].isna()
+    is_alone = profile["split"].isin(HELD_OUT) & (lacks.sum(axis="columns") == 1)  # a picture, or a text, without pair
     profile["picture_has_pair"] = True
-    profile["pair_has_picture"] = profile["actual_sha256"].notna()
-    profile["picture_unchanged"] = (profile["actual_sha256"] == profile["image_sha256"]) | ~profile["pair_has_picture"]
+    profile["pair_has_picture"] = profile["actual_sha256"].notna() | (is_alone & lacks["image_id"])
+    is_recorded = profile["actual_sha256"] == profile["image_sha256"]
+    profile["picture_unchanged"] = is_recorded | profile["actual_sha256"].isna()
     profile["pair_is_new"] = ~profile["pair_id"].duplicated()
-    profile["ids_given"] = (profile[["pair_id", "image_id", "text_id"]].fillna("") != "").all(axis="columns")
-    profile[["caption", "licence"]] = profile[["caption", "licence"]].fillna("")
+    given = profile[["pair_id", "image_id", "text_id"]].fillna("") != ""
+    profile["ids_given"] = given["pair_id"] & (given[["image_id", "text_id"]].all(axis="columns") | is_alone)
+    profile["licence"] = profile["licence"].fillna("")
+    profile["caption"] = profile["caption"].fillna("").where(~(is_alone & lacks["text_id"]))
     profile["caption_length"] = profile["caption"].str.len()
     share = profile["caption"].str.count(CJK) / profile["caption_length"].clip(lower=1)
     profile["cjk_share"] = share.where(profile["language"] == "zh")

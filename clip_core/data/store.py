@@ -58,7 +58,8 @@ class StoreWriter:
         import pyarrow.parquet as pq
 
         self._close_shard()
-        expected = dict(zip(pairs["image_id"], pairs["image_sha256"], strict=True))
+        pictures = pairs.dropna(subset="image_id")
+        expected = dict(zip(pictures["image_id"], pictures["image_sha256"], strict=True))
         if expected != dict(zip(self.image_ids, self.sums, strict=True)):
             raise UserError(f"{self.folder.name}: the pictures are not those of the pair table. Run `dvc repro` again.")
         write_pairs(pairs, self.folder / "pairs.parquet")

@@ -6,8 +6,8 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clip_core.data.expectations import OF_THE_BATCH, Finding
-from clip_core.data.pairs import COLUMNS, ORIGIN
+from clip_core.data.expectations import OF_THE_BATCH, QUALITY, Finding
+from clip_core.data.pairs import COLUMNS, HELD_OUT, ORIGIN
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,16 +26,24 @@ class Verdict:
     findings: list[Finding]
     num_read: int
     rejected: "pd.DataFrame"  # with reason, file and line; its index is the row of the profile
+    stay: dict[str, dict[str, int]]  # split -> rule -> how many pictures, or texts, break it and stay in the benchmark
     refusals: list[str]  # why the batch may not pass; empty when it may
 
 
 def judge(profile: "pd.DataFrame", findings: list[Finding], max_bad_share: float, file: Path) -> Verdict:
-    """Rejects each row under the first rule that it breaks, and the batch when too many rows or a batch rule fail."""
+    """Rejects each row under the first rule that it breaks, and the batch when too many rows or a batch rule fail.
+
+    A row of valid or test that breaks a rule about quality stays.
+    """
     import pandas as pd
 
     reason: dict[int, str] = {}
+    is_held_out = profile["split"].isin(HELD_OUT)
     for finding in findings:
-        reason = dict.fromkeys(finding.rows, finding.rule.name) | reason
+        rows = finding.rows
+        if finding.rule.name in QUALITY:
+            rows = [row for row in rows if not is_held_out[row]]
+        reason = dict.fromkeys(rows, finding.rule.name) | reason
     rejected = profile.loc[sorted(reason), [name for name in COLUMNS if name in profile.columns]]
     rejected = rejected.assign(
         reason=pd.Series(reason, dtype="object"),
@@ -50,7 +58,19 @@ def judge(profile: "pd.DataFrame", findings: list[Finding], max_bad_share: float
     if len(rejected) > max_bad_share * len(profile):
         share = len(rejected) / len(profile)
         refusals.append(f"{len(rejected)} of {len(profile)} rows are bad ({share:.1%}), allowed: {max_bad_share:.1%}")
-    return Verdict(findings, len(profile), rejected[[*ORIGIN, *COLUMNS]], refusals)
+    kept = profile[is_held_out & ~profile.index.isin(rejected.index)]
+    return Verdict(findings, len(profile), rejected[[*ORIGIN, *COLUMNS]], staying(kept, findings), refusals)
+
+
+def staying(kept: "pd.DataFrame", findings: list[Finding]) -> dict[str, dict[str, int]]:
+    """By split and rule of QUALITY, how many ids of the rows `kept` in valid and test break it; those that any does."""
+    found: dict[str, dict[str, int]] = {}
+    for finding in findings:
+        if counted := QUALITY.get(finding.rule.name):
+            rows = kept[kept.index.isin(finding.rows)]
+            for split, number in rows.groupby("split")[counted].nunique().items():
+                found.setdefault(str(split), {})[finding.rule.name] = int(number)
+    return found
 
 
 def allowed(finding: Finding) -> str:

@@ -1,12 +1,15 @@
-"""The ablation's arms compared: means over queries and seeds with intervals, and the differences between arms."""
+"""The ablation's arms compared: each arm's mean over seeds, and the differences between arms, with intervals.
+
+A seed is one experiment, so the seeds are what an interval counts: Student's t over them, for a difference over what
+the two arms differ by with each seed. It tells what other seeds would give on these test queries. Resampling three or
+five seeds would not do: it takes their spread for smaller than it is, and tells equal arms apart far too often.
+"""
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from clip_core.config.evaluation import Evaluate
 from clip_core.errors import UserError
-from clip_core.evaluate.bootstrap import resampled_means
 
 COMPARED = (  # an arm and the one it is measured against
     ("stage1", "scratch"),
@@ -19,7 +22,7 @@ DIFFERENCES = ("seen.text_to_image_mean_recall", "unseen.text_to_image_mean_reca
 COMPUTE_MATCHED = "longer_scratch"  # it spends the English steps on Chinese
 
 
-def compare(runs: Sequence[Mapping], params: Evaluate, seed: int) -> dict:
+def compare(runs: Sequence[Mapping], confidence: float) -> dict:
     """The content of `reports/ablation.json`, from the answers of every arm with every seed."""
     seeds = sorted({run["seed"] for run in runs})
     by_arm = {arm: [run for run in runs if run["arm"] == arm] for arm in dict.fromkeys(run["arm"] for run in runs)}
@@ -27,46 +30,50 @@ def compare(runs: Sequence[Mapping], params: Evaluate, seed: int) -> dict:
         if sorted(run["seed"] for run in mine) != seeds:
             raise UserError(f"the arm {arm} has not been run with every seed of {seeds}: run `make ablation`")
         mine.sort(key=lambda run: run["seed"])
-    means = {arm: _means(mine, params.num_bootstrap, seed) for arm, mine in by_arm.items()}
-    tail = 50 * (1 - params.confidence)
-
-    def bounds(draws: np.ndarray) -> dict[str, float]:
-        low, high = np.percentile(draws, [tail, 100 - tail])
-        return {"low": round(float(low), 4), "high": round(float(high), 4)}
-
+    by_seed = {
+        arm: {name: np.array([np.mean(run["values"][name]) for run in mine]) for name in mine[0]["values"]}
+        for arm, mine in by_arm.items()
+    }
     arms = {}
     for arm, mine in by_arm.items():
         facts = {key: mine[0][key] for key in ("title", "chinese_steps", "english_steps", "peak_lr")}
         metrics = {}
-        for name, (values, draws) in means[arm].items():
+        for name, values in by_seed[arm].items():
             group, metric = name.split(".")
-            metrics.setdefault(group, {})[metric] = {
-                "value": round(float(values.mean()), 4),
-                **bounds(draws),
-                "chance": round(mine[0]["chance"][name], 4),
-                "by_seed": [round(float(value), 4) for value in values],
-            }
+            entry = over_seeds(values, confidence)
+            bounds = {"low": max(entry["low"], 0.0), "high": min(entry["high"], 1.0)}  # a share has no others
+            chance = {"chance": round(mine[0]["chance"][name], 4)}
+            metrics.setdefault(group, {})[metric] = entry | bounds | chance | {"by_seed": rounded(values)}
         arms[arm] = facts | metrics
     differences = [
-        {
-            "metric": name,
-            "arm": arm,
-            "minus": other,
-            "value": round(float(means[arm][name][0].mean() - means[other][name][0].mean()), 4),
-            **bounds(means[arm][name][1] - means[other][name][1]),
-        }
+        {"metric": name, "arm": arm, "minus": other, **over_seeds(each, confidence), "by_seed": rounded(each)}
         for name in DIFFERENCES
         for arm, other in COMPARED
-        if name in means[arm]
+        if name in by_seed[arm]
+        for each in [by_seed[arm][name] - by_seed[other][name]]
     ]
     return {
         "benchmark": "test",
         "seeds": seeds,
-        "confidence": params.confidence,
+        "confidence": confidence,
         "claim": claim(arms, differences),
         "arms": arms,
         "differences": differences,
     }
+
+
+def over_seeds(values: np.ndarray, confidence: float) -> dict[str, float]:
+    """The mean of `values`, one a seed, with Student's t interval: as wide as so few of them can tell."""
+    from scipy.special import stdtrit
+
+    half = stdtrit(len(values) - 1, (1 + confidence) / 2) * values.std(ddof=1) / np.sqrt(len(values))
+    mean = values.mean()
+    return dict(zip(("value", "low", "high"), rounded(np.array([mean, mean - half, mean + half])), strict=True))
+
+
+def rounded(values: np.ndarray) -> list[float]:
+    """The values to four digits."""
+    return [round(float(value), 4) for value in values]
 
 
 def claim(arms: Mapping, differences: Sequence[Mapping]) -> str:
@@ -92,17 +99,3 @@ def _verdict(arms: Mapping, row: Mapping) -> str:
     if row["low"] * row["high"] <= 0:
         return f"{arm} and {other} are not told apart"
     return f"{arm} is {'above' if row['low'] > 0 else 'below'} {other} ({100 * row['value']:+.1f} points)"
-
-
-def _means(runs: Sequence[Mapping], num_bootstrap: int, seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """For each metric its mean with each seed, and its means over resampled queries and seeds.
-
-    Every arm is resampled alike, so that the difference of two arms is a paired one.
-    """
-    means = {}
-    for name in runs[0]["values"]:
-        values = np.array([run["values"][name] for run in runs]).T  # (queries, seeds)
-        by_seed = resampled_means(values, num_bootstrap, seed)  # (draws, seeds)
-        drawn = np.random.default_rng((seed, len(runs))).integers(len(runs), size=by_seed.shape)
-        means[name] = values.mean(axis=0), np.take_along_axis(by_seed, drawn, axis=1).mean(axis=1)
-    return means

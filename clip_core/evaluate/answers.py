@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from clip_core.evaluate.benchmark import GROUPS, Benchmark, questions
+from clip_core.evaluate.bootstrap import units_of
 from clip_core.evaluate.embed import Features
 from clip_core.evaluate.retrieval import AT, Relevant, chance_at, ranks
 from clip_core.evaluate.zeroshot import is_right
@@ -19,6 +20,7 @@ class Answers:
 
     values: np.ndarray
     chance: float
+    units: np.ndarray  # queries of one number are drawn together: bootstrap.py
 
 
 def answers_of(features: Features, benchmark: Benchmark) -> dict[str, dict[str, Answers]]:
@@ -26,11 +28,11 @@ def answers_of(features: Features, benchmark: Benchmark) -> dict[str, dict[str, 
     groups = {}
     for group in GROUPS:
         asked = questions(benchmark, group)
-        if len(asked.texts):
-            texts, images = features.texts[asked.texts], features.images[asked.images]
+        if len(asked.asking_texts):
+            texts, images = features.texts, features.images
             groups[group] = {
-                **_retrieval("text_to_image", texts, images, asked.right_images),
-                **_retrieval("image_to_text", images[asked.asking_images], texts, asked.right_texts),
+                **_retrieval("text_to_image", texts[asked.asking_texts], images[asked.images], asked.right_images),
+                **_retrieval("image_to_text", images[asked.asking_images], texts[asked.texts], asked.right_texts),
             }
     if len(features.class_names) > 1:
         groups["zero_shot"] = _zero_shot(features, benchmark)
@@ -55,9 +57,10 @@ def labelled(features: Features, benchmark: Benchmark) -> tuple[np.ndarray, np.n
 
 def _retrieval(way: str, queries: np.ndarray, candidates: np.ndarray, right: Relevant) -> dict[str, Answers]:
     found, num_right = ranks(queries, candidates, right), [len(places) for places in right]
-    each = {f"{way}_recall@{k}": Answers(found <= k, chance_at(num_right, len(candidates), k)) for k in AT}
+    units = units_of(right)
+    each = {f"{way}_recall@{k}": Answers(found <= k, chance_at(num_right, len(candidates), k), units) for k in AT}
     values, chances = [each[name].values for name in each], [each[name].chance for name in each]
-    return each | {f"{way}_mean_recall": Answers(np.mean(values, axis=0), float(np.mean(chances)))}
+    return each | {f"{way}_mean_recall": Answers(np.mean(values, axis=0), float(np.mean(chances)), units)}
 
 
 def _zero_shot(features: Features, benchmark: Benchmark) -> dict[str, Answers]:
@@ -65,4 +68,8 @@ def _zero_shot(features: Features, benchmark: Benchmark) -> dict[str, Answers]:
     right, seen = is_right(features.images[pictures], features.classes, labels), benchmark.is_seen[pictures]
     chosen = dict(zip(PARTS, (np.ones_like(seen), seen, ~seen), strict=True))
     chance = 1 / len(features.class_names)
-    return {f"{part}top1_accuracy": Answers(right[rows], chance) for part, rows in chosen.items() if rows.any()}
+    return {
+        f"{part}top1_accuracy": Answers(right[rows], chance, np.arange(rows.sum()))
+        for part, rows in chosen.items()
+        if rows.any()
+    }

@@ -1,4 +1,8 @@
-"""A packed split as a benchmark: its distinct Chinese texts, its pictures, and which go together."""
+"""A packed split as a benchmark: its Chinese texts, its pictures, and which go together.
+
+All of them are candidates: also a picture that no text names, and a text that has no picture. A text is one query by
+its id, as in the reference; two that read the same are two.
+"""
 
 from dataclasses import dataclass
 
@@ -16,6 +20,7 @@ class Benchmark:
 
     texts: list[str]
     text_ids: list[str]
+    texts_seen: np.ndarray  # (texts,) bool
     image_ids: list[str]
     is_seen: np.ndarray  # (pictures,) bool
     classes: list[str | None]  # the Chinese concept group of each picture; None where the source has none
@@ -24,29 +29,35 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class Questions:
-    """One group's queries: the texts and pictures in it, and the right answers as places among these."""
+    """One group's candidates and queries, as places in the benchmark, and the right answers, as places in candidates.
 
-    texts: np.ndarray  # places in the benchmark's texts
-    images: np.ndarray  # places in the benchmark's image_ids; all of them are candidates
-    right_images: list[np.ndarray]  # of each text
-    asking_images: np.ndarray  # places among `images` of those that have a text
-    right_texts: list[np.ndarray]  # of each asking picture
+    What has no right answer is a candidate and asks nothing.
+    """
+
+    texts: np.ndarray
+    images: np.ndarray
+    asking_texts: np.ndarray
+    right_images: list[np.ndarray]  # of each asking text, places in `images`
+    asking_images: np.ndarray
+    right_texts: list[np.ndarray]  # of each asking picture, places in `texts`
 
 
 def read_benchmark(store: Store) -> Benchmark:
-    """The benchmark in a packed split: a query is a distinct Chinese name (or caption, where there are no names)."""
+    """The benchmark in a packed split; its texts are the Chinese names (or captions, where there are no names)."""
     rows = store.pairs
-    place = {image_id: i for i, image_id in enumerate(store.image_ids)}
-    pictures = rows.drop_duplicates("image_id").set_index("image_id").reindex(store.image_ids)
+    pictures = rows.dropna(subset="image_id").drop_duplicates("image_id").set_index("image_id").loc[store.image_ids]
     asked = rows[(rows.language == "zh") & rows.caption_kind.isin(["name", "caption"])].sort_values("text_id")
-    if asked.empty:
+    paired = asked.dropna(subset="image_id")
+    if paired.empty:
         raise UserError("no Chinese name or caption in this split: there is nothing to ask; check the column language")
-    first = asked.drop_duplicates("caption")
-    text_place = {caption: i for i, caption in enumerate(first.caption)}
-    pairs = {(text_place[caption], place[image]) for caption, image in zip(asked.caption, asked.image_id, strict=True)}
+    texts = asked.drop_duplicates("text_id")
+    text_place = {text_id: i for i, text_id in enumerate(texts.text_id)}
+    place = {image_id: i for i, image_id in enumerate(store.image_ids)}
+    pairs = {(text_place[text], place[image]) for text, image in zip(paired.text_id, paired.image_id, strict=True)}
     return Benchmark(
-        texts=first.caption.tolist(),
-        text_ids=first.text_id.tolist(),
+        texts=texts.caption.tolist(),
+        text_ids=texts.text_id.tolist(),
+        texts_seen=texts.seen.to_numpy(dtype=bool),
         image_ids=list(store.image_ids),
         is_seen=pictures.seen.to_numpy(dtype=bool),
         classes=[name if isinstance(name, str) else None for name in pictures.group],
@@ -55,19 +66,25 @@ def read_benchmark(store: Store) -> Benchmark:
 
 
 def questions(benchmark: Benchmark, group: str) -> Questions:
-    """The queries of one group, asked among the pictures (and texts) of this group only."""
-    wanted = {"seen": benchmark.is_seen, "unseen": ~benchmark.is_seen, "all": np.ones_like(benchmark.is_seen)}[group]
+    """The queries of one group, asked among the pictures and texts of this group only.
+
+    A text belongs where its pictures do; one without a picture where its own row says.
+    """
+    of_group = {"seen": lambda seen: seen, "unseen": np.logical_not, "all": np.ones_like}[group]
+    wanted = of_group(benchmark.is_seen)
     images = np.flatnonzero(wanted)
     pairs = benchmark.pairs[wanted[benchmark.pairs[:, 1]]]
-    texts, text_places = np.unique(pairs[:, 0], return_inverse=True)
-    image_places = np.searchsorted(images, pairs[:, 1])
-    asking_images, asking_places = np.unique(image_places, return_inverse=True)
+    without_picture = np.setdiff1d(np.flatnonzero(of_group(benchmark.texts_seen)), benchmark.pairs[:, 0])
+    texts = np.union1d(pairs[:, 0], without_picture)
+    asking_texts, of_text = np.unique(pairs[:, 0], return_inverse=True)
+    asking_images, of_image = np.unique(pairs[:, 1], return_inverse=True)
     return Questions(
         texts=texts,
         images=images,
-        right_images=_grouped(image_places, text_places, len(texts)),
+        asking_texts=asking_texts,
+        right_images=_grouped(np.searchsorted(images, pairs[:, 1]), of_text, len(asking_texts)),
         asking_images=asking_images,
-        right_texts=_grouped(text_places, asking_places, len(asking_images)),
+        right_texts=_grouped(np.searchsorted(texts, pairs[:, 0]), of_image, len(asking_images)),
     )
 
 

@@ -2,6 +2,12 @@
 
 from collections.abc import Mapping
 
+SIZES = (  # beside num_queries and num_candidates, where there are such
+    "num_pictures_without_text",  # candidates that ask nothing
+    "num_texts_without_picture",  # the same
+    "text_to_image_num_units",  # what is drawn for the intervals: queries that share a right answer are one
+    "image_to_text_num_units",
+)
 KEPT = (
     "text_to_image_recall@1",
     "text_to_image_recall@5",
@@ -14,6 +20,7 @@ KEPT = (
     "unseen_top1_accuracy",
     "num_queries",
     "num_candidates",
+    *SIZES,
 )
 
 

@@ -6,9 +6,10 @@ import numpy as np
 
 from clip_core.config.evaluation import Evaluate
 from clip_core.evaluate.answers import PARTS, Answers, answers_of, labelled
-from clip_core.evaluate.benchmark import Benchmark, questions
-from clip_core.evaluate.bootstrap import intervals
+from clip_core.evaluate.benchmark import Benchmark, Questions, questions
+from clip_core.evaluate.bootstrap import intervals, units_of
 from clip_core.evaluate.embed import Features
+from clip_core.evaluate.headline import SIZES
 from clip_core.evaluate.retrieval import top
 
 NUM_TOP = 10
@@ -23,7 +24,7 @@ def measure(features: Features, benchmark: Benchmark, params: Evaluate, seed: in
     for group in metrics.keys() - {"zero_shot"}:
         asked = questions(benchmark, group)
         metrics[group]["mean_recall"] = _mean_of_both_ways(metrics[group])
-        metrics[group] |= {"num_queries": len(asked.texts), "num_candidates": len(asked.images)}
+        metrics[group] |= _sizes(asked)
     if "zero_shot" in metrics:
         metrics["zero_shot"] |= _commonest(metrics["zero_shot"], features, benchmark)
     return metrics
@@ -32,7 +33,7 @@ def measure(features: Features, benchmark: Benchmark, params: Evaluate, seed: in
 def details(features: Features, benchmark: Benchmark) -> dict:
     """Every Chinese query with its best pictures among all of them."""
     asked = questions(benchmark, "all")
-    places, scores = top(features.texts, features.images, asked.right_images, NUM_TOP)
+    places, scores = top(features.texts[asked.asking_texts], features.images, asked.right_images, NUM_TOP)
     return {
         "text_to_image": [
             {
@@ -43,15 +44,28 @@ def details(features: Features, benchmark: Benchmark) -> dict:
                 "top": [benchmark.image_ids[i] for i in row],
                 "scores": [round(float(score), 6) for score in row_scores],
             }
-            for text, right, row, row_scores in zip(asked.texts, asked.right_images, places, scores, strict=True)
+            for text, right, row, row_scores in zip(asked.asking_texts, asked.right_images, places, scores, strict=True)
         ]
     }
 
 
 def _entry(answers: Answers, params: Evaluate, seed: int) -> dict[str, float]:
     values = answers.values.astype(float)
-    ((low, high),) = intervals(values[:, None], params.num_bootstrap, params.confidence, seed)
+    ((low, high),) = intervals(values[:, None], answers.units, params.num_bootstrap, params.confidence, seed)
     return {"value": float(values.mean()), "low": float(low), "high": float(high), "chance": answers.chance}
+
+
+def _sizes(asked: Questions) -> dict:
+    """The queries and candidates of text to image, and what of SIZES there is."""
+    by_text, by_picture = (int(units_of(right).max()) + 1 for right in (asked.right_images, asked.right_texts))
+    rare = {
+        "num_pictures_without_text": len(asked.images) - len(asked.asking_images),
+        "num_texts_without_picture": len(asked.texts) - len(asked.asking_texts),
+        "text_to_image_num_units": by_text if by_text < len(asked.asking_texts) else 0,
+        "image_to_text_num_units": by_picture if by_picture < len(asked.asking_images) else 0,
+    }
+    plain = {"num_queries": len(asked.asking_texts), "num_candidates": len(asked.images)}
+    return plain | {name: rare[name] for name in SIZES if rare[name]}
 
 
 def _mean_of_both_ways(metrics: Mapping) -> dict[str, float]:

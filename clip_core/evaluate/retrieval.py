@@ -63,7 +63,7 @@ def quick_recall(
     """
     benchmark = read_benchmark(store)
     asked = questions(benchmark, "seen")
-    text_features = encode_texts([benchmark.texts[i] for i in asked.texts])
+    text_features = encode_texts([benchmark.texts[i] for i in asked.asking_texts])
     image_features = encode_images([store.image_bytes(int(i)) for i in asked.images])
     recall = {}
     for suffix, width in [("", text_features.shape[1]), *((f"_width_{width}", width) for width in widths)]:

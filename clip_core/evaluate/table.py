@@ -30,10 +30,11 @@ def metrics_table(metrics: Mapping, title: str) -> str:
 
 
 def ablation_table(ablation: Mapping) -> str:
-    """The arms of `reports/ablation.json` with their intervals, and the differences between arms."""
+    """The arms of `reports/ablation.json` with their intervals over seeds, and the differences between arms."""
     columns = {"seen": "seen concepts", "unseen": "unseen concepts"}
     metric = "text_to_image_mean_recall"
-    lines = [f"text -> image mean recall, % [interval] (chance), seeds {ablation['seeds']}"]
+    interval = f"{100 * ablation['confidence']:g} % interval over {len(ablation['seeds'])} seeds"
+    lines = [f"text -> image mean recall, % [{interval}] (chance)"]
     lines.append(" " * 32 + "".join(f"{label:<26}" for label in columns.values()))
     for arm in ablation["arms"].values():
         lines.append(f"{arm['title']:<32}" + "".join(f"{percent(arm[g][metric]):<26}" for g in columns if g in arm))

@@ -272,7 +272,8 @@ def _open_pictures(folder: Path) -> Pictures:
 
 def _names(store: "Store") -> dict[str, str]:
     """The first Chinese name (or caption) of every picture."""
-    rows = store.pairs.query("language == 'zh' and caption_kind != 'keyword'").drop_duplicates("image_id")
+    rows = store.pairs.query("language == 'zh' and caption_kind != 'keyword' and image_id.notna()")
+    rows = rows.drop_duplicates("image_id")
     return dict(zip(rows.image_id, rows.caption, strict=True))
 
 

@@ -16,7 +16,10 @@ MEASURED = ("image_sha256", "width", "height", "num_bytes")
 
 @dataclass
 class Harvest:
-    """What a source gives: pairs without what is measured on the pictures, the pictures, and the rows it refused."""
+    """What a source gives: the pair table without what is measured on the pictures, the pictures, the rows it refused.
+
+    All pictures and texts of valid and test are in it, also those without a partner.
+    """
 
     pairs: "pd.DataFrame"
     images: Iterator[tuple[str, bytes]]  # image_id, encoded bytes; each once, in the order of the ids

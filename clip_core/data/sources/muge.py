@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from clip_core.config.sources import MugeSource
-from clip_core.data.pairs import ORIGIN, SPLITS
+from clip_core.data.pairs import HELD_OUT, ORIGIN, SPLITS
 from clip_core.data.sources import Harvest
 from clip_core.errors import UserError
 
@@ -32,25 +32,36 @@ class Line(NamedTuple):
 
 
 def harvest_muge(data: MugeSource) -> Harvest:
-    """The pairs of all splits, one for each text and picture that it names. What can be none is refused by itself."""
+    """The pairs of all splits, one for each text and picture that it names. What can be none is refused by itself.
+
+    In valid and test a picture that no text names, and a text that names no picture, is a row of its own, since the
+    reference searches all of them; training has no use for either.
+    """
     import pandas as pd
 
-    pairs, rejected, places, unused = [], [], {}, 0
+    rows, rejected, places, unused = [], [], {}, 0
     for split, name in zip(SPLITS, (data.train, data.valid, data.test), strict=True):
         if name is None:
             continue
         pictures, bad_pictures = index_of(Path(data.path) / f"{name}_imgs.tsv")
         found, bad_texts = pairs_of(Path(data.path) / f"{name}_texts.jsonl", split, pictures, data)
-        named = {pair["image_id"] for pair in found}
-        unused += len(pictures) - len(named)
-        places |= {f"{name}/{key}": place for key, place in pictures.items() if f"{name}/{key}" in named}
-        pairs += found
+        named = {row["image_id"] for row in found}
+        unnamed = [row_of(name, split, None, key, data) for key in pictures if f"{name}/{key}" not in named]
+        found += (candidates := [row for row in unnamed if row["split"] in HELD_OUT])
+        unused += len(unnamed) - len(candidates)
+        kept = {row["image_id"] for row in found}
+        places |= {f"{name}/{key}": place for key, place in pictures.items() if f"{name}/{key}" in kept}
+        rows += found
         rejected += bad_pictures + bad_texts
     return Harvest(
-        pairs=pd.DataFrame(pairs),
+        pairs=pd.DataFrame(rows),
         images=((image_id, picture_at(places[image_id])) for image_id in sorted(places)),
         rejected=pd.DataFrame(rejected, columns=[*ORIGIN, "image_id", "text_id", "caption"]),
-        more={"pictures_that_no_text_names": unused},
+        more={
+            "training_pictures_that_no_text_names": unused,
+            "pictures_without_text": sum(row["text_id"] is None for row in rows),
+            "texts_without_picture": sum(row["image_id"] is None for row in rows),
+        },
     )
 
 
@@ -95,35 +106,43 @@ def picture_at(place: Place) -> bytes:
 
 
 def pairs_of(file: Path, split: str, pictures: dict[str, Place], data: MugeSource) -> tuple[list[dict], list[dict]]:
-    """The pairs of the texts with their pictures, and the lines, or pictures of a line, that make none."""
+    """The pairs of the texts with their pictures, and the lines, or pictures of a line, that make none.
+
+    In valid and test a text none of whose pictures is there is a row without one.
+    """
     name = file.name.removesuffix("_texts.jsonl")
-    pairs, rejected, text_ids, num_texts, num_unlabelled = [], [], set(), 0, 0
+    rows, rejected, text_ids, num_texts, num_pairs, num_unlabelled = [], [], set(), 0, 0, 0
     for line in lines_of(file):
         num_texts += 1
         origin = {"file": str(file), "line": line.number}
         text = text_of(line.content)
         if not isinstance(text, str) and text["text_id"] in text_ids:
             text = "text_id_repeated"
+        elif not isinstance(text, str) and not text["image_ids"]:
+            num_unlabelled += 1
+            text = text if split in HELD_OUT else "no_image_ids"
         if isinstance(text, str):
             rejected.append(origin | {"reason": text})
-            num_unlabelled += text == "no_image_ids"
             continue
         text_ids.add(text["text_id"])
-        for key in dict.fromkeys(map(str, text["image_ids"])):
-            pair = pair_of(name, split, text, key, data)
-            if key in pictures:
-                pairs.append(pair)
-            else:
-                rejected.append(origin | {"reason": "image_missing"} | {k: pair[k] for k in ("image_id", "caption")})
+        keys = list(dict.fromkeys(map(str, text["image_ids"])))
+        found = [row_of(name, split, text, key, data) for key in keys if key in pictures]
+        num_pairs += len(found)
+        rows += found or ([row_of(name, split, text, None, data)] if split in HELD_OUT else [])
+        rejected += [
+            origin | {"reason": "image_missing", "image_id": f"{name}/{key}", "caption": text["text"]}
+            for key in keys
+            if key not in pictures
+        ]
     if num_texts and num_unlabelled == num_texts:
         raise UserError(
             f"{file}: none of its {num_texts} texts names a picture: its answers are not published, so nothing "
             f"can be measured on it. Name another in `data.{split}` (MUGE: `test: valid` and `valid: null`)."
         )
-    if not pairs:
+    if not num_pairs:
         first = f"line {rejected[0]['line']}, {rejected[0]['reason']}" if rejected else "there is none"
         raise UserError(f"{file}: not one of its {num_texts} lines makes a pair; the first: {first}")
-    return pairs, rejected
+    return rows, rejected
 
 
 def text_of(content: bytes) -> dict | str:
@@ -139,8 +158,6 @@ def text_of(content: bytes) -> dict | str:
         return "no_text_id_text_and_image_ids"
     if not found["text"].strip():
         return "text_blank"
-    if not found["image_ids"]:
-        return "no_image_ids"
     if not all(map(_is_id, found["image_ids"])):
         return "image_ids_are_no_ids"
     return {"text_id": str(found["text_id"]), "text": found["text"].strip(), "image_ids": found["image_ids"]}
@@ -150,16 +167,16 @@ def _is_id(value: object) -> bool:
     return (isinstance(value, int) and not isinstance(value, bool)) or (isinstance(value, str) and bool(value.strip()))
 
 
-def pair_of(name: str, split: str, text: dict, key: str, data: MugeSource) -> dict[str, str | None]:
-    """The pair of a text and the picture `key`; the files' name keeps the splits' numbers apart."""
-    is_valid = split == "train" and data.valid is None and _percent(key) < data.valid_percent
+def row_of(name: str, split: str, text: dict | None, key: str | None, data: MugeSource) -> dict[str, str | None]:
+    """The pair of a text and the picture `key`, or one alone; the files' name keeps the splits' numbers apart."""
+    is_valid = split == "train" and data.valid is None and key is not None and _percent(key) < data.valid_percent
     return {
-        "pair_id": f"{name}/{text['text_id']}/{key}",
-        "image_id": f"{name}/{key}",
-        "text_id": f"{name}/{text['text_id']}",
-        "caption": text["text"],
-        "language": "zh",
-        "caption_kind": "caption",
+        "pair_id": f"{name}/{text['text_id'] if text else ''}/{key or ''}",
+        "image_id": f"{name}/{key}" if key else None,
+        "text_id": f"{name}/{text['text_id']}" if text else None,
+        "caption": text["text"] if text else None,
+        "language": "zh" if text else None,
+        "caption_kind": "caption" if text else None,
         "concept_id": None,
         "family": None,
         "group": None,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from clip_core.config.sources import TableSource
-from clip_core.data.pairs import ORIGIN
+from clip_core.data.pairs import HELD_OUT, ORIGIN
 from clip_core.data.sources import Harvest
 from clip_core.errors import UserError
 
@@ -24,7 +24,10 @@ class Record(NamedTuple):
 
 
 def harvest_table(data: TableSource) -> Harvest:
-    """The pairs of the CSV. A record that can not be a pair is refused by itself; a CSV that can not be read, whole."""
+    """The pairs of the CSV. A record that can not be a pair is refused by itself; a CSV that can not be read, whole.
+
+    In valid and test a record without caption is a picture that no text names, one without image a text that has none.
+    """
     import pandas as pd
 
     folder, file = Path(data.path), Path(data.path) / data.table
@@ -32,14 +35,14 @@ def harvest_table(data: TableSource) -> Harvest:
     pairs, rejected = [], []
     for record in records:
         row = dict(zip(header, record.cells, strict=False))
-        if reason := fault_of(header, record, folder):
+        if reason := fault_of(header, record, folder, data):
             shown = {"image_id": row.get("image", ""), "caption": row.get("caption", "")}
             rejected.append(shown | {"reason": reason, "file": str(file), "line": record.line})
         else:
             pairs.append(pair_of(row, record.line, data))
-    if not pairs:
+    if not any(pair["image_id"] and pair["text_id"] for pair in pairs):
         raise UserError(f"{file}: not one of its {len(rejected)} records is a pair; the first: {first_of(rejected)}")
-    image_ids = sorted({pair["image_id"] for pair in pairs})
+    image_ids = sorted({pair["image_id"] for pair in pairs if pair["image_id"]})
     return Harvest(
         pairs=pd.DataFrame(pairs),
         images=((image_id, (folder / image_id).read_bytes()) for image_id in image_ids),
@@ -88,15 +91,17 @@ def split_records(file: Path, text: str) -> Iterator[Record]:
         raise UserError(f"{file}, line {line}: not CSV: {error}. Is a quote open?") from None
 
 
-def fault_of(header: list[str], record: Record, folder: Path) -> str | None:
+def fault_of(header: list[str], record: Record, folder: Path, data: TableSource) -> str | None:
     """Why the record can not be a pair, or None."""
     if len(record.cells) != len(header):
         return "wrong_number_of_cells"
     row = dict(zip(header, record.cells, strict=True))
-    if not row["caption"].strip():
+    has_image, has_caption = bool(row["image"].strip()), bool(row["caption"].strip())
+    may_be_alone = split_in(row, data) in HELD_OUT
+    if not has_caption and not (has_image and may_be_alone):
         return "caption_blank"
-    if not row["image"].strip():
-        return "image_blank"
+    if not has_image:
+        return None if may_be_alone else "image_blank"
     picture = folder / image_id_of(row)
     if "\0" in str(picture) or not os.path.isfile(picture):  # noqa: PTH113 - unlike Path's, never raises
         return "image_missing"
@@ -121,24 +126,31 @@ def image_id_of(row: dict[str, str]) -> str:
 
 
 def pair_of(row: dict[str, str], line: int, data: TableSource) -> dict[str, str | None]:
-    """The pair of a good record."""
-    image_id = image_id_of(row)
-    caption = row["caption"].strip()
-    language = row.get("language", "").strip() or "zh"
+    """The pair of a good record, or what it has of one."""
+    image_id = image_id_of(row) if row["image"].strip() else None
+    caption = row["caption"].strip() or None
+    language = (row.get("language", "").strip() or "zh") if caption else None
     return {
-        "pair_id": f"{image_id}/line-{line}",
+        "pair_id": f"{image_id or ''}/line-{line}",
         "image_id": image_id,
-        "text_id": f"{language}-caption-{sha256(caption.encode()).hexdigest()[:12]}",
+        "text_id": f"{language}-caption-{sha256(caption.encode()).hexdigest()[:12]}" if caption else None,
         "caption": caption,
         "language": language,
-        "caption_kind": "caption",
+        "caption_kind": "caption" if caption else None,
         "concept_id": None,
         "family": None,
         "group": None,
-        "split": row["split"].strip() if "split" in row else split_of(image_id, data),
+        "split": split_in(row, data),
         "source": "table",
         "licence": data.licence,
     }
+
+
+def split_in(row: dict[str, str], data: TableSource) -> str | None:
+    """The split that the record names; in a CSV without the column, that of its picture."""
+    if "split" in row:
+        return row["split"].strip()
+    return split_of(image_id_of(row), data) if row["image"].strip() else None
 
 
 def split_of(image_id: str, data: TableSource) -> str:

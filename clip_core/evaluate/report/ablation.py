@@ -51,8 +51,8 @@ def _differences(ablation: Mapping) -> str:
         "<tr><th>text &rarr; picture, mean recall</th><th>concepts</th><th>points</th><th>interval</th><th></th></tr>"
     )
     return (
-        f"<h3>Differences <small>{100 * ablation['confidence']:g} % interval over queries and "
-        f"{len(ablation['seeds'])} seeds</small></h3>"
+        f"<h3>Differences <small>{100 * ablation['confidence']:g} % interval over {len(ablation['seeds'])} "
+        f"seeds (Student's t), each for itself; on these test queries</small></h3>"
         f'<div class="scroll"><table class="figures differences"><thead>{head}</thead>'
         f"<tbody>{rows}</tbody></table></div>"
     )

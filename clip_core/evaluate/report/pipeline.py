@@ -23,7 +23,7 @@ def counts_table(counts: Mapping[str, Mapping]) -> str:
             f"<tr><th>{stage}</th><td>{found['read']:,}</td><td>{found['kept']:,}</td><td>{found['rejected']:,}</td>"
             f"<td>{_mark(adds_up, 'adds up', 'does not add up')}</td><td class='text'>{why}</td></tr>"
         )
-    head = ("stage", "pairs in", "kept", "rejected", "in = kept + rejected", "rejected because")
+    head = ("stage", "rows in", "kept", "rejected", "in = kept + rejected", "rejected because")
     return _table(head, "".join(rows), prose=True)
 
 
@@ -31,11 +31,12 @@ def splits_table(pairs: Mapping[str, "pd.DataFrame"]) -> str:
     """What training, validation and test consist of."""
     rows = []
     for split, rows_of in pairs.items():
-        seen = rows_of.drop_duplicates("image_id").seen
+        whole = rows_of.dropna(subset=["image_id", "text_id"])
+        seen = _pictures(rows_of).seen
         concepts = rows_of.concept_id.nunique()
         sources = escape(", ".join(sorted(set(rows_of.source))))
         rows.append(
-            f"<tr><th>{split}</th><td>{len(seen):,}</td><td>{len(rows_of):,}</td><td>{concepts:,}</td>"
+            f"<tr><th>{split}</th><td>{len(seen):,}</td><td>{len(whole):,}</td><td>{concepts:,}</td>"
             f"<td>{int((~seen).sum()):,}</td><td class='text'>{sources}</td></tr>"
         )
     return _table(
@@ -102,8 +103,7 @@ def licences_table(pairs: Mapping[str, "pd.DataFrame"]) -> str:
     """The licence of every source of pictures."""
     rows = ""
     for split, rows_of in pairs.items():
-        pictures = rows_of.drop_duplicates("image_id")
-        for source, mine in pictures.groupby("source"):
+        for source, mine in _pictures(rows_of).groupby("source"):
             licences = escape(", ".join(sorted(set(mine.licence))))
             rows += f"<tr><th>{escape(str(source))}</th><td>{split}</td><td>{len(mine):,}</td>"
             rows += f"<td class='text'>{licences}</td></tr>"
@@ -115,6 +115,11 @@ def versions_line(deploy: Mapping) -> str:
     served = f"tritonserver {deploy['versions']['tritonserver']}"
     ours = [f"python {python_version()}", *(f"{name} {version(name)}" for name in PACKAGES)]
     return " &middot; ".join([*ours, escape(served)])
+
+
+def _pictures(rows: "pd.DataFrame") -> "pd.DataFrame":
+    """A row a picture; a text without one has none."""
+    return rows.dropna(subset="image_id").drop_duplicates("image_id")
 
 
 def _mark(good: bool, yes: str, no: str) -> str:

@@ -44,7 +44,7 @@ def retrieval_tables(metrics: Mapping) -> str:
         if group in metrics:
             mine = metrics[group]
             tables = "".join(_table(way, mine, earlier.get(group, {})) for way in WAYS)
-            sizes = f"{mine['num_queries']:,} texts, {mine['num_candidates']:,} pictures"
+            sizes = f"{mine['num_queries']:,} texts, {mine['num_candidates']:,} pictures{_alone(mine)}"
             cards.append(
                 f'<div class="card"><h3>{title} <small>{sizes}</small></h3><p>{meaning}</p>'
                 f'<div class="pair">{tables}</div></div>'
@@ -107,6 +107,15 @@ def _table(way: str, mine: Mapping, earlier: Mapping) -> str:
         )
     head = f'<tr><th>{WAYS[way]}</th><th>stage 2, %</th><th class="wide"></th><th>stage 1</th><th>chance</th></tr>'
     return f'<div class="scroll"><table class="figures"><thead>{head}</thead><tbody>{rows}</tbody></table></div>'
+
+
+def _alone(group: Mapping) -> str:
+    """The candidates that ask nothing, where there are any."""
+    of_pictures = group.get("num_pictures_without_text", 0)
+    of_texts = group.get("num_texts_without_picture", 0)
+    said = [f"{of_pictures:,} of them without a text"] if of_pictures else []
+    said += [f"{of_texts:,} more texts without a picture, not asked"] if of_texts else []
+    return "".join(f"; {part}" for part in said)
 
 
 def _chance(entry: Mapping[str, float]) -> str:

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 LEGEND = (
     '<p class="legend"><span class="key stage1">stage 1</span><span class="key stage2">stage 2, the final model</span>'
-    '<span class="key chance">chance</span><span>band: {confidence:g} % bootstrap interval over queries</span></p>'
+    '<span class="key chance">chance</span><span>band: {confidence:g} % bootstrap interval over queries; '
+    "those that share a right answer are drawn together</span></p>"
 )
 
 
@@ -96,9 +97,21 @@ def recall(run: Run) -> str:
     return (
         "<h2>Recall on the test pictures</h2><p>R@k: the share of queries with a right answer among the first k. "
         "Any right answer counts; a tie never counts in favour of the truth.</p>"
+        + _quality(run.counts["validate"])
         + LEGEND.format(confidence=100 * run.confidence)
         + f'<div class="cards">{retrieval_tables(run.metrics)}{zero_shot_table(run.metrics)}</div>'
     )
+
+
+def _quality(counts: Mapping) -> str:
+    """What is in the test although training would not have it, and what had to leave."""
+    broken = ", ".join(
+        f"{rule} {num:,}" for rule, num in counts.get("break_a_rule_and_stay", {}).get("test", {}).items()
+    )
+    lost = counts.get("texts_that_left_with_their_pictures", 0)
+    said = f" Nothing leaves the test for its quality; these break a rule: {broken}." if broken else ""
+    said += f" {lost:,} texts of validation and test left with pictures that can not be decoded." if lost else ""
+    return f"<p>{escape(said.strip())}</p>" if said else ""
 
 
 def queries(run: Run) -> str:
