@@ -24,7 +24,7 @@ from clip_core.train import loop
 from clip_core.train.backward import encode_texts
 from clip_core.train.feature_cache import freeze_image_tower, image_features_of
 from clip_core.train.loop import Validation, train
-from clip_core.train.optimizer import make_optimizer
+from clip_core.train.optimizer import make_optimizer, set_lr
 from clip_core.train.schedule import lr_at
 from clip_core.train.warm_start import english_clip, take_image_side
 from tests.tiny import (
@@ -99,6 +99,22 @@ def test_a_vector_without_gradient_does_not_move_and_a_matrix_shrinks() -> None:
     optimizer.step()
     assert torch.allclose(layer.weight, weight * 0.95)
     assert torch.equal(layer.bias, bias)
+
+
+def test_the_optimizer_is_adamw_with_the_betas_and_eps_of_the_params() -> None:
+    """The oracle is the formula, on one number."""
+    params = Optimizer(beta1=0.8, beta2=0.7, eps=0.01, weight_decay=0.5, max_grad_norm=None)
+    layer = torch.nn.Linear(1, 1, bias=False)
+    wanted, mean, square = layer.weight.item(), 0.0, 0.0
+    optimizer = make_optimizer(layer, params)
+    for step, (lr, gradient) in enumerate([(0.1, 0.03), (0.2, -0.01), (0.1, 0.02)], 1):
+        set_lr(optimizer, lr)
+        layer.weight.grad = torch.tensor([[gradient]])
+        optimizer.step()
+        mean, square = 0.8 * mean + 0.2 * gradient, 0.7 * square + 0.3 * gradient**2
+        way = mean / (1 - 0.8**step) / (math.sqrt(square / (1 - 0.7**step)) + 0.01)
+        wanted -= lr * (0.5 * wanted + way)
+        assert layer.weight.item() == pytest.approx(wanted, abs=1e-6)
 
 
 def test_the_loss_falls(store: Store, tmp_path: Path) -> None:
