@@ -116,6 +116,11 @@ def test_every_file_of_the_proof_has_tests() -> None:
     assert all((ROOT / test).is_file() for tests in TESTS.values() for test in tests)
 
 
+def test_no_judgement_is_of_a_line_that_is_gone() -> None:
+    mutants = [mutant for file in TESTS for mutant in mutants_of((ROOT / file).read_text(encoding="utf-8"), file)]
+    assert JUDGED.keys() <= {(mutant.file, mutant.before, mutant.after) for mutant in mutants}
+
+
 def test_each_survivor_of_the_committed_proof_is_judged() -> None:
     record = ROOT / "reports" / "proofs" / "mutants.json"
     if not record.exists():

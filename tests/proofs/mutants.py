@@ -19,7 +19,40 @@ TESTS = {
     "clip_core/evaluate/bootstrap.py": ["tests/test_bootstrap.py"],
 }
 # What a person who has read a survivor says of it: file, the line before, the line after -> judgement.
-JUDGED: dict[tuple[str, str, str], str] = {}
+SAME = "the same program: "
+JUDGED: dict[tuple[str, str, str], str] = {
+    (
+        "clip_core/data/captions.py",
+        "for image_id, kind, caption, group in zip(*(rows[column] for column in columns), strict=True):",
+        "for image_id, kind, caption, group in zip(*(rows[column] for column in columns), strict=False):",
+    ): SAME + "columns of one table are equally long",
+    (
+        "clip_core/data/captions.py",
+        "if point < 0:",
+        "if ((point) <= (0)):",
+    ): SAME + "a random number meets the border with a probability of 2**-53",
+    (
+        "clip_core/train/loss.py",
+        "right = torch.arange(len(logits), device=logits.device)",
+        "right = torch.arange(len(logits))",
+    ): "seen on a GPU alone, by the test that trains there",
+    **dict.fromkeys(
+        [
+            (
+                "clip_core/train/loss.py",
+                "return features if width == features.shape[1] else normalize(features[:, :width], dim=-1)",
+                f"return features if width == features.shape[1] else normalize(features[:, :width]{dim})",
+            )
+            for dim in ("", ", dim=(1)")
+        ],
+        SAME + "features have two dimensions, so the last is dimension 1, which is the default",
+    ),
+    (
+        "clip_core/train/optimizer.py",
+        "return torch.optim.AdamW(groups, lr=0.0, betas=(params.beta1, params.beta2), eps=params.eps, fused=True)",
+        "return torch.optim.AdamW(groups, lr=0.0, betas=(params.beta1, params.beta2), eps=params.eps)",
+    ): "the same update, slower",
+}
 
 
 def prove() -> dict:
