@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from clip_core.config.training import CaptionMix, Captions
@@ -77,6 +78,12 @@ def test_a_picture_without_captions_in_the_language_is_left_out_and_none_at_all_
     assert list(describe(some, store.image_ids, "en")) == list(range(1, 36))
     with pytest.raises(ValueError, match=r"no captions in language 'en': .* one of \['zh'\]"):
         describe(pairs[pairs["language"] == "zh"], store.image_ids, "en")
+
+
+def test_the_vocabulary_is_made_of_captions_groups_templates_and_marks_of_the_language_alone() -> None:
+    rows = [("zh", "猫", "动物"), ("zh", "猫", "宠物"), ("zh", "狗", None), ("en", "cow", "animals")]
+    pairs = pd.DataFrame(rows, columns=["language", "caption", "group"])
+    assert sorted(texts_of(pairs, CHINESE)) == sorted(["猫", "狗", "动物", "宠物", " ", "一张 的图片", "，", "："])
 
 
 @pytest.mark.parametrize("params", [CHINESE, ENGLISH])

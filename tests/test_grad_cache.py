@@ -39,12 +39,14 @@ def step(
     return loss, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def assert_close(found: tuple[float, dict[str, Tensor]], wanted: tuple[float, dict[str, Tensor]]) -> None:
+def assert_close(
+    found: tuple[float, dict[str, Tensor]], wanted: tuple[float, dict[str, Tensor]], rtol: float = 1e-4
+) -> None:
     assert abs(found[0] - wanted[0]) < 1e-6
     assert found[1].keys() == wanted[1].keys()
     largest = max(gradient.abs().max() for gradient in wanted[1].values())
     for name, gradient in wanted[1].items():
-        assert torch.allclose(found[1][name], gradient, rtol=1e-4, atol=2e-6 * float(largest)), name
+        assert torch.allclose(found[1][name], gradient, rtol=rtol, atol=0.02 * rtol * float(largest)), name
 
 
 @pytest.mark.parametrize("micro_batch", [1, 4, 5, 12])
@@ -69,28 +71,29 @@ def test_the_rows_add_up_to_the_contrastive_loss() -> None:
     assert torch.allclose(sum(parts, torch.zeros(())), contrastive_loss(images, texts, scale), rtol=1e-12)
 
 
+def step_keeping_all(model: CLIP, micro_batch: int, precision: str = "fp32") -> tuple[float, dict[str, Tensor]]:
+    """The oracle: the same step by plain autograd; micro batches encoded once, with their seeds, and all is kept."""
+    model.train().zero_grad(set_to_none=True)
+    batch, features = batch_of(), []
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        for side, (encode, rows) in enumerate(
+            [(model.encode_images, batch.images), (lambda ids: encode_texts(model, ids), batch.token_ids)]
+        ):
+            parts = []
+            for number, part in enumerate(rows.split(micro_batch)):
+                torch.manual_seed(int(np.random.default_rng((5, side, number)).integers(2**63)))
+                parts.append(encode(part))
+            features.append(torch.cat(parts))
+    loss = contrastive_loss(features[0], features[1], model.logit_scale)
+    loss.backward()
+    return loss.item(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
 @pytest.mark.parametrize("tower", ["vit", "resnet"])
 def test_with_dropout_both_passes_drop_the_same_and_running_statistics_count_once(tower: str) -> None:
-    """The oracle keeps all activations: it encodes micro batches with their seeds and goes backward from one loss."""
     make = {"vit": vit_clip, "resnet": tiny_clip}[tower]
-    batch, model = batch_of(), make()
-    found = step(model, with_micro_batch(5), batch=batch)
-
-    wanted = make()
-    wanted.train()
-    features = []
-    for side, (encode, rows) in enumerate(
-        [(wanted.encode_images, batch.images), (lambda ids: encode_texts(wanted, ids), batch.token_ids)]
-    ):
-        parts = []
-        for number, part in enumerate(rows.split(5)):
-            torch.manual_seed(int(np.random.default_rng((5, side, number)).integers(2**63)))
-            parts.append(encode(part))
-        features.append(torch.cat(parts))
-    loss = contrastive_loss(features[0], features[1], wanted.logit_scale)
-    loss.backward()
-
-    assert_close(found, (loss.item(), {name: p.grad for name, p in wanted.named_parameters() if p.grad is not None}))
+    model, wanted = make(), make()
+    assert_close(step(model, with_micro_batch(5)), step_keeping_all(wanted, 5))
     for name, buffer in model.named_buffers():
         assert torch.allclose(buffer, wanted.get_buffer(name), atol=1e-6), name
 

@@ -31,12 +31,20 @@ def test_a_gallery_smaller_than_k_is_found_whole() -> None:
     assert places.tolist() == [[1, 2, 0]]
 
 
-def test_recall_counts_what_exact_search_finds(monkeypatch: pytest.MonkeyPatch) -> None:
-    draw = np.random.default_rng(5)
-    features = draw.normal(size=(50, 8)).astype(np.float32)
-    assert recall_of(features, features[:9], 10) == 1.0
-    monkeypatch.setattr("clip_core.serve.index.top_k", lambda *_: (np.tile(np.arange(10), (9, 1)), None))
-    assert recall_of(features, features[:9], 10) < 0.7
+def test_recall_is_the_share_of_the_full_sort_in_float64_that_a_search_in_float32_finds() -> None:
+    steps = np.random.default_rng(5).permutation(64) * 1e-5
+    features = np.stack([np.full(64, 4000.0), steps], axis=1).astype(np.float32)  # at 4000 float32 goes by 2e-4
+    queries = np.array([[1, 1], [1, -1], [0, 1]], dtype=np.float32)  # the last one sees the small steps alone
+    scores = queries.astype(np.float64) @ features.astype(np.float64).T
+    best = np.argsort(-scores, axis=1)[:, :10]
+    shares = [len({*found} & {*true}) / 10 for found, true in zip(top_k(features, queries, 10)[0], best, strict=True)]
+    assert max(shares[:2]) < shares[2] == 1
+    assert recall_of(features, queries, 10) == pytest.approx(np.mean(shares))
+
+
+def test_of_equal_pictures_each_is_right() -> None:
+    features = np.array([[1.0, 0]] * 15 + [[0.0, 1]] * 15, dtype=np.float32)
+    assert recall_of(features, features[[0, 20]], 10) == 1.0
 
 
 def test_the_index_holds_the_features_of_the_export(release: Release) -> None:

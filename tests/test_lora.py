@@ -21,7 +21,7 @@ from clip_core.text import parse_tokenizer
 from clip_core.train.activations import checkpoint_activations
 from clip_core.train.loop import train
 from clip_core.train.lora import add_adapters, merge_adapters
-from tests.test_grad_cache import assert_close, batch_of, step, with_micro_batch
+from tests.test_grad_cache import assert_close, batch_of, step, step_keeping_all, with_micro_batch
 from tests.test_resume import Stopped, StoppingBatches
 from tests.tiny import IMAGE_SIZE, MADE, tiny_clip, tiny_store, tiny_tokenizer_json, tiny_training
 from tests.variants import vit_clip
@@ -143,6 +143,16 @@ def test_adapters_train_with_gradient_caching_and_activation_checkpoints(precisi
         assert_close(found, wanted)
     assert found[1].keys() == wanted[1].keys()
     assert all("lora_" in name or name == "logit_scale" for name in found[1])
+
+
+def test_both_passes_of_gradient_caching_drop_the_same_inputs_of_the_adapters() -> None:
+    models = vit_clip(dropout=0.0), vit_clip(dropout=0.0)
+    for model in models:
+        add_adapters(model, LORA.model_copy(update={"dropout": 0.5}), seed=1)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:  # as zeros they would hide what is dropped
+                torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(1))
+    assert_close(step(models[0], with_micro_batch(4)), step_keeping_all(models[1], 4))
 
 
 def test_a_tower_with_batch_statistics_is_named() -> None:

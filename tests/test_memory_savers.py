@@ -112,9 +112,10 @@ def test_in_bf16_the_towers_multiply_in_bf16_and_weights_and_features_are_fp32()
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
-def test_a_gpu_trains_where_there_is_one_and_its_gradients_are_the_cpu_s() -> None:
+@pytest.mark.parametrize("micro_batch", [None, 5])
+def test_a_gpu_trains_where_there_is_one_and_its_gradients_are_the_cpu_s(micro_batch: int | None) -> None:
     assert pick_device("auto").type == "cuda"
-    on_cpu = step(make_clip(vit_architecture(dropout=0.0), 1), with_micro_batch(5))
-    on_gpu = step(make_clip(vit_architecture(dropout=0.0), 1).cuda(), with_micro_batch(5))
+    on_cpu = step(make_clip(vit_architecture(dropout=0.0), 1), with_micro_batch(micro_batch))
+    on_gpu = step(make_clip(vit_architecture(dropout=0.0), 1).cuda(), with_micro_batch(micro_batch))
     for name, gradient in on_cpu[1].items():
         assert torch.allclose(on_gpu[1][name].cpu(), gradient, rtol=1e-3, atol=1e-5), name

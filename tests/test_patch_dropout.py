@@ -9,7 +9,7 @@ from torch import Tensor
 from clip_core.config.model import ImageTower
 from clip_core.model.clip import CLIP, make_clip
 from clip_core.train.patch_dropout import drop_patches
-from tests.test_grad_cache import assert_close, batch_of, step, with_micro_batch
+from tests.test_grad_cache import assert_close, batch_of, step, step_keeping_all, with_micro_batch
 from tests.tiny import tiny_clip
 from tests.variants import vit_architecture, vit_clip
 
@@ -56,21 +56,13 @@ def test_the_patches_are_a_function_of_the_seed_and_differ_between_pictures() ->
     assert len(features(1).unique(dim=0)) > 1
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_both_passes_of_gradient_caching_see_the_same_patches(precision: str) -> None:
-    """With one micro batch the cached step is the plain one, if both passes drop alike."""
+@pytest.mark.parametrize(("precision", "rtol"), [("fp32", 1e-4), ("bf16", 0.02)])
+def test_both_passes_of_gradient_caching_see_the_same_patches(precision: str, rtol: float) -> None:
     models = vit_clip(dropout=0.0), vit_clip(dropout=0.0)
     for model in models:
         drop_patches(model, 0.5)
-    params = with_micro_batch(4, precision=precision)
-    assert_close(step(models[0], params), step(models[1], params))
-    loss, gradients = step(models[0], params)
-    before = {name: parameter.detach().clone() for name, parameter in models[0].named_parameters()}
-    rate = 0.3 / max(gradient.norm() for gradient in gradients.values())
-    with torch.no_grad():
-        for name, parameter in models[0].named_parameters():
-            parameter.copy_(before[name] - rate * gradients[name])
-    assert step(models[0], params)[0] < loss  # downhill, for the very patches of this seed
+    found = step(models[0], with_micro_batch(4, precision=precision))
+    assert_close(found, step_keeping_all(models[1], 4, precision), rtol)
 
 
 def test_towers_with_rotary_positions_drop_patches_too() -> None:

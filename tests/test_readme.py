@@ -1,19 +1,24 @@
-"""What the README says is so: its commands exist, its Python runs, its figures are those of the committed reports."""
+"""What the README says is so: its commands exist, its Python runs, its figures are those of the committed run."""
 
+import hashlib
 import importlib.util
 import json
 import re
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 
 import pytest
 
 from clip_core.evaluate.summary import headline_table
 from clip_core.evaluate.table import ablation_table
+from clip_core.params_file import read_yaml
 from tests.conftest import ROOT, run_in
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = {str(file.relative_to(ROOT)): file.read_text(encoding="utf-8") for file in [ROOT / "README.md", *DOCS]}
+LOCK = read_yaml(ROOT / "dvc.lock")["stages"]
 MODULES = {module for text in PAGES.values() for module in re.findall(r"python -m ([\w.]+)", text)}
 LINKS = {(page, link) for page, text in PAGES.items() for link in re.findall(r"\]\(([^)#]+)\)", text)}
 
@@ -25,6 +30,23 @@ def after(mark: str) -> str:
 
 def test_the_headline_is_the_committed_report() -> None:
     assert after("headline") == headline_table(json.loads((ROOT / "reports" / "metrics.json").read_text()))
+
+
+@pytest.mark.parametrize("path", ["reports/metrics.json", "reports/valid/metrics.json", "reports/test/metrics.json"])
+def test_each_committed_figure_is_what_the_run_in_dvc_lock_made(path: str) -> None:
+    made = {out["path"]: out["md5"] for stage in LOCK.values() for out in stage.get("outs", [])}
+    assert made[path] == hashlib.md5((ROOT / path).read_bytes()).hexdigest()
+
+
+def test_the_run_in_dvc_lock_was_of_these_params() -> None:
+    params = read_yaml(ROOT / "params.yaml")
+    locked = [(key, value) for name, stage in LOCK.items() if name != "check" for key, value in params_of(stage)]
+    assert len(locked) > 20
+    assert [key for key, value in locked if reduce(getitem, key.split("."), params) != value] == []
+
+
+def params_of(stage: dict) -> list[tuple[str, object]]:
+    return list(stage.get("params", {}).get("params.yaml", {}).items())
 
 
 def test_the_ablation_is_the_committed_one() -> None:

@@ -1,4 +1,4 @@
-"""Every recipe, and every combination that is advised, is valid and says what the paper says."""
+"""Every recipe, and every combination that is advised, is valid, says what the paper says, and is able to run."""
 
 from itertools import product
 from pathlib import Path
@@ -14,6 +14,7 @@ from clip_core.params_file import read_yaml
 from clip_core.recipe import BEHIND, apply_recipes, main, overlays
 from clip_core.train.schedule import num_steps_of, warmup_of
 from tests.conftest import ROOT, run_in
+from tests.recipe_memory import gib_needed
 
 RECIPES = ROOT / "recipes"
 MODELS = ("rn50", "vit-b-16", "vit-l-14", "vit-l-14-336", "vit-h-14")
@@ -35,6 +36,8 @@ FINETUNING = {
 }
 OURS = {("rn50", "coco-cn"): (16_384, 5e-5, 40, 6)}  # steps, not epochs; recipes/README.md says why
 NUM_PAIRS = {"muge": 250_314, "flickr30k-cn": 148_915, "coco-cn": 20_065}  # recipes/README.md says where from
+NUM_PICTURES = {"flickr30k-cn": 148_915 // 5, "coco-cn": 18_341}  # five captions each; its own page; MUGE's is unknown
+ONE_GPU, LARGEST_GPU = 24, 141  # GiB
 STEPS = {  # the paper's epochs times batches, the last one filled up
     ("rn50", "muge"): 660,
     ("vit-b-16", "muge"): 400,
@@ -193,6 +196,54 @@ def test_a_section_for_another_recipe_counts_only_beside_it(tmp_path: Path) -> N
     (tmp_path / "three.yaml").write_text("seed: 4\n")
     found = [overlay for _, overlay in overlays([tmp_path / "one.yaml", tmp_path / "two.yaml"])]
     assert found == [{"seed": 2}, {"pack": {"shard_mib": 7}}]
+
+
+def gib(folder: Path, *names: str) -> float:
+    """GiB that the larger of both stages needs with these recipes."""
+    params = with_recipes(folder, *names)
+    assert not isinstance(params.model, CustomModel)
+    name = params.model.name
+    return max(gib_needed(params.stage1, name, True), gib_needed(params.stage2, name, False))
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_readme_of_the_recipes_says_what_memory_each_needs_and_in_bold_what_no_single_gpu_has(
+    model: str, tmp_path: Path
+) -> None:
+    finetune, pretrain = f"finetune-{model}", f"pretrain-{model}"
+    as_written = [("table", pretrain), *((benchmark, finetune) for benchmark in BENCHMARKS)]
+    for_one = [("table", finetune), (BENCHMARKS[0], finetune, "small-batch")]
+    several, one = ([gib(tmp_path, *names) for names in kind] for kind in (as_written, for_one))
+    one.append(max(gib(tmp_path, *names, "single-gpu") for names in as_written))
+    assert max(one) < ONE_GPU
+    assert min(several) > LARGEST_GPU
+    cells = [*(f"**{need:,.0f}**" for need in several), *(f"{need:.0f}" for need in one)]
+    assert f"| `{model}` | {' | '.join(cells)} |" in (RECIPES / "README.md").read_text()
+
+
+@pytest.mark.parametrize("names", COMBINATIONS, ids=" ".join)
+def test_every_batch_is_whole_micro_batches_and_no_larger_than_the_pictures_are_many(
+    names: tuple[str, ...], tmp_path: Path
+) -> None:
+    params = with_recipes(tmp_path, *names)
+    asked_for = 4_608 if "pretrain-vit-l-14-336" in names else 32_768  # of your own, by the README
+    num_pictures = NUM_PICTURES.get(names[0], asked_for)
+    for training in (params.stage1, params.stage2):
+        assert training.global_batch % (training.micro_batch or training.global_batch) == 0
+        if training.schedule.num_steps != 0:
+            assert training.global_batch <= num_pictures
+
+
+@pytest.mark.parametrize(("kind", "model"), [*product(["pretrain", "finetune"], MODELS)])
+def test_the_readme_of_the_recipes_names_the_files_that_a_recipe_looks_for(kind: str, model: str) -> None:
+    init = read_yaml(RECIPES / f"{kind}-{model}.yaml")["init"]
+    assert init["path"] == "pretrained"
+    assert (ROOT / "pretrained").is_dir()
+    text = (RECIPES / "README.md").read_text()
+    files = [init[key] for key in ("image_tower", "bert_folder", "weights") if key in init]
+    assert files
+    for file in files:
+        assert f"`{file}`" in text or f"`{file.replace(model, 'MODEL')}`" in text, file
 
 
 def test_the_readme_of_the_recipes_names_every_recipe() -> None:

@@ -22,6 +22,16 @@ def test_no_concept_comes_twice_in_a_batch() -> None:
             assert len(set(CONCEPTS[batch])) == 30
 
 
+def test_concepts_are_dealt_like_cards() -> None:
+    """The oracle deals with lists; a sort that is not stable would deal otherwise on another processor."""
+    random = random_at(1, "order", 3)
+    pictures, place = random.permutation(200).tolist()[:180], random.permutation(40)
+    deck = sorted(pictures, key=lambda picture: place[CONCEPTS[picture]])
+    hands = [deck[number::6] for number in range(6)]
+    dealt = [hands[number] for number in random.permutation(6)]
+    assert batches_of_epoch(CONCEPTS, 30, seed=1, epoch=3).tolist() == dealt
+
+
 def test_a_concept_of_too_many_pictures_repeats_as_little_as_can_be() -> None:
     concepts = np.array([0] * 9 + list(range(1, 12)))  # nine of twenty pictures, five batches
     counts = [int((concepts[batch] == 0).sum()) for batch in batches_of_epoch(concepts, 4, seed=1, epoch=0)]

@@ -1,25 +1,30 @@
 """Training: what moves, what stays, and that it is a function of its arguments."""
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from clip_core.config.training import Optimizer, Schedule, Training
-from clip_core.data.batches import TrainingBatches, decoded
-from clip_core.data.store import Store
+from clip_core.config.intervals import Interval
+from clip_core.config.training import NoAugmentation, Optimizer, Schedule, Training
+from clip_core.data.augmentation import augment
+from clip_core.data.batches import Batch, TrainingBatches, decoded
+from clip_core.data.sampler import random_at
+from clip_core.data.store import Store, StoreWriter, open_store
 from clip_core.errors import UserError
 from clip_core.image import Preprocessing
-from clip_core.model.clip import CLIP
+from clip_core.model.clip import CLIP, make_clip
 from clip_core.text import parse_tokenizer
 from clip_core.train import loop
 from clip_core.train.backward import encode_texts
 from clip_core.train.feature_cache import freeze_image_tower, image_features_of
 from clip_core.train.loop import Validation, train
-from clip_core.train.optimizer import make_optimizer
+from clip_core.train.optimizer import make_optimizer, set_lr
 from clip_core.train.schedule import lr_at
 from clip_core.train.warm_start import english_clip, take_image_side
 from tests.tiny import (
@@ -32,6 +37,8 @@ from tests.tiny import (
     tiny_tokenizer_json,
     tiny_training,
 )
+
+EVERY_STEP = Interval(log_every=1, save_every=6)
 
 
 @pytest.fixture(scope="module")
@@ -94,11 +101,95 @@ def test_a_vector_without_gradient_does_not_move_and_a_matrix_shrinks() -> None:
     assert torch.equal(layer.bias, bias)
 
 
+def test_the_optimizer_is_adamw_with_the_betas_and_eps_of_the_params() -> None:
+    """The oracle is the formula, on one number."""
+    params = Optimizer(beta1=0.8, beta2=0.7, eps=0.01, weight_decay=0.5, max_grad_norm=None)
+    layer = torch.nn.Linear(1, 1, bias=False)
+    wanted, mean, square = layer.weight.item(), 0.0, 0.0
+    optimizer = make_optimizer(layer, params)
+    for step, (lr, gradient) in enumerate([(0.1, 0.03), (0.2, -0.01), (0.1, 0.02)], 1):
+        set_lr(optimizer, lr)
+        layer.weight.grad = torch.tensor([[gradient]])
+        optimizer.step()
+        mean, square = 0.8 * mean + 0.2 * gradient, 0.7 * square + 0.3 * gradient**2
+        way = mean / (1 - 0.8**step) / (math.sqrt(square / (1 - 0.7**step)) + 0.01)
+        wanted -= lr * (0.5 * wanted + way)
+        assert layer.weight.item() == pytest.approx(wanted, abs=1e-6)
+
+
 def test_the_loss_falls(store: Store, tmp_path: Path) -> None:
     trained(store, tiny_training(num_steps=24), tmp_path / "tiny" / "run")
     losses = [float(row.split(",")[1]) for row in (tmp_path / "tiny" / "run" / "train.csv").read_text().split()[1:]]
     assert len(losses) == 12
     assert np.mean(losses[-3:]) < 0.8 * np.mean(losses[:3])
+
+
+@pytest.fixture
+def stepped() -> Iterator[list[float]]:
+    """The length of each gradient that an optimizer has stepped by."""
+    lengths: list[float] = []
+
+    def note(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        lengths.append(torch.stack([gradient.norm() for gradient in gradients]).norm().item())
+
+    hook = register_optimizer_step_pre_hook(note)
+    yield lengths
+    hook.remove()
+
+
+def curve(work: Path, column: str) -> list[float]:
+    """A column of the training's curve."""
+    names, *rows = [row.split(",") for row in (work / "train.csv").read_text().split()]
+    return [float(row[names.index(column)]) for row in rows]
+
+
+@pytest.mark.parametrize("limit", [0.5, None])
+def test_no_step_is_by_a_gradient_longer_than_the_limit(
+    limit: float | None, store: Store, tmp_path: Path, stepped: list[float]
+) -> None:
+    params = tiny_training(num_steps=6)
+    optimizer = params.optimizer.model_copy(update={"max_grad_norm": limit})
+    trained(store, params.model_copy(update={"optimizer": optimizer}), tmp_path / "tiny" / "run")
+    as_they_came = curve(tmp_path / "tiny" / "run", "grad_norm")
+    assert max(as_they_came) > 1
+    assert stepped[1::2] == pytest.approx([min(norm, limit or math.inf) for norm in as_they_came], rel=1e-4)
+
+
+@pytest.mark.parametrize(("start", "kept"), [(math.log(100) + 1, math.log(100)), (-1.0, 0.0)])
+def test_the_logits_factor_stays_between_1_and_100(start: float, kept: float, store: Store, tmp_path: Path) -> None:
+    model = tiny_clip(tiny_tokenizer_json(store))
+    model.logit_scale.data.fill_(start)
+    params = tiny_training(num_steps=3)
+    train(batches_of(store, params), model, model.encode_images, tmp_path / "tiny" / "run", EVERY_STEP)
+    factors = curve(tmp_path / "tiny" / "run", "logit_scale")
+    assert factors[0] == pytest.approx(math.exp(kept))  # one step alone does not lead there
+    assert all(1 <= factor <= 100.0001 for factor in factors)
+
+
+class OneBatch(TrainingBatches):
+    """The first batch in every step."""
+
+    def batch(self, step: int) -> Batch:
+        return super().batch(1)
+
+
+@pytest.mark.parametrize(("dropout", "num_losses"), [(0.1, 6), (0.0, 1)])
+def test_each_step_drops_other_units(dropout: float, num_losses: int, store: Store, tmp_path: Path) -> None:
+    """Weights that do not move and one batch: what changes from step to step is what is dropped."""
+    params = tiny_training(num_steps=6)
+    still = params.schedule.model_copy(update={"peak_lr": 1e-30})
+    tokenizer_json = tiny_tokenizer_json(store)
+    batches = OneBatch(
+        store,
+        decoded(store, IMAGE_SIZE, Preprocessing()),
+        parse_tokenizer(tokenizer_json, 16),
+        params.model_copy(update={"schedule": still}),
+        seed=1,
+    )
+    model = make_clip(tiny_architecture(tokenizer_json, dropout), seed=1)
+    train(batches, model, model.encode_images, tmp_path / "tiny" / "run", EVERY_STEP)
+    assert len(set(curve(tmp_path / "tiny" / "run", "loss"))) == num_losses
 
 
 def test_the_same_params_give_the_same_weights_and_curve_to_the_bit(store: Store, tmp_path: Path) -> None:
@@ -162,6 +253,44 @@ def test_a_batch_depends_on_its_step_alone(store: Store) -> None:
     again = single.batch(9)
     assert torch.equal(batches[8].images, again.images)
     assert torch.equal(batches[8].token_ids, again.token_ids)
+
+
+def image_ids_of(batches: TrainingBatches, step: int) -> list[str]:
+    return [name.partition(": ")[0] for name in batches.named(step)]
+
+
+def test_no_batch_holds_two_pictures_of_one_concept(store: Store) -> None:
+    batches = batches_of(store, tiny_training())
+    for step in range(1, 25):
+        concepts = [image_id.partition("-")[2] for image_id in image_ids_of(batches, step)]  # a-red-circle
+        assert len(set(concepts)) == len(concepts) == 8
+
+
+def test_pictures_without_a_concept_are_told_apart_by_their_caption(store: Store, tmp_path: Path) -> None:
+    writer = StoreWriter(tmp_path / "store", 2**20)
+    for row, image_id in enumerate(store.image_ids):
+        writer.add(image_id, store.image_bytes(row))
+    names = store.pairs[store.pairs["caption_kind"] == "name"]
+    writer.finish(names.assign(concept_id=None))
+    batches = batches_of(open_store(tmp_path / "store"), tiny_training())
+    for step in range(1, 25):
+        concepts = [image_id.partition("-")[2] for image_id in image_ids_of(batches, step)]
+        assert len(set(concepts)) == len(concepts) == 8
+
+
+@pytest.mark.parametrize("step", [1, 7])
+def test_a_batch_holds_its_pictures_changed_as_the_params_say(step: int, store: Store) -> None:
+    params = tiny_training()
+    plain, changed = (
+        batches_of(store, params.model_copy(update={"augmentation": augmentation}))
+        for augmentation in (NoAugmentation(name="none"), params.augmentation)
+    )
+    rows = [store.image_ids.index(image_id) for image_id in image_ids_of(changed, step)]
+    pictures = decoded(store, IMAGE_SIZE, Preprocessing())(np.array(rows))
+    assert torch.equal(plain.batch(step).images, pictures)
+    wanted = augment(pictures, params.augmentation, random_at(1, "augmentation", step))
+    assert torch.equal(changed.batch(step).images, wanted)
+    assert not any(torch.equal(found, picture) for found, picture in zip(wanted, pictures, strict=True))
 
 
 def checkpoints(work: Path) -> list[str]:
