@@ -13,6 +13,7 @@ from clip_core.all_params import check_params
 from clip_core.errors import UserError, told_to_the_user
 from clip_core.files import atomic_write
 from clip_core.params_file import read_yaml
+from clip_core.project import project_root
 
 CHOOSES = ("source", "from", "name")  # keys whose value decides which other keys a section has
 BESIDE = "with "  # starts the name of a section that holds only beside another recipe
@@ -87,11 +88,11 @@ def _is_changed(params_file: Path) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("recipes", type=Path, nargs="+", help="merged in this order")
-    parser.add_argument("--params-file", type=Path, default=Path("params.yaml"))
+    parser.add_argument("--params-file", type=Path, help="default: the project's")
     arguments = parser.parse_args()
-    params_file: Path = arguments.params_file
-    was_changed = _is_changed(params_file)
     with told_to_the_user():
+        params_file: Path = arguments.params_file or project_root() / "params.yaml"
+        was_changed = _is_changed(params_file)
         apply_recipes(arguments.recipes, params_file)
     followed = ", ".join(map(str, arguments.recipes))
     print(f"{params_file} now follows {followed}; `git diff` shows what changed")

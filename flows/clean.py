@@ -1,17 +1,15 @@
 """`make clean`: removes what stages made and DVC's cache keeps; what serves or trains stays, and what is the user's."""
 
-from pathlib import Path
-
 from clip_core.errors import told_to_the_user
+from clip_core.project import SERVING, project_root
 from flows.dag import remove_outs
 
-SERVING = Path("serving")  # a server may have it open
 TRAININGS = "clip_core.train.work_folder"
 
 
 def main() -> None:
-    root = Path.cwd()
-    removed, left = remove_outs(root, but=root / SERVING)
+    root = project_root().absolute()
+    removed, left = remove_outs(root, but=root / SERVING)  # a server may have it open
     print(f"outputs removed: {len(removed)}; the next run takes them from DVC's cache (to empty it: rm -rf .dvc/cache)")
     print(f"left as they are: {SERVING}/, and interrupted trainings (python -m {TRAININGS} lists and removes them)")
     if left:

@@ -22,6 +22,7 @@ from prefect.states import Completed, Failed
 from clip_core.all_params import load_params
 from clip_core.errors import EXIT_CODE, UserError
 from clip_core.guard import start, stop
+from clip_core.project import SERVING, project_root
 from clip_core.serve import releases
 from flows.dag import Stage, clear_stale_locks, locked, stages_upstream_first
 from flows.outage import go_on_without_the_lease
@@ -86,8 +87,8 @@ async def skip(stage: str) -> State:
 @task(name="add release")
 def add_release(folder: Path, keep: int) -> str:
     """Has the release that the stage `deploy` proved lie where it can be served; says whether it is the one."""
-    release = releases.add(releases.SERVING, folder, keep).release
-    return releases.announcement(releases.SERVING, release)
+    release = releases.add(SERVING, folder, keep).release
+    return releases.announcement(SERVING, release)
 
 
 def environment() -> dict[str, str]:
@@ -182,6 +183,7 @@ def figures(tree: object, name: str = "") -> list[tuple[str, str]]:
 
 
 if __name__ == "__main__":
+    os.chdir(project_root())
     try:
         state = asyncio.run(pipeline(return_state=True))  # ty: ignore[invalid-argument-type]: as above
     except httpx.HTTPError as error:

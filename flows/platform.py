@@ -9,6 +9,7 @@ from clip_core.errors import UserError, told_to_the_user
 from clip_core.files import atomic_write
 from clip_core.guard import start, stop
 from clip_core.locks import signature
+from clip_core.project import project_root
 from flows.server import as_client, home, secret_file, server, set_environment
 
 POOL = "clip"  # the work pool in prefect.yaml
@@ -24,6 +25,7 @@ def main(port: int = 4200) -> None:
         signal.signal(number, signal.default_int_handler)
     if url := os.environ.get("PREFECT_API_URL"):
         raise UserError(f"PREFECT_API_URL names a Prefect server: {url}. Use that one, or unset PREFECT_API_URL.")
+    os.chdir(project_root())  # for `prefect deploy`, which reads prefect.yaml there
     set_environment()
     try:
         serve(port)

@@ -12,7 +12,7 @@ from typing import TypeVar
 from prefect import flow, task
 
 from clip_core.errors import told_to_the_user
-from clip_core.serve import releases
+from clip_core.project import serving_folder
 from clip_core.serve.rollout import roll_back, roll_out
 
 T = TypeVar("T")
@@ -23,24 +23,24 @@ def as_task(name: str, step: Callable[[], T]) -> T:
 
 
 @flow
-def rollout(release: str | None = None, serving: Path = releases.SERVING) -> str:
+def rollout(release: str | None = None, serving: Path | None = None) -> str:
     """Makes a release public on the project's `make serve`, or leaves everything as it was and fails.
 
     Args:
         release: its id; by default the newest that was added.
-        serving: the folder of releases.
+        serving: the folder of releases; by default the project's.
     """
-    return said(roll_out(serving, release, as_task))
+    return said(roll_out(serving_folder(serving), release, as_task))
 
 
 @flow
-def rollback(serving: Path = releases.SERVING) -> str:
+def rollback(serving: Path | None = None) -> str:
     """Makes the release public again that was before the present one.
 
     Args:
-        serving: the folder of releases.
+        serving: the folder of releases; by default the project's.
     """
-    return said(roll_back(serving, as_task))
+    return said(roll_back(serving_folder(serving), as_task))
 
 
 def said(outcome: str) -> str:

@@ -20,6 +20,7 @@ from clip_core.errors import UserError, told_to_the_user
 from clip_core.files import replacing_file
 from clip_core.guard import free_port, start, stop
 from clip_core.locks import is_alive, signature, try_lock
+from clip_core.project import project_root
 
 HOST = "127.0.0.1"
 PATIENCE = 120  # seconds for the server to come up; 6 to 17 on two quiet cores
@@ -29,7 +30,7 @@ SAY_EVERY = 60  # seconds
 def set_environment() -> None:
     """Keeps Prefect's state in the project and says where that is; what the user has set stays."""
     set_switches()
-    root = Path.cwd()
+    root = project_root().absolute()
     os.environ.setdefault("PREFECT_HOME", str(root / ".prefect"))
     os.environ.setdefault("PREFECT_SERVER_ALLOW_EPHEMERAL_MODE", "false")  # else a mistyped address starts a server
     # By default leases are forgotten when the server stops, and the slot of a run it was in is never free again.

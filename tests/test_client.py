@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from clip_core.project import MARKS
 from clip_core.serve import releases
 from clip_core.serve.triton import shared_memory
 from tests.conftest import ENVIRONMENT, ROOT
@@ -32,6 +33,8 @@ def ask(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def run(folder: Path, module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    for mark in MARKS:  # which make the folder a project
+        (folder / mark).touch()
     return subprocess.run(
         [sys.executable, "-m", module, *arguments],
         cwd=folder,

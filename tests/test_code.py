@@ -44,6 +44,10 @@ EDITS = {
         replace("clip_core/serve/templates/text_core/config.pbtxt", "\n", "\n# another\n"),
         {"deploy"},
     ),
+    "a pin of Triton's": (
+        replace("clip_core/serve/triton.lock", "numpy==1.26.4", "numpy==1.26.3"),
+        {"deploy"},
+    ),
     "a stage's own file": (
         replace("stages/pack.py", "* 2**20", "* 2**20 * 1"),
         {"pack"},

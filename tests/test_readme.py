@@ -15,21 +15,21 @@ from clip_core.evaluate.table import ablation_table
 from clip_core.params_file import read_yaml
 from tests.conftest import ROOT, run_in
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README, CHINESE = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh.md"))
 DOCS = sorted((ROOT / "docs").glob("*.md"))
-PAGES = {str(file.relative_to(ROOT)): file.read_text(encoding="utf-8") for file in [ROOT / "README.md", *DOCS]}
+PAGES = {str(file.relative_to(ROOT)): file.read_text(encoding="utf-8") for file in [*ROOT.glob("README*.md"), *DOCS]}
 LOCK = read_yaml(ROOT / "dvc.lock")["stages"]
 MODULES = {module for text in PAGES.values() for module in re.findall(r"python -m ([\w.]+)", text)}
 LINKS = {(page, link) for page, text in PAGES.items() for link in re.findall(r"\]\(([^)#]+)\)", text)}
 
 
-def after(mark: str) -> str:
+def after(mark: str, page: str) -> str:
     """The block of text that follows the comment `<!-- mark: ... -->`."""
-    return re.split(rf"<!-- {mark}:.*?-->\n```text\n", README)[1].split("\n```")[0]
+    return re.split(rf"<!-- {mark}:.*?-->\n```text\n", page)[1].split("\n```")[0]
 
 
-def test_the_headline_is_the_committed_report() -> None:
-    assert after("headline") == headline_table(json.loads((ROOT / "reports" / "metrics.json").read_text()))
+def blocks(page: str) -> list[str]:
+    return re.findall(r"^```.*?^```$", page, re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.parametrize("path", ["reports/metrics.json", "reports/valid/metrics.json", "reports/test/metrics.json"])
@@ -49,8 +49,31 @@ def params_of(stage: dict) -> list[tuple[str, object]]:
     return list(stage.get("params", {}).get("params.yaml", {}).items())
 
 
-def test_the_ablation_is_the_committed_one() -> None:
-    assert after("ablation") == ablation_table(json.loads((ROOT / "reports" / "ablation.json").read_text()))
+def links(page: str) -> list[str]:
+    """Where it leads, in any order: sentences are built otherwise in Chinese."""
+    return sorted(re.findall(r"\]\(([^)]+)\)", page))
+
+
+def levels(page: str) -> list[str]:
+    """The signs before its headings."""
+    return re.findall(r"^(##+) ", page, re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", [README, CHINESE], ids=["English", "Chinese"])
+def test_the_headline_is_the_committed_report(page: str) -> None:
+    assert after("headline", page) == headline_table(json.loads((ROOT / "reports" / "metrics.json").read_text()))
+
+
+@pytest.mark.parametrize("page", [README, CHINESE], ids=["English", "Chinese"])
+def test_the_ablation_is_the_committed_one(page: str) -> None:
+    assert after("ablation", page) == ablation_table(json.loads((ROOT / "reports" / "ablation.json").read_text()))
+
+
+def test_the_chinese_page_has_the_same_commands_figures_and_links_and_each_leads_to_the_other() -> None:
+    assert blocks(CHINESE) == blocks(README)
+    assert links(CHINESE.replace("(README.md)", "(README.zh.md)", 1)) == links(README)
+    assert "[English](README.md)" in CHINESE and "[中文](README.zh.md)" in README
+    assert levels(CHINESE) == [*levels(README), "##"]  # the last one is its table of words
 
 
 def test_the_python_example_gives_what_is_printed_beneath_it(smoke_project: Path) -> None:

@@ -177,6 +177,7 @@ def test_params_that_were_changed_before_are_told_of(
     monkeypatch.setattr("sys.argv", ["recipe", str(RECIPES / "smoke.yaml")])
     params_file = tmp_path / "params.yaml"
     params_file.write_bytes((ROOT / "params.yaml").read_bytes())
+    (tmp_path / "dvc.yaml").touch()
     run_in(tmp_path, "git", "init", "--quiet")
     run_in(tmp_path, "git", "add", "params.yaml")
     run_in(tmp_path, "git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "--quiet", "-m", "params")

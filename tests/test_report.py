@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+import tomllib
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,14 +17,18 @@ from clip_core.evaluate.embed import Features
 from clip_core.evaluate.headline import headline
 from clip_core.evaluate.measure import details, measure
 from clip_core.evaluate.report.charts import Line, curves, ticks
+from clip_core.evaluate.report.chinese import bilingual, chinese_of
 from clip_core.evaluate.report.page import page
 from clip_core.evaluate.report.queries import every_nth
 from clip_core.evaluate.report.read import read_run
 from clip_core.evaluate.report.sections import Run
 from clip_core.evaluate.summary import COLUMNS, headline_table, summary
+from tests.conftest import ROOT
 from tests.tiny_split import make_split
 
 PARAMS = Evaluate(num_bootstrap=100, confidence=0.95, prompt_templates=("{}",))
+SAME = {"Triton", "R@k", "p50", "p99", "top-1, %"}  # in both languages
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 NAMES = [f"名<{i}>" for i in range(12)]  # a careless page would take these for tags
 
 
@@ -36,7 +42,7 @@ class Tags(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.found.append((tag, dict(attrs)))
-        if tag not in {"meta", "link", "img", "line", "circle", "polyline"}:
+        if tag not in {"meta", "link", "img", "input", "line", "circle", "polyline"}:
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -150,7 +156,53 @@ def test_the_page_of_a_finetuned_checkpoint_tells_of_no_training_that_was_not(ru
     assert "Nothing trains: its figures are those of the start" in html
     assert "warmed up" not in html and "Stage 2 <small>20 steps" in html
     html = page(replace(run, curves={"init": nothing, "stage1": start, "stage2": start}))  # recipes/evaluate.yaml
-    assert "Nothing trains: these are the weights as they were" in html and "<p>There was none.</p>" in html
+    assert "Nothing trains: these are the weights as they were" in html and "There was none." in html
+
+
+def test_all_headings_links_and_heads_of_tables_have_their_chinese(run: Run) -> None:
+    ablation = json.loads((ROOT / "reports" / "ablation.json").read_text(encoding="utf-8"))
+    html = page(replace(run, ablation=ablation))
+    heads = "".join(re.findall(r"<(?:nav|thead)>.*?</(?:nav|thead)>", html))
+    texts = re.findall(r"<(h[1-3]|figcaption)>(.*?)</\1>", html) + re.findall(r"<(a|th)\b[^>]*>(.*?)</\1>", heads)
+    assert len(texts) > 60
+    english = {text for _, text in texts if '<bdi lang="zh">' not in text}
+    assert {text for text in english if re.search("[A-Za-z]", text)} <= SAME
+
+
+def test_the_chinese_stands_beside_the_english_and_changes_nothing_of_it(run: Run) -> None:
+    html = page(run)
+    english = re.sub(r'<bdi lang="en">(.*?)</bdi><bdi lang="zh">.*?</bdi>', r"\1", html, flags=re.DOTALL)
+    assert "bdi" not in english.partition("</style>")[2]
+    assert bilingual(english) == html
+    for query in run.queries:  # what people wrote is for both
+        assert chinese_of(query["text"]) is None
+
+
+def test_what_stands_in_the_places_of_a_phrase_is_told_in_chinese_too() -> None:
+    assert chinese_of("1,240 texts, 166 pictures") == "1,240 条文本，166 张图片"
+    assert chinese_of("Start <small>600 steps</small>") == "起点 <small>600 步</small>"
+    assert chinese_of("every 5th of 100 queries, in the order of their ids") == "100 条查询按 id 排列，每 5 条取一条"
+    table = (ROOT / "clip_core" / "evaluate" / "report" / "chinese.toml").read_text(encoding="utf-8")
+    for english, chinese in tomllib.loads(table).items():
+        places = re.findall(r"\{(\d)\}", chinese)
+        assert sorted(places) == [str(number) for number in range(english.count("{}"))], english
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no browser: apt-get install -y chromium fonts-wqy-microhei (as root)")
+def test_the_switch_shows_one_language_at_a_time(run: Run, tmp_path: Path) -> None:
+    from playwright.sync_api import sync_playwright
+
+    (tmp_path / "report.html").write_text(page(run), encoding="utf-8")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        tab = browser.new_page()
+        tab.goto((tmp_path / "report.html").as_uri())
+        shown = [tab.inner_text("h1")]
+        for language in ("中文", "English"):
+            tab.get_by_label(language, exact=True).check()
+            shown.append(tab.inner_text("h1"))
+        browser.close()
+    assert shown == ["Ask in Chinese, find the picture", "用中文提问，找到图片", "Ask in Chinese, find the picture"]
 
 
 def without_concepts(run: Run) -> Run:

@@ -142,6 +142,7 @@ def test_the_list_says_stage_step_age_bytes_and_what_differs_from_now(tmp_path: 
 
 def test_the_command_lists_and_removes(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_bytes(PARAMS_FILE.read_bytes())
+    (tmp_path / "dvc.yaml").touch()
     left = interrupt(training(), tmp_path / ".work").relative_to(tmp_path)
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -9,6 +9,7 @@ from urllib.parse import urlencode
 from urllib.request import ProxyHandler, build_opener
 
 from clip_core.errors import UserError, told_to_the_user
+from clip_core.project import serving_folder
 
 TIMEOUT = 30  # seconds
 START = "start one in another terminal: `make serve`, or what `python -m clip_core.serve.gallery` said at its end"
@@ -53,11 +54,11 @@ def main() -> None:
     parser.add_argument("text", help="what the pictures should show, in Chinese")
     parser.add_argument("--top", type=int, default=5, help="how many pictures (default 5)")
     parser.add_argument("--gallery", help="which pictures; default: the release's first gallery")
-    parser.add_argument("--serving", type=Path, default=Path("serving"), help="the folder that it serves from")
+    parser.add_argument("--serving", type=Path, help="the folder that it serves from; default: the project's")
     parser.add_argument("--url", help="of its page; default: what that folder says")
     arguments = parser.parse_args()
     with told_to_the_user():
-        url = arguments.url or read_url(arguments.serving)
+        url = arguments.url or read_url(serving_folder(arguments.serving))
         answer = ask(url, arguments.text, arguments.top, arguments.gallery)
     for hit in answer["hits"]:
         print(f"{hit['score']:.4f}  {hit['image_id']}  {hit['name']}")

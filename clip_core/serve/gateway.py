@@ -17,6 +17,7 @@ from urllib.request import ProxyHandler, build_opener
 
 from clip_core.env import set_switches
 from clip_core.errors import UserError, told_to_the_user
+from clip_core.project import serving_folder
 from clip_core.serve import releases
 from clip_core.serve.client import read_url
 from clip_core.serve.page import make_app
@@ -120,19 +121,20 @@ def main() -> None:
         prog="python -m clip_core.serve.gateway", description="the page and Triton behind it"
     )
     parser.add_argument("--port", type=int, default=8000, help="of the page; 0: any free one")
-    parser.add_argument("--serving", type=Path, default=releases.SERVING, help="the folder of releases")
+    parser.add_argument("--serving", type=Path, help="the folder of releases; default: the project's")
     parser.add_argument("--no-browser", action="store_true", help="only print the page's address")
     arguments = parser.parse_args()
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: sys.exit(0))  # else nothing would be tidied up
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would hand down "ignore"
     with told_to_the_user(OSError):
+        serving = serving_folder(arguments.serving)
         try:
-            serve(arguments.serving, arguments.port, not arguments.no_browser)
+            serve(serving, arguments.port, not arguments.no_browser)
         except KeyboardInterrupt:
             print("stopped")
         except GaveUp as error:
-            sys.exit(f"error: Triton could not be kept alive: {error}. Its log: {arguments.serving / 'triton.log'}")
+            sys.exit(f"error: Triton could not be kept alive: {error}. Its log: {serving / 'triton.log'}")
 
 
 if __name__ == "__main__":

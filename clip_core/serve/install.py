@@ -1,4 +1,4 @@
-"""Set-up of the local Triton server: `python -m clip_core.serve.install` makes `.triton/` (or $CLIP_TRITON_HOME).
+"""Set-up of the local Triton server: `python -m clip_core.serve.install` makes `.triton/`, where `triton_home` says.
 
 The server comes from PyPI's nvidia-pytriton. Its Python stub needs numpy<2 (under numpy 2 it computes wrong numbers
 without a word), so `.triton/` is an overlay environment: the packages of triton.lock first, the main one's behind them.
@@ -16,15 +16,19 @@ from pathlib import Path
 from clip_core.errors import UserError, told_to_the_user
 from clip_core.files import replacing_folder, sha256_file
 
-PROJECT = Path(__file__).resolve().parents[2]
-LOCK = PROJECT / "triton.lock"  # the pins, with hashes
+CLONE = Path(__file__).resolve().parents[2]
+LOCK = Path(__file__).with_name("triton.lock")  # the pins, with hashes
 NEEDED_BYTES = 1_000_000_000  # 150 MB of wheels, unpacked 500 MB
 PACKAGES = Path("lib", f"python{sys.version_info.major}.{sys.version_info.minor}", "site-packages")
 
 
 def triton_home() -> Path:
-    """Where the local Triton server is installed; copies of the project may share one through $CLIP_TRITON_HOME."""
-    return Path(os.environ.get("CLIP_TRITON_HOME") or PROJECT / ".triton").absolute()
+    """Where the local Triton server is installed: in the clone, or where clip_core is a package, in its environment.
+
+    Several may share one through $CLIP_TRITON_HOME.
+    """
+    beside = CLONE if (CLONE / "pyproject.toml").exists() else Path(sys.prefix)
+    return Path(os.environ.get("CLIP_TRITON_HOME") or beside / ".triton").absolute()
 
 
 def libpython_folder() -> Path:

@@ -23,10 +23,9 @@ from typing import NamedTuple
 from clip_core.errors import UserError, told_to_the_user
 from clip_core.files import atomic_write, check_space, replacing_folder, sync
 from clip_core.locks import try_lock
+from clip_core.project import project_root, serving_folder
 from clip_core.serve.release import MANIFEST, RELEASE_ID, Manifest, link_tree, read_manifest, verify
 from clip_core.serve.triton import Server
-
-SERVING = Path("serving")
 
 
 class Event(NamedTuple):
@@ -215,20 +214,21 @@ def main() -> None:
     from clip_core.all_params import load_params
 
     parser = argparse.ArgumentParser(prog="python -m clip_core.serve.releases", description=__doc__)
-    parser.add_argument("--serving", type=Path, default=SERVING)
+    parser.add_argument("--serving", type=Path, help="default: the project's")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     adding = commands.add_parser("add", help="add a proved release")
     adding.add_argument("folder", type=Path, metavar="FOLDER", help="as models/release")
     arguments = parser.parse_args()
     with told_to_the_user(OSError):
+        serving = serving_folder(arguments.serving)
         if arguments.command == "add":
-            keep = load_params(Path("params.yaml")).releases.keep
-            release = add(arguments.serving, arguments.folder, keep).release
-            print(announcement(arguments.serving, release))
+            keep = load_params(project_root() / "params.yaml").releases.keep
+            release = add(serving, arguments.folder, keep).release
+            print(announcement(serving, release))
             return
-        for release in added(arguments.serving):
-            manifest = read_manifest(folder_of(arguments.serving, release))
-            mark = "serves" if release == current(arguments.serving) else ""
+        for release in added(serving):
+            manifest = read_manifest(folder_of(serving, release))
+            mark = "serves" if release == current(serving) else ""
             print(f"{release}  {manifest.num_bytes / 2**20:8.1f} MiB  {', '.join(manifest.galleries):20}  {mark}")
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from clip_core.errors import UserError, told_to_the_user
+from clip_core.project import serving_folder
 from clip_core.serve import live, releases
 from clip_core.serve.triton import Triton
 
@@ -91,12 +92,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m clip_core.serve.rollout", description=__doc__)
     parser.add_argument("release", nargs="?", metavar="RELEASE", help="default: the newest that was added")
     parser.add_argument("--back", action="store_true", help="to the release that served before")
-    parser.add_argument("--serving", type=Path, default=releases.SERVING)
+    parser.add_argument("--serving", type=Path, help="the folder of releases; default: the project's")
     arguments = parser.parse_args()
     with told_to_the_user():
         if arguments.back and arguments.release:
             raise UserError("--back names the release itself; leave one of the two out")
-        print(roll_back(arguments.serving) if arguments.back else roll_out(arguments.serving, arguments.release))
+        serving = serving_folder(arguments.serving)
+        print(roll_back(serving) if arguments.back else roll_out(serving, arguments.release))
 
 
 if __name__ == "__main__":

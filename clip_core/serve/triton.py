@@ -137,7 +137,7 @@ def check_server(live: Path) -> Path:
     """Where the Triton server is installed; ValueError when it is not, or when it could not read `live`."""
     home = triton_home()
     if not is_installed(home):
-        raise UserError(f"{home}: no Triton server for this Python there; run `make setup`")
+        raise UserError(f"{home}: no Triton server for this Python there; run `python -m clip_core.serve.install`")
     for folder in (live.absolute(), home):
         if not str(folder).isascii():  # its Python takes no locale from the environment
             raise UserError(f"{folder}: Triton 2.51 reads ASCII paths alone; use folders with such names")

@@ -18,6 +18,7 @@ from clip_core.config.section import Section
 from clip_core.errors import UserError, told_to_the_user
 from clip_core.files import atomic_write
 from clip_core.locks import is_at, try_lock
+from clip_core.project import project_root
 from clip_core.train.fingerprint import Decisive, as_now, changed_code, differences_from_now
 from clip_core.train.state import checkpoints_in, progress_in, step_of
 
@@ -193,6 +194,7 @@ def main() -> None:
     if (arguments.what == "list") != (arguments.folder is None):
         parser.error("`list` takes no folder, `remove` and `adopt` take one")
     with told_to_the_user():
+        os.chdir(project_root())  # a training's inputs, and its folder in the list, are named from there
         if arguments.what == "list":
             lines = [described(folder, arguments.params_file) for folder in interrupted()]
             print("\n".join(lines) or "no interrupted training")

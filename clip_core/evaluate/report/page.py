@@ -1,10 +1,11 @@
-"""The report: one self-contained page about a run."""
+"""The report: one self-contained page about a run, in English and Chinese."""
 
 from html import escape
 from importlib.resources import files
 from string import Template
 
 from clip_core.evaluate.report import sections
+from clip_core.evaluate.report.chinese import bilingual
 from clip_core.evaluate.report.pipeline import versions_line
 from clip_core.evaluate.report.queries import sample
 from clip_core.evaluate.report.results import tiles
@@ -24,7 +25,7 @@ def page(run: Run) -> str:
         "Licences": sections.licences(run),
     }
     shown = {name: text for name, text in parts.items() if text}
-    return Template(_file("page.html")).substitute(
+    html = Template(_file("page.html")).substitute(
         style=_file("style.css"),
         lead=sections.lead(run),
         sample=sample(run.queries, run.read_image),
@@ -34,6 +35,7 @@ def page(run: Run) -> str:
         release=escape(run.deploy["release"]),
         versions=versions_line(run.deploy),
     )
+    return bilingual(html)
 
 
 def _file(name: str) -> str:
