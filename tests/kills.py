@@ -22,6 +22,17 @@ def after_a_checkpoint(work: Path) -> bool:
     return any(work.glob("*/checkpoint-*"))
 
 
+def before_a_checkpoint(work: Path) -> bool:
+    """A step is done, and none is saved."""
+    return any(log.stat().st_size for log in work.glob("*/train.csv")) and not after_a_checkpoint(work)
+
+
+def while_publishing(work: Path) -> bool:
+    """The final weights are being written, or just there."""
+    models = work.parents[1] / "models"
+    return any(models.glob(f".{work.name}.*.aside")) or (models / work.name).exists()
+
+
 def while_saving(work: Path) -> bool:
     return any(work.glob("*/.checkpoint-*.aside"))
 

@@ -70,6 +70,8 @@ def _changes(tree: ast.AST) -> Iterator[Change]:
 
 def _code_in(tree: ast.AST) -> Iterator[ast.AST]:
     """The nodes that run; what is in an f-string has no place of its own before Python 3.12."""
+    if isinstance(tree, ast.If) and ast.unparse(tree.test) == "TYPE_CHECKING":
+        return
     yield tree
     for name, value in ast.iter_fields(tree):
         if name not in WITHOUT_CODE and not isinstance(tree, ast.JoinedStr):

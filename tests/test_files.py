@@ -1,6 +1,5 @@
 """Files and folders appear whole or not at all."""
 
-import errno
 import multiprocessing
 import os
 import signal
@@ -11,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from clip_core.errors import UserError
 from clip_core.files import atomic_write, replacing_file, replacing_folder, sha256_file
+from tests.test_full_disk import on_a_disk_of
 
 
 def test_a_written_file_has_its_bytes_and_nothing_lies_beside_it(
@@ -51,13 +50,35 @@ def test_a_failure_leaves_the_old_folder_and_no_litter(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.rglob("*")] == ["out", "old"]
 
 
-def test_a_full_disk_says_what_to_do(tmp_path: Path) -> None:
-    with (
-        pytest.raises(UserError, match="make room and run again"),
-        replacing_folder(tmp_path / "out"),
-    ):
-        raise OSError(errno.ENOSPC, "No space left on device")
-    assert not (tmp_path / "out").exists()
+FILL = """
+import sys
+from pathlib import Path
+from clip_core.errors import UserError
+from clip_core.files import atomic_write, replacing_folder
+small = Path(sys.argv[1])
+with replacing_folder(small / "out") as folder:
+    (folder / "old").write_text("old")
+atomic_write(small / "file", "old")
+for write in (
+    lambda: atomic_write(small / "file", bytes(2**20)),
+    lambda: (folder / "new").write_bytes(bytes(2**20)),
+):
+    try:
+        with replacing_folder(small / "out") as folder:
+            write()
+        sys.exit("wrote onto a full disk")
+    except UserError as error:
+        print(error)
+    print((small / "file").read_text(), *sorted(path.name for path in small.rglob("*")))
+"""
+
+
+def test_a_full_disk_leaves_what_was_there_and_says_what_to_do(tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    file_is_full, after, folder_is_full, at_last = on_a_disk_of(2**18, small, FILL, small)
+    assert file_is_full.startswith(f"{small / 'file'}: the disk is full (0 MiB free); make room and run again")
+    assert folder_is_full.startswith(f"{small / 'out'}: the disk is full (0 MiB free); make room and run again")
+    assert after == at_last == "old file old out"
 
 
 KILLED_WHILE_WRITING = """

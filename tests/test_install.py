@@ -11,6 +11,7 @@ import pytest
 
 from clip_core.serve import install
 from tests.conftest import ENVIRONMENT, ROOT
+from tests.test_full_disk import on_a_disk_of
 
 
 @pytest.fixture
@@ -54,11 +55,26 @@ def test_a_python_without_a_shared_library_is_named_with_the_remedy(
     assert not elsewhere.exists()
 
 
-def test_a_disk_without_room_is_named(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 2**20))
-    with pytest.raises(ValueError, match="1 MiB free, Triton needs 953; make room"):
-        install.install()
-    assert not elsewhere.exists()
+INSTALL = """
+import os, sys
+from pathlib import Path
+from clip_core.errors import UserError
+from clip_core.serve import install
+small = Path(sys.argv[1])
+os.environ["CLIP_TRITON_HOME"] = str(small / "triton")
+try:
+    install.install()
+    sys.exit("installed without room")
+except UserError as error:
+    print(error)
+print(list(small.iterdir()))
+"""
+
+
+def test_a_disk_without_room_is_named(tmp_path: Path) -> None:
+    said, left = on_a_disk_of(2**20, tmp_path / "small", INSTALL, tmp_path / "small")
+    assert said == f"{tmp_path / 'small'}: 1 MiB free, Triton needs 953; make room"
+    assert left == "[]"
 
 
 def test_a_registry_that_fails_leaves_nothing_and_says_what_to_do(

@@ -7,12 +7,22 @@ from pathlib import Path
 
 import pytest
 
-from tests.kills import after_a_checkpoint, after_seconds, forget, go_on, kill, while_saving
+from tests.kills import (
+    after_a_checkpoint,
+    after_seconds,
+    before_a_checkpoint,
+    forget,
+    go_on,
+    kill,
+    while_publishing,
+    while_saving,
+)
 
 
 @pytest.mark.parametrize(
     ("stage", "moment"),
     [("init", while_saving), ("stage1", after_a_checkpoint), ("stage2", after_a_checkpoint), ("stage2", while_saving)],
+    ids=lambda value: value if isinstance(value, str) else value.__name__,
 )
 def test_a_killed_training_goes_on_from_its_checkpoint_and_ends_with_the_same_bytes(
     stage: str, moment, project_copy: Path, smoke_project: Path
@@ -22,6 +32,31 @@ def test_a_killed_training_goes_on_from_its_checkpoint_and_ends_with_the_same_by
     assert not (project_copy / "models" / stage).exists(), "the killed run had already published its weights"
     saved = any((project_copy / ".work" / stage).glob("*/checkpoint-*"))
     assert (go_on(project_copy, stage, smoke_project) > 0) == saved
+
+
+@pytest.mark.parametrize("stage", ["init", "stage2"])
+def test_a_training_killed_before_its_first_checkpoint_begins_anew_and_ends_with_the_same_bytes(
+    stage: str, project_copy: Path, smoke_project: Path
+) -> None:
+    forget(project_copy, stage)
+    assert kill(project_copy, stage, before_a_checkpoint)
+    (log,) = (project_copy / ".work" / stage).glob("*/train.csv")
+    assert log.read_text().count("\n") > 1  # steps were done, of which nothing may stay
+    assert not any(log.parent.glob("checkpoint-*")), "the killed run had saved already"
+    assert go_on(project_copy, stage, smoke_project) == 0
+
+
+@pytest.mark.parametrize("stage", ["init", "stage2"])
+def test_a_training_killed_while_its_weights_are_published_publishes_the_same_bytes_without_a_step(
+    stage: str, project_copy: Path, smoke_project: Path
+) -> None:
+    forget(project_copy, stage)
+    assert kill(project_copy, stage, while_publishing), f"{stage} ended before it could be killed"
+    left = [*(project_copy / "models").glob(f".{stage}.*.aside"), project_copy / "models" / stage]
+    assert any(path.exists() for path in left)
+    saved = any((project_copy / ".work" / stage).glob("*/checkpoint-*"))  # or all was done, but for DVC's note of it
+    assert go_on(project_copy, stage, smoke_project) == ({"init": 40, "stage2": 20}[stage] if saved else 0)
+    assert not list((project_copy / "models").glob(".*"))
 
 
 def test_a_training_killed_before_its_first_step_starts_again(project_copy: Path, smoke_project: Path) -> None:

@@ -61,6 +61,7 @@ def toy_mutant(after: str) -> Mutant:
         ("raise x", {"pass"}),
         ("if a: b", {"if (not (a)): b"}),
         ("'docs, and numbers: 3'", set()),
+        ("if TYPE_CHECKING: f(a)", set()),
         ("x = '猫' + f'{a + 1}'", {"x = (('猫') - (f'{a + 1}'))"}),
         ("x = '猫', 猫 + 1", {"x = '猫', ((猫) - (1))", "x = '猫', 猫 + (2)", "x = '猫', 猫 + (0)"}),
     ],

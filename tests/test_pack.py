@@ -15,11 +15,11 @@ import pandas as pd
 import pytest
 
 from clip_core.data.store import Store, StoreWriter, open_store
-from clip_core.errors import UserError
 from clip_core.files import sha256_file
 from tests.conftest import ROOT
 from tests.small_raw import SPLITS, drawing, encoded, small_raw, write_raw
 from tests.stage_calls import call
+from tests.test_full_disk import on_a_disk_of
 
 
 @pytest.fixture
@@ -235,18 +235,37 @@ def test_pictures_out_of_order_are_refused(tmp_path: Path) -> None:
         writer.add("a", b"2")
 
 
-def test_a_full_disk_is_an_os_error_with_the_remedy(tmp_path: Path) -> None:
-    import lmdb
+PACK = """
+import sys
+from pathlib import Path
+from clip_core.errors import UserError
+from tests.stage_calls import call
+params, raw, small = map(Path, sys.argv[1:])
+room, is_packed = 0, False
+while not is_packed:
+    filler = small / "filler"
+    filler.write_bytes(bytes(2**20 - room))
+    try:
+        call("pack", params, raw, raw, small / "packed")
+        is_packed = True
+    except UserError as error:
+        print(error)
+        assert [path.name for path in small.iterdir()] == ["filler"], list(small.iterdir())
+    filler.unlink()
+    room += 2**15
+print(*sorted(path.name for path in (small / "packed").iterdir()))
+"""
 
-    class Full:
-        def begin(self, write: bool) -> None:
-            raise lmdb.DiskError("mdb_txn_commit: No space left on device")
 
-    writer = StoreWriter(tmp_path / "store", 2**20)
-    writer.add("a", b"1")
-    writer.shard = Full()  # ty: ignore[invalid-assignment]
-    with pytest.raises(UserError, match="No space left on device; free disk space and run again"):
-        writer.finish(None)  # ty: ignore[invalid-argument-type]
+def test_wherever_the_disk_gets_full_nothing_half_packed_is_left_and_the_remedy_is_said(tmp_path: Path) -> None:
+    rows, images = small_raw()
+    raw = write_raw([row | {"seen": True} for row in rows], images, tmp_path / "raw")
+    *said, packed = on_a_disk_of(2**20, tmp_path / "small", PACK, ROOT / "params.yaml", raw, tmp_path / "small")
+    assert packed == "counts.json test train valid"
+    refused = [line for line in said if not line.startswith("pack: ")]
+    assert len(refused) > 3
+    for line in refused:
+        assert "No space left on device; free disk space and run again" in line or "make room and run again" in line
 
 
 def test_a_picture_that_is_not_the_one_in_the_pair_table_is_refused(tmp_path: Path) -> None:

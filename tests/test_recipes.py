@@ -1,5 +1,7 @@
 """Every recipe, and every combination that is advised, is valid, says what the paper says, and is able to run."""
 
+import tempfile
+from functools import cache
 from itertools import product
 from pathlib import Path
 
@@ -67,21 +69,24 @@ COMBINATIONS = [
 ]
 
 
-def with_recipes(folder: Path, *names: str) -> Params:
-    """params.yaml with the recipes merged in."""
-    params_file = folder / "params.yaml"
-    params_file.write_bytes((ROOT / "params.yaml").read_bytes())
-    apply_recipes([RECIPES / f"{name}.yaml" for name in names], params_file)
-    assert "# image tower frozen" in params_file.read_text()  # comments stay
-    return load_params(params_file)
+@cache  # the tests ask for the same ones again and again
+def merged_with(*names: str) -> tuple[Params, dict]:
+    """params.yaml with the recipes merged in, also as the tree in the file."""
+    with tempfile.TemporaryDirectory() as folder:
+        params_file = Path(folder, "params.yaml")
+        params_file.write_bytes((ROOT / "params.yaml").read_bytes())
+        apply_recipes([RECIPES / f"{name}.yaml" for name in names], params_file)
+        assert "# image tower frozen" in params_file.read_text(encoding="utf-8")  # comments stay
+        return load_params(params_file), read_yaml(params_file)
+
+
+def with_recipes(*names: str) -> Params:
+    return merged_with(*names)[0]
 
 
 @pytest.mark.parametrize("names", COMBINATIONS, ids=" ".join)
-def test_every_recipe_and_combination_is_valid_and_each_of_its_values_arrives(
-    names: tuple[str, ...], tmp_path: Path
-) -> None:
-    with_recipes(tmp_path, *names)
-    tree = read_yaml(tmp_path / "params.yaml")
+def test_every_recipe_and_combination_is_valid_and_each_of_its_values_arrives(names: tuple[str, ...]) -> None:
+    _, tree = merged_with(*names)
     *_, (_, last) = overlays([RECIPES / f"{name}.yaml" for name in names])
     assert differing(last, tree) == []
 
@@ -93,8 +98,8 @@ def differing(overlay: object, tree: object, place: str = "") -> list[str]:
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_pretraining_is_the_papers(model: str, tmp_path: Path) -> None:
-    params = with_recipes(tmp_path, "table", f"pretrain-{model}")
+def test_pretraining_is_the_papers(model: str) -> None:
+    params = with_recipes("table", f"pretrain-{model}")
     check_common(params, model)
     schedule = params.stage2.schedule
     assert (schedule.peak_lr, schedule.warmup_steps) == (2e-5, 5_000)
@@ -114,8 +119,8 @@ def test_pretraining_is_the_papers(model: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("model", "benchmark"), [*product(MODELS, BENCHMARKS)])
-def test_finetuning_is_the_papers_and_epochs_become_its_steps(model: str, benchmark: str, tmp_path: Path) -> None:
-    params = with_recipes(tmp_path, benchmark, f"finetune-{model}")
+def test_finetuning_is_the_papers_and_epochs_become_its_steps(model: str, benchmark: str) -> None:
+    params = with_recipes(benchmark, f"finetune-{model}")
     check_common(params, model)
     stage, schedule = params.stage2, params.stage2.schedule
     found = stage.global_batch, schedule.peak_lr, schedule.num_epochs or schedule.num_steps, schedule.warmup_steps
@@ -141,11 +146,10 @@ def check_common(params: Params, model: str) -> None:
 
 @pytest.mark.parametrize(("model", "benchmark"), [*product(MODELS, BENCHMARKS)])
 def test_on_one_gpu_all_stays_but_memory_and_with_small_batches_the_learning_rate_is_small(
-    model: str, benchmark: str, tmp_path: Path
+    model: str, benchmark: str
 ) -> None:
     whole, single, small = (
-        with_recipes(tmp_path, benchmark, f"finetune-{model}", *more).stage2
-        for more in ([], ["single-gpu"], ["small-batch"])
+        with_recipes(benchmark, f"finetune-{model}", *more).stage2 for more in ([], ["single-gpu"], ["small-batch"])
     )
     assert single.micro_batch is not None and single.micro_batch <= 128
     memory = {"micro_batch", "checkpoint_activations", "precision"}
@@ -157,17 +161,19 @@ def test_on_one_gpu_all_stays_but_memory_and_with_small_batches_the_learning_rat
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_to_evaluate_is_to_train_nothing(model: str, tmp_path: Path) -> None:
-    finetuning, params = (with_recipes(tmp_path, "table", f"finetune-{model}", *more) for more in ([], ["evaluate"]))
+def test_to_evaluate_is_to_train_nothing(model: str) -> None:
+    finetuning, params = (with_recipes("table", f"finetune-{model}", *more) for more in ([], ["evaluate"]))
     assert params.stage1.schedule.num_steps == params.stage2.schedule.num_steps == 0
     assert (params.model, params.init) == (finetuning.model, finetuning.init)
 
 
 @pytest.mark.parametrize("name", ["evaluate", "small-batch"])
 def test_what_only_changes_a_finetuning_is_refused_without_one(name: str, tmp_path: Path) -> None:
+    params_file = tmp_path / "params.yaml"
+    params_file.write_bytes((ROOT / "params.yaml").read_bytes())
     with pytest.raises(ValueError, match=f"{name}.yaml: changes a recipe finetune-..., and none is named"):
-        with_recipes(tmp_path, "table", name)
-    assert (tmp_path / "params.yaml").read_bytes() == (ROOT / "params.yaml").read_bytes()
+        apply_recipes([RECIPES / "table.yaml", RECIPES / f"{name}.yaml"], params_file)
+    assert params_file.read_bytes() == (ROOT / "params.yaml").read_bytes()
 
 
 def test_params_that_were_changed_before_are_told_of(
@@ -188,7 +194,7 @@ def test_params_that_were_changed_before_are_told_of(
 
 
 def test_a_section_for_another_recipe_counts_only_beside_it(tmp_path: Path) -> None:
-    alone = with_recipes(tmp_path, "finetune-vit-b-16")
+    alone = with_recipes("finetune-vit-b-16")
     assert alone.stage2.global_batch == 48
     (tmp_path / "one.yaml").write_text("seed: 1\nwith two: {seed: 2}\nwith three: {seed: 3}\n")
     (tmp_path / "two.yaml").write_text("pack: {shard_mib: 7}\n")
@@ -199,23 +205,21 @@ def test_a_section_for_another_recipe_counts_only_beside_it(tmp_path: Path) -> N
     assert found == [{"seed": 2}, {"pack": {"shard_mib": 7}}]
 
 
-def gib(folder: Path, *names: str) -> float:
+def gib(*names: str) -> float:
     """GiB that the larger of both stages needs with these recipes."""
-    params = with_recipes(folder, *names)
+    params = with_recipes(*names)
     assert not isinstance(params.model, CustomModel)
     name = params.model.name
     return max(gib_needed(params.stage1, name, True), gib_needed(params.stage2, name, False))
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_the_readme_of_the_recipes_says_what_memory_each_needs_and_in_bold_what_no_single_gpu_has(
-    model: str, tmp_path: Path
-) -> None:
+def test_the_readme_of_the_recipes_says_what_memory_each_needs_and_in_bold_what_no_single_gpu_has(model: str) -> None:
     finetune, pretrain = f"finetune-{model}", f"pretrain-{model}"
     as_written = [("table", pretrain), *((benchmark, finetune) for benchmark in BENCHMARKS)]
     for_one = [("table", finetune), (BENCHMARKS[0], finetune, "small-batch")]
-    several, one = ([gib(tmp_path, *names) for names in kind] for kind in (as_written, for_one))
-    one.append(max(gib(tmp_path, *names, "single-gpu") for names in as_written))
+    several, one = ([gib(*names) for names in kind] for kind in (as_written, for_one))
+    one.append(max(gib(*names, "single-gpu") for names in as_written))
     assert max(one) < ONE_GPU
     assert min(several) > LARGEST_GPU
     cells = [*(f"**{need:,.0f}**" for need in several), *(f"{need:.0f}" for need in one)]
@@ -223,10 +227,8 @@ def test_the_readme_of_the_recipes_says_what_memory_each_needs_and_in_bold_what_
 
 
 @pytest.mark.parametrize("names", COMBINATIONS, ids=" ".join)
-def test_every_batch_is_whole_micro_batches_and_no_larger_than_the_pictures_are_many(
-    names: tuple[str, ...], tmp_path: Path
-) -> None:
-    params = with_recipes(tmp_path, *names)
+def test_every_batch_is_whole_micro_batches_and_no_larger_than_the_pictures_are_many(names: tuple[str, ...]) -> None:
+    params = with_recipes(*names)
     asked_for = 4_608 if "pretrain-vit-l-14-336" in names else 32_768  # of your own, by the README
     num_pictures = NUM_PICTURES.get(names[0], asked_for)
     for training in (params.stage1, params.stage2):

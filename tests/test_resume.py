@@ -17,6 +17,7 @@ from clip_core.train.log import publish_curves
 from clip_core.train.loop import Validation, train
 from clip_core.train.optimizer import make_optimizer
 from clip_core.train.state import resume, save
+from tests.test_full_disk import on_a_disk_of
 from tests.tiny import IMAGE_SIZE, INTERVAL, tiny_clip, tiny_store, tiny_tokenizer_json, tiny_training
 
 PARAMS = tiny_training(num_steps=12)
@@ -171,3 +172,34 @@ def test_a_torn_or_damaged_checkpoint_is_passed_over_for_the_one_before(
     wanted, found = undisturbed[0].state_dict(), model.state_dict()
     assert all(torch.equal(wanted[name], found[name]) for name in wanted)
     assert (work / "train.csv").read_bytes() == (undisturbed[1] / "train.csv").read_bytes()
+
+
+SAVE = """
+import sys
+from pathlib import Path
+from clip_core.errors import UserError
+from clip_core.model.weights import save_weights
+from clip_core.train.optimizer import make_optimizer
+from clip_core.train.state import resume, save
+from tests.tiny import MADE, tiny_clip, tiny_training
+small, model = Path(sys.argv[1]), tiny_clip()
+optimizer = make_optimizer(model, tiny_training().optimizer)
+save(small, 1, 9, model, optimizer)
+filler = small / "filler"
+filler.write_bytes(bytes(2**18 - (small / "checkpoint-00000001.safetensors").stat().st_size - 2**15))
+for write in (lambda: save(small, 2, 9, model, optimizer), lambda: save_weights(model, "{}", small / "weights", MADE)):
+    try:
+        write()
+        sys.exit("saved onto a full disk")
+    except UserError as error:
+        print(error)
+print(*sorted(path.name for path in small.iterdir()), resume(small, model, optimizer))
+"""
+
+
+def test_a_disk_that_gets_full_leaves_the_checkpoint_before_and_says_what_to_do(tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    checkpoint, weights, left = on_a_disk_of(2**18, small, SAVE, small)
+    for said, path in ((checkpoint, small / "checkpoint-00000002.safetensors"), (weights, small / "weights")):
+        assert said.startswith(f"{path}: the disk is full") and "make room and run again" in said
+    assert left == "checkpoint-00000001.safetensors filler 1"

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from clip_core.errors import UserError
 from clip_core.files import replacing_file
+from clip_core.model.weights import write_tensors
 
 KEPT = 2
 
@@ -31,7 +31,7 @@ def save(work: Path, step: int, num_steps: int, model: nn.Module, optimizer: tor
         )
     with replacing_file(work / f"checkpoint-{step:08}.safetensors") as aside:
         progress = f"{step} of {num_steps}"
-        save_file(state, aside, {"progress": progress, "sha256": _checksum(progress, sorted(state.items()))})
+        write_tensors(state, aside, {"progress": progress, "sha256": _checksum(progress, sorted(state.items()))})
     for old in checkpoints_in(work)[:-KEPT]:
         old.unlink()
 

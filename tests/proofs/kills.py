@@ -1,15 +1,31 @@
-"""`kill -9` at 20 random moments of the trainings, a third of them while saving: 20 times the same bytes."""
+"""`kill -9` at 20 moments of the trainings, half of them random, the others where it hurts: 20 times the same bytes."""
 
 import random
 import tempfile
 import time
+from itertools import cycle
 from pathlib import Path
 
 from clip_core.recipe import apply_recipe
 from tests.conftest import copy_of, new_project, run_in
-from tests.kills import REPRO, STAGES, after_seconds, forget, go_on, kill, while_saving
+from tests.kills import (
+    REPRO,
+    STAGES,
+    after_seconds,
+    before_a_checkpoint,
+    forget,
+    go_on,
+    kill,
+    while_publishing,
+    while_saving,
+)
 
 NUM_KILLS = 20
+WHERE_IT_HURTS = {
+    "before the first checkpoint": before_a_checkpoint,
+    "while saving": while_saving,
+    "while the weights are published": while_publishing,
+}
 
 
 def prove() -> dict:
@@ -21,16 +37,17 @@ def prove() -> dict:
         run_in(undisturbed, "dvc", "repro")
         project = copy_of(undisturbed, Path(scratch))
         seconds = {stage: undisturbed_seconds(project, stage) for stage in STAGES}
-        kills = []
+        kills: list[dict] = []
+        hurting = cycle(WHERE_IT_HURTS)
         while len(kills) < NUM_KILLS:
-            stage, number = draw.choice(STAGES), len(kills)
+            stage = draw.choice(STAGES)
             moment = draw.uniform(0.5, seconds[stage])
+            when = next(hurting) if len(kills) % 2 else f"after {moment:.2f} s of {seconds[stage]:.1f}"
             forget(project, stage)
-            was_killed = kill(project, stage, while_saving if number % 3 == 0 else after_seconds(moment))
-            if not was_killed:  # it was quicker this time: this one does not count
+            is_time = WHERE_IT_HURTS.get(when) or after_seconds(moment)
+            if not kill(project, stage, is_time):  # it was quicker this time: this one does not count
                 continue
             kept = go_on(project, stage, undisturbed)
-            when = "while saving" if number % 3 == 0 else f"after {moment:.2f} s of {seconds[stage]:.1f}"
             kills.append({"stage": stage, "when": when, "steps_kept": kept, "same_bytes": True})
             print(f"kill {len(kills)} of {NUM_KILLS}: {stage}, {when}: {kept} steps kept, the same bytes", flush=True)
     return {"kills": kills, "same_bytes": len(kills)}
