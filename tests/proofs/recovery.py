@@ -11,7 +11,7 @@ from tests.test_supervisor import Asking, Running, processes_of, status, until_r
 from tests.tiny import tiny_store
 from tests.tiny_release import make_release
 
-TIMES = 3
+TIMES = 2
 VICTIMS = {
     "text_preprocess": signal.SIGKILL,
     "text_core": signal.SIGKILL,
