@@ -84,7 +84,7 @@ class Supervisor:
         while not stopped.wait(max(EVERY_SECONDS, 4 * took)):  # a large model is asked less often
             started = time.monotonic()
             self.check()
-            took = time.monotonic() - started
+            took = 0.0 if self._failures else time.monotonic() - started
 
     def check(self) -> None:
         """Asks every model once, and repairs what does not answer."""
@@ -98,6 +98,7 @@ class Supervisor:
             self._failures = 0
         except FAILURES as error:  # it does not answer, or what was loaded again answers wrongly
             self._failures += 1
+            self.states = dict.fromkeys(PUBLIC, str(error))
             if self._failures == MAX_FAILURES:
                 self._failures = 0
                 self._start_again(str(error))
