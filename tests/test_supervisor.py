@@ -104,7 +104,7 @@ def until_ready(running: Running, seconds: float) -> None:
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize("victim", ["text_core", "image_core", "clip_search", "tritonserver"])
+@pytest.mark.parametrize("victim", ["text_core", "tritonserver"])
 def test_what_is_killed_under_load_is_back_in_seconds(victim: str, running: Running, release: Release) -> None:
     until_ready(running, 60)
     kind = "server" if victim == "tritonserver" else "stub"
@@ -125,7 +125,6 @@ def test_what_is_killed_under_load_is_back_in_seconds(victim: str, running: Runn
     print(f"{victim}: ready after {ready:.1f} s, searches after {asking.seconds_down(killed):.1f} s, {failed} failed")
     assert asking.seconds_down(killed) < WITHIN[kind]
     assert {code for _, code in asking.answered} <= {200, 500, 503}
-    assert victim != "image_core" or not failed  # no search asks it
     assert status(f"{running.url}/livez") == 200
     assert releases.current(running.folder) == release.id
 
