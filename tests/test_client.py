@@ -139,7 +139,7 @@ def test_without_a_release_the_gateway_says_what_makes_one(tmp_path: Path) -> No
     assert "serving: no release to serve yet; `make run` makes that of the pipeline" in result.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 def test_ending_it_leaves_nothing_running(number: signal.Signals, release: Release, tmp_path: Path) -> None:
     with serving(tmp_path, *of(tmp_path / "serving", release)) as (_, process):
         assert processes_that_name(str(tmp_path / "serving" / "live"))

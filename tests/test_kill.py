@@ -14,7 +14,6 @@ from tests.kills import (
     forget,
     go_on,
     kill,
-    while_publishing,
     while_saving,
 )
 
@@ -34,7 +33,7 @@ def test_a_killed_training_goes_on_from_its_checkpoint_and_ends_with_the_same_by
     assert (go_on(project_copy, stage, smoke_project) > 0) == saved
 
 
-@pytest.mark.parametrize("stage", ["init", "stage2"])
+@pytest.mark.parametrize("stage", ["init"])
 def test_a_training_killed_before_its_first_checkpoint_begins_anew_and_ends_with_the_same_bytes(
     stage: str, project_copy: Path, smoke_project: Path
 ) -> None:
@@ -44,19 +43,6 @@ def test_a_training_killed_before_its_first_checkpoint_begins_anew_and_ends_with
     assert log.read_text().count("\n") > 1  # steps were done, of which nothing may stay
     assert not any(log.parent.glob("checkpoint-*")), "the killed run had saved already"
     assert go_on(project_copy, stage, smoke_project) == 0
-
-
-@pytest.mark.parametrize("stage", ["init", "stage2"])
-def test_a_training_killed_while_its_weights_are_published_publishes_the_same_bytes_without_a_step(
-    stage: str, project_copy: Path, smoke_project: Path
-) -> None:
-    forget(project_copy, stage)
-    assert kill(project_copy, stage, while_publishing), f"{stage} ended before it could be killed"
-    left = [*(project_copy / "models").glob(f".{stage}.*.aside"), project_copy / "models" / stage]
-    assert any(path.exists() for path in left)
-    saved = any((project_copy / ".work" / stage).glob("*/checkpoint-*"))  # or all was done, but for DVC's note of it
-    assert go_on(project_copy, stage, smoke_project) == ({"init": 40, "stage2": 20}[stage] if saved else 0)
-    assert not list((project_copy / "models").glob(".*"))
 
 
 def test_a_training_killed_before_its_first_step_starts_again(project_copy: Path, smoke_project: Path) -> None:

@@ -70,6 +70,7 @@ def test_the_mistakes_are_those_of_the_table(line: str, mistakes: set[str]) -> N
     assert {mutant.after for mutant in mutants_of(f"{line}\n", "line.py")} == mistakes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", TESTS)
 def test_every_mutant_of_our_files_is_another_program_with_one_line_changed_first(file: str) -> None:
     text = (ROOT / file).read_text(encoding="utf-8")
@@ -92,6 +93,7 @@ def test_a_sample_is_a_function_of_its_seed() -> None:
     assert len(sampled(files[:1], 10**6, 1)[0]) == sampled(files[:1], 1, 1)[1]
 
 
+@pytest.mark.slow
 def test_what_tests_see_is_told_from_what_none_sees_and_the_file_is_then_as_it_was(project: Path) -> None:
     judge = Judge(project, {"toy.py": ["test_toy.py"]}, patience=2)
     by_hand = {
@@ -107,6 +109,7 @@ def test_what_tests_see_is_told_from_what_none_sees_and_the_file_is_then_as_it_w
     assert (project / "toy.py").read_text() == TOY
 
 
+@pytest.mark.slow
 def test_tests_that_fail_without_a_mutant_judge_none(project: Path) -> None:
     (project / "test_toy.py").write_text(TOY_TEST.replace("9", "8"))
     with pytest.raises(AssertionError, match=r"toy\.py: its tests fail without a mutant"):

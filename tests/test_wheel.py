@@ -100,6 +100,7 @@ def test_the_client_alone_finds_pictures_from_an_empty_folder(python: Path, url:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_with_its_packages_the_wheel_loads_a_model_and_finds_its_files_from_an_empty_folder(
     python: Path, tmp_path: Path
 ) -> None:
@@ -123,6 +124,7 @@ print(triton_home() == Path(sys.prefix, ".triton"), m.encode_texts(["一只猫",
     assert done.stdout.splitlines() == [f"True True True {' '.join(PUBLIC)}", "True (2, 8)"], done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("extra", USES)
 def test_an_extra_names_the_packages_that_its_commands_import(extra: str) -> None:
     graph = grimp.build_graph(
