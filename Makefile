@@ -19,7 +19,6 @@ help: ## this list
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check uv
 	@.venv/bin/uv pip sync --require-hashes --python .venv/bin/python requirements.lock || \
 	  { echo "error: packages could not be installed: check the network and the disk, then call make again" >&2; exit 1; }
-	@echo '$(CURDIR)' > "$$(.venv/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/this_clone.pth" # so that `python -m clip_core...` runs in any folder
 	@touch $@
 
 setup: .venv/ready ## the environment, Triton and the built-in pictures (everything that needs the network)

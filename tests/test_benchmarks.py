@@ -75,6 +75,7 @@ def test_times_and_memory_of_loading_are_measured_in_processes_of_their_own(work
     assert 0 < done["peak"] < 8 * 2**30
 
 
+@pytest.mark.slow
 def test_searches_are_measured_with_those_before_in_turn_and_answer_alike(work: Path) -> None:
     rows = run(work, "search")
     assert len(rows) == 2

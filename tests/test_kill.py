@@ -45,6 +45,7 @@ def test_a_training_killed_before_its_first_checkpoint_begins_anew_and_ends_with
     assert go_on(project_copy, stage, smoke_project) == 0
 
 
+@pytest.mark.slow
 def test_a_training_killed_before_its_first_step_starts_again(project_copy: Path, smoke_project: Path) -> None:
     forget(project_copy, "stage1")
     assert kill(project_copy, "stage1", after_seconds(1.5))

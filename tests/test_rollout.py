@@ -158,6 +158,7 @@ def test_one_rollout_at_a_time(running: Supervisor, tiny_releases: tuple[Release
         roll_out(running.serving, tiny_releases[1].id)
 
 
+@pytest.mark.slow
 def test_the_flow_rolls_out_with_every_step_a_task(
     running: Supervisor, tiny_releases: tuple[Release, Release], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

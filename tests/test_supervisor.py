@@ -129,23 +129,6 @@ def test_what_is_killed_under_load_is_back_in_seconds(victim: str, running: Runn
     assert releases.current(running.folder) == release.id
 
 
-def test_a_stub_that_died_is_seen_in_readyz_by_the_model_that_needs_it(running: Running) -> None:
-    until_ready(running, 60)
-    for pid in processes_of(running, "image_core"):
-        os.kill(pid, signal.SIGKILL)
-    deadline = time.monotonic() + 30
-    states: dict[str, str] = {}
-    while "not healthy" not in states.get("clip_image", ""):
-        assert time.monotonic() < deadline
-        try:
-            with urllib.request.urlopen(f"{running.url}/readyz") as answer:
-                states = json.load(answer)["models"]
-        except urllib.error.HTTPError as error:
-            states = json.load(error)["models"]
-    assert "not healthy" not in states["clip_text"] + states["clip_search"]
-    until_ready(running, 60)
-
-
 def test_after_a_rollback_and_a_reboot_the_old_release_serves(
     tiny_releases: tuple[Release, Release], tmp_path: Path
 ) -> None:
