@@ -21,6 +21,7 @@ from clip_core.serve import releases
 from clip_core.serve.rollout import roll_back, roll_out
 from clip_core.serve.supervisor import MAX_REPAIRS, GaveUp, Supervisor
 from clip_core.serve.triton import shared_memory
+from tests.prefect_api import commands
 from tests.served import of, serving
 from tests.tiny_release import Release, processes_that_name
 from tests.under_load import changed, shuffle
@@ -86,15 +87,8 @@ def status(url: str) -> int:
 
 def processes_of(running: Running, kind: str) -> list[int]:
     """Triton's processes of this gateway whose command line names `kind`."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            command = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:  # gone by now
-            continue
-        if str(running.folder) in command and kind in command and "guard.py" not in command:
-            found.append(int(path.parent.name))
-    return found
+    named = {pid: " ".join(command) for pid, command in commands().items()}
+    return [pid for pid, it in named.items() if str(running.folder) in it and kind in it and "guard.py" not in it]
 
 
 def until_ready(running: Running, seconds: float) -> None:

@@ -364,8 +364,8 @@ ATTACKS = {
     "register shared memory": lambda client: client.register_system_shared_memory("theirs", "/psm_0", 1024),
     "list shared memory": lambda client: client.get_system_shared_memory_status(),
     "unregister shared memory": lambda client: client.unregister_system_shared_memory(),
-    "trace to a file": lambda client: client.update_trace_settings(settings={"trace_file": "/tmp/theirs"}),
-    "log to a file": lambda client: client.update_log_settings({"log_file": "/tmp/theirs"}),
+    "trace to a file": lambda client: client.update_trace_settings(settings={"trace_file": "theirs"}),
+    "log to a file": lambda client: client.update_log_settings({"log_file": "theirs"}),
 }
 
 

@@ -7,7 +7,6 @@ loads nothing: no request waits for it or meets half of it.
 
 import shutil
 import time
-from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -76,8 +75,8 @@ def public_release(triton: Triton) -> str | None:
     states = triton.states()
     if any(states.get(name) != "READY" for name in PUBLIC):
         return None
-    targets = Counter(_release_in(triton.config(name).ensemble_scheduling.step[0].model_name) for name in PUBLIC)
-    return next(iter(targets)) if len(targets) == 1 else None
+    targets = {_release_in(triton.config(name).ensemble_scheduling.step[0].model_name) for name in PUBLIC}
+    return targets.pop() if len(targets) == 1 else None
 
 
 def is_loaded(triton: Triton, release: str) -> bool:
