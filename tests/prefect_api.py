@@ -51,6 +51,11 @@ def flow_runs(url: str) -> list[dict]:
     return ask(url, "flow_runs/filter", sort="EXPECTED_START_TIME_DESC")
 
 
+def asked_for(url: str) -> list[dict]:
+    """The flow runs but for those that the nightly's own schedule makes."""
+    return [run for run in flow_runs(url) if not run["auto_scheduled"]]
+
+
 def stage_states(url: str, flow_run: dict) -> dict[str, str]:
     """Stage -> the name of its task's state."""
     tasks = ask(url, "task_runs/filter", flow_runs={"id": {"any_": [flow_run["id"]]}})

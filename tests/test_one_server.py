@@ -11,7 +11,7 @@ import pytest
 
 from clip_core.guard import free_port
 from tests.conftest import ENVIRONMENT, ROOT
-from tests.prefect_api import flow_runs, processes_in, until
+from tests.prefect_api import asked_for, processes_in, until
 from tests.toy_pipeline import new_toy_of_one_stage
 
 Start = Callable[..., subprocess.Popen[bytes]]
@@ -73,7 +73,7 @@ def test_a_flow_that_finds_a_platform_starting_waits_for_it_and_uses_it(toy: Pat
     flow = start("flow", "flows.pipeline")
     assert flow.wait(120) == 0, said(toy, "flow")
     assert f"Waiting for process {platform.pid} (" in said(toy, "flow")
-    assert len(flow_runs(f"http://127.0.0.1:{port}/api")) == 1
+    assert len(asked_for(f"http://127.0.0.1:{port}/api")) == 1
 
 
 def test_while_a_flow_has_its_own_server_a_flow_waits_and_a_platform_is_refused_until_it_is_killed(

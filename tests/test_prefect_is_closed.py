@@ -18,7 +18,7 @@ from websockets.sync.client import connect
 from clip_core.guard import free_port
 from flows.server import as_client, make_secret, secret, secret_file, set_environment
 from tests.conftest import ENVIRONMENT, ROOT
-from tests.prefect_api import JSON, ask, authentic, flow_runs, log, processes_in, send, until, with_token
+from tests.prefect_api import JSON, ask, asked_for, authentic, flow_runs, log, processes_in, send, until, with_token
 from tests.toy_pipeline import new_toy_of_one_stage
 
 PAGE = {"Origin": "http://attacker.example"}
@@ -67,11 +67,6 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Generator[Platform]:
             process.send_signal(signal.SIGINT)
             process.wait(120)
     until(lambda: not processes_in(toy))
-
-
-def asked_for(url: str) -> list[dict]:
-    """The flow runs but for those that the nightly's own schedule makes."""
-    return [run for run in flow_runs(url) if not run["auto_scheduled"]]
 
 
 @pytest.mark.parametrize("kind", [{}, {"Content-Type": "text/plain"}, JSON])  # for the last alone a browser asks first
