@@ -14,10 +14,11 @@ class Params(Section):
 def main(params: Params, out: Path, quarantine: Path) -> None:
     """Writes the pair table and its pictures to `out`, and the rows that the source refused to `quarantine`."""
     from clip_core.data.pairs import write_counts, write_images, write_pairs, write_rejected
-    from clip_core.data.sources import MEASURED, harvest, measured
+    from clip_core.data.sources import MEASURED, harvest, measured, parts_of
     from clip_core.files import replacing_folder
 
-    found = harvest(params.data)
+    (part,) = parts_of(params.data)
+    found = harvest(params.data, part)
     with replacing_folder(quarantine) as folder:
         write_rejected(found.rejected, folder)
     with replacing_folder(out) as folder:

@@ -13,13 +13,14 @@ from PIL import Image
 
 from clip_core.all_params import load_params
 from clip_core.config.sources import EmojiSource
-from clip_core.data.sources import Harvest, emoji_packages, harvest
+from clip_core.data.sources import Harvest, emoji_packages
 from clip_core.data.sources.emoji_families import family_of, rules, split_of
 from clip_core.data.sources.emoji_fetch import main as fetch
 from clip_core.data.sources.emoji_fetch import npm_command
 from clip_core.data.sources.emoji_packages import Package, slug, svg_of
 from clip_core.files import sha256_file
 from tests.conftest import ROOT
+from tests.harvested import harvested
 
 CACHE = ROOT / ".cache" / "emoji"
 # Copies what it is asked for from $SHELF and notes it; stands in for npm and the registry.
@@ -212,7 +213,7 @@ def test_a_larger_unseen_share_moves_no_family_out_of_test() -> None:
 def built_in() -> Harvest:
     """The built-in data as params.yaml asks for it."""
     data = load_params(ROOT / "params.yaml").data.model_copy(update={"path": str(CACHE)})
-    return harvest(data)
+    return harvested(data)
 
 
 def test_every_row_of_the_table_of_families_is_used() -> None:
@@ -272,17 +273,17 @@ def test_the_notice_names_every_artwork_with_its_author_and_licence(built_in: Ha
 def test_ingest_refuses_a_damaged_or_missing_cache(tmp_path: Path) -> None:
     data = load_params(ROOT / "params.yaml").data.model_copy(update={"path": str(tmp_path / "cache")})
     with pytest.raises(ValueError, match=r"not there\. Run `make setup`"):
-        harvest(data)
+        harvested(data)
     (tmp_path / "cache").mkdir()
     for file in CACHE.iterdir():
         os.link(file, tmp_path / "cache" / file.name)
     (tmp_path / "cache" / "concepts.parquet").unlink()
     (tmp_path / "cache" / "concepts.parquet").write_bytes(b"damaged")
     with pytest.raises(ValueError, match=r"concepts\.parquet: missing or damaged, its sha256 is not"):
-        harvest(data)
+        harvested(data)
 
 
 def test_an_artwork_that_is_not_there_is_named(tmp_path: Path) -> None:
     update = {"path": str(CACHE), "test_artwork": "blobs"}
     with pytest.raises(ValueError, match="'blobs', which is not among noto, "):
-        harvest(load_params(ROOT / "params.yaml").data.model_copy(update=update))
+        harvested(load_params(ROOT / "params.yaml").data.model_copy(update=update))

@@ -20,16 +20,17 @@ from clip_core.config.sources import TableSource
 from clip_core.data.expectations import findings_of, rules_of
 from clip_core.data.pairs import write_counts, write_pairs, write_rejected
 from clip_core.data.profile import profile_images, profile_pairs
-from clip_core.data.sources import emoji_families, emoji_packages, harvest
+from clip_core.data.sources import emoji_families, emoji_packages
 from clip_core.data.verdict import judge, write_page
 from clip_core.model.weights import save_weights
 from clip_core.all_params import load_params
 from clip_core.text import build_tokenizer
+from tests.harvested import harvested
 from tests.tiny import MADE, tiny_clip
 
 assert locale.getpreferredencoding() == "ANSI_X3.4-1968"
 folder, params = Path(sys.argv[1]), load_params(Path("params.yaml")).validate_
-found = harvest(TableSource(source="table", path=str(folder), table="pairs.csv", licence="CC0-1.0",
+found = harvested(TableSource(source="table", path=str(folder), table="pairs.csv", licence="CC0-1.0",
                             valid_percent=20, test_percent=20))
 write_rejected(found.rejected, folder)
 write_counts(folder, 2, 1, found.rejected["reason"], **{"图": 1})

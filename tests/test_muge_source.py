@@ -9,10 +9,10 @@ import pytest
 
 from clip_core.config.sources import MugeSource
 from clip_core.data.pairs import read_images, read_pairs
-from clip_core.data.sources import harvest
 from clip_core.data.sources.muge import LONGEST_LINE
 from clip_core.recipe import apply_recipe
 from tests.conftest import ROOT
+from tests.harvested import harvested
 from tests.small_raw import drawing, encoded
 from tests.stage_calls import call
 
@@ -53,7 +53,7 @@ def data_set(folder: Path) -> MugeSource:
 
 
 def test_a_text_becomes_a_pair_with_each_of_its_pictures(tmp_path: Path) -> None:
-    found = harvest(data_set(tmp_path))
+    found = harvested(data_set(tmp_path))
     train = found.pairs[found.pairs["split"] == "train"]
     assert train[["text_id", "image_id", "caption"]].to_numpy().tolist() == [
         ["train/7", "train/0", "红色的包"],
@@ -75,7 +75,7 @@ def test_urlsafe_base64_without_padding_and_text_ids_are_read_too(tmp_path: Path
     urlsafe = base64.urlsafe_b64encode(picture).decode().rstrip("=")
     assert "-" in urlsafe and "_" in urlsafe
     write_split(tmp_path, "train", text_line("t-1", "猫", ["a/b"]), f"a/b\t{urlsafe}\r\n")
-    found = harvest(data)
+    found = harvested(data)
     assert found.pairs["pair_id"].iloc[0] == "train/t-1/a/b"
     assert dict(found.images)["train/a/b"] == picture
 
@@ -99,7 +99,7 @@ def test_a_bad_text_is_set_aside_with_file_and_line(line: str, reason: str, tmp_
     data = data_set(tmp_path)
     file = tmp_path / "train_texts.jsonl"
     file.write_text(text_line(7, "红色的包", [0]) + "\n" + line + text_line(8, "一双鞋", [2]), encoding="utf-8")
-    found = harvest(data)
+    found = harvested(data)
     assert found.rejected[["reason", "file", "line"]].to_numpy().tolist() == [[reason, str(file), 3]]
     assert found.pairs["caption"].tolist()[:2] == ["红色的包", "一双鞋"]
 
@@ -117,7 +117,7 @@ def test_a_bad_picture_is_set_aside_with_file_and_line(line: str, reason: str, t
     data = data_set(tmp_path)
     file = tmp_path / "train_imgs.tsv"
     file.write_text(file.read_text() + line)
-    found = harvest(data)
+    found = harvested(data)
     assert found.rejected[["reason", "file", "line"]].to_numpy().tolist() == [[reason, str(file), 5]]
     assert dict(found.images)["train/0"] == PICTURES[0]  # the first of that id
 
@@ -125,7 +125,7 @@ def test_a_bad_picture_is_set_aside_with_file_and_line(line: str, reason: str, t
 def test_one_picture_of_a_text_may_be_missing_and_others_stay(tmp_path: Path) -> None:
     data = data_set(tmp_path)
     write_split(tmp_path, "train", text_line(1, "猫", [2, 99, 0, 2]), "".join(map(picture_line, range(4), PICTURES)))
-    found = harvest(data)
+    found = harvested(data)
     assert found.pairs["image_id"].tolist()[:2] == ["train/2", "train/0"]
     assert found.rejected[["reason", "image_id"]].to_numpy().tolist() == [["image_missing", "train/99"]]
     assert found.more == {
@@ -144,7 +144,7 @@ def test_pictures_that_no_text_names_and_texts_without_a_picture_stay_in_valid_a
     lines = text_line(1, "猫", [0]) + text_line(2, "狗", []) + text_line(3, "鸟", [98, 99]) + text_line(4, "猫", [0])
     write_split(tmp_path, split, lines, "".join(map(picture_line, range(3), PICTURES)))
     write_split(tmp_path, "train", lines, "".join(map(picture_line, range(3), PICTURES)))
-    found = harvest(data)
+    found = harvested(data)
     columns = ["pair_id", "image_id", "text_id", "caption", "language", "caption_kind"]
     mine = found.pairs[found.pairs["split"] == split]
     assert mine[columns].fillna("null").to_numpy().tolist() == [
@@ -172,7 +172,7 @@ def test_pictures_that_no_text_names_and_texts_without_a_picture_stay_in_valid_a
 def test_a_picture_of_train_that_no_text_names_is_a_candidate_where_valid_is_taken_from_train(tmp_path: Path) -> None:
     data = data_set(tmp_path).model_copy(update={"valid": None, "valid_percent": 40})
     write_split(tmp_path, "train", text_line(1, "猫", [0, 1, 2, 3]), "".join(map(picture_line, range(8), PICTURES)))
-    pairs = harvest(data).pairs
+    pairs = harvested(data).pairs
     alone = pairs[pairs["text_id"].isna()]
     assert len(alone) and set(alone["split"]) == {"valid"}
 
@@ -181,10 +181,10 @@ def test_a_test_without_answers_is_refused_with_the_way_out_and_valid_can_be_tak
     data = data_set(tmp_path)
     write_split(tmp_path, "test", text_line(1, "猫", []) + text_line(2, "狗", []), picture_line(0, PICTURES[6]))
     with pytest.raises(ValueError, match=r"none of its 2 texts names a picture.*\(MUGE: `test: valid`"):
-        harvest(data)
+        harvested(data)
     lines = [text_line(i, f"第{i}个", [i % 4]) for i in range(30)]
     write_split(tmp_path, "train", "".join(lines), "".join(map(picture_line, range(4), PICTURES)))
-    pairs = harvest(data.model_copy(update={"valid": None, "test": "valid", "valid_percent": 40})).pairs
+    pairs = harvested(data.model_copy(update={"valid": None, "test": "valid", "valid_percent": 40})).pairs
     by_name = pairs.groupby(pairs["image_id"].str.partition("/")[0])["split"].unique().map(sorted).to_dict()
     assert by_name == {"train": ["train", "valid"], "valid": ["test"]}
     assert pairs.groupby("image_id")["split"].nunique().eq(1).all()
@@ -195,19 +195,19 @@ def test_an_unusable_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert LONGEST_LINE > 2**26
     monkeypatch.setattr("clip_core.data.sources.muge.LONGEST_LINE", 50)
     with pytest.raises(ValueError, match=r"train_imgs\.tsv, line 1: longer than 50 bytes"):
-        harvest(data)
+        harvested(data)
     monkeypatch.undo()
     (tmp_path / "train_texts.jsonl").write_bytes("红".encode("gb18030") + b"\n")
     with pytest.raises(ValueError, match=r"train_texts\.jsonl: not one of its 1 lines .* line 1, not_utf8"):
-        harvest(data)
+        harvested(data)
     (tmp_path / "valid_imgs.tsv").unlink()
     data_set(tmp_path)
     (tmp_path / "valid_imgs.tsv").unlink()
     with pytest.raises(ValueError, match=r"valid_imgs\.tsv: no such file\. `data\.path` names the folder"):
-        harvest(data)
+        harvested(data)
     (tmp_path / "valid_imgs.tsv").mkdir()
     with pytest.raises(ValueError, match=r"valid_imgs\.tsv: can not be read: Is a directory\. `data` in params"):
-        harvest(data)
+        harvested(data)
 
 
 def test_such_a_data_set_is_ingested_and_its_counts_add_up(tmp_path: Path) -> None:

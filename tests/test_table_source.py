@@ -13,11 +13,11 @@ import pytest
 from clip_core.all_params import load_params
 from clip_core.config.sources import TableSource
 from clip_core.data.pairs import read_images, read_pairs
-from clip_core.data.sources import harvest
 from clip_core.data.store import open_store
 from clip_core.errors import UserError
 from clip_core.recipe import apply_recipe, merged
 from tests.conftest import ROOT
+from tests.harvested import harvested
 from tests.small_raw import drawing, encoded
 from tests.stage_calls import call
 
@@ -37,7 +37,7 @@ def source(folder: Path, text: str | bytes = "", num_pictures: int = 3) -> Table
 
 def test_a_record_becomes_a_pair_with_its_picture(tmp_path: Path) -> None:
     text = HEADER + 'in/0.png,"白猫，睡着了"\nin/./1.png, 红苹果 \nin/0.png,一只猫\n'
-    found = harvest(source(tmp_path, text))
+    found = harvested(source(tmp_path, text))
     assert found.pairs["caption"].tolist() == ["白猫，睡着了", "红苹果", "一只猫"]
     assert found.pairs["image_id"].tolist() == ["in/0.png", "in/1.png", "in/0.png"]  # several captions, one picture
     assert set(found.pairs["language"]) == {"zh"} and set(found.pairs["licence"]) == {"CC0-1.0"}
@@ -47,17 +47,17 @@ def test_a_record_becomes_a_pair_with_its_picture(tmp_path: Path) -> None:
 
 def test_columns_for_split_and_language_are_used_and_others_left_out(tmp_path: Path) -> None:
     text = "\ufeffnote,split,caption,image,language\nx,test,a cat,in/0.png,en\ny,train,苹果,in/1.png,\n"
-    pairs = harvest(source(tmp_path, text)).pairs
+    pairs = harvested(source(tmp_path, text)).pairs
     assert pairs[["split", "language"]].to_numpy().tolist() == [["test", "en"], ["train", "zh"]]
 
 
 def test_without_a_column_split_the_path_decides_and_a_picture_is_on_one_side(tmp_path: Path) -> None:
     lines = [f"in/{i}.png,{caption}\n" for i in range(200) for caption in ("猫", "狗")]
-    pairs = harvest(source(tmp_path, HEADER + "".join(lines), num_pictures=200)).pairs
+    pairs = harvested(source(tmp_path, HEADER + "".join(lines), num_pictures=200)).pairs
     assert pairs.groupby("image_id")["split"].nunique().eq(1).all()
     share = pairs["split"].value_counts(normalize=True)
     assert 0.1 < share["valid"] < 0.3 and 0.1 < share["test"] < 0.3
-    fewer = harvest(source(tmp_path, HEADER + "".join(lines[100:]))).pairs
+    fewer = harvested(source(tmp_path, HEADER + "".join(lines[100:]))).pairs
     assert fewer["split"].tolist() == pairs["split"].tolist()[100:]
 
 
@@ -85,7 +85,7 @@ def test_a_bad_record_is_set_aside_with_file_and_line(record: str, reason: str, 
     text = HEADER + 'in/1.png,"两\n行"\n\n' + record.replace("{absolute}", str(outside)) + "\nin/2.png,好\n"
     data = source(folder, text, num_pictures=6)
     (folder / "in" / "link.png").symlink_to(outside)
-    found = harvest(data)
+    found = harvested(data)
     assert found.rejected[["reason", "line"]].to_numpy().tolist() == [[reason, 5]]
     assert set(found.rejected["file"]) == {str(folder / "pairs.csv")}
     assert found.pairs["caption"].tolist() == ["两\n行", "好"]
@@ -102,7 +102,7 @@ def test_in_valid_and_test_a_record_may_lack_its_caption_or_its_image(tmp_path: 
         "test,,",
         "valid,in/2.png, ",
     ]
-    found = harvest(source(tmp_path, "split,image,caption\n" + "\n".join(records) + "\n"))
+    found = harvested(source(tmp_path, "split,image,caption\n" + "\n".join(records) + "\n"))
     columns = ["image_id", "text_id", "caption", "language", "split"]
     assert found.pairs[columns].fillna("").to_numpy().tolist() == [
         ["in/0.png", found.pairs["text_id"][0], "猫", "zh", "train"],
@@ -133,14 +133,14 @@ def test_in_valid_and_test_a_record_may_lack_its_caption_or_its_image(tmp_path: 
 )
 def test_an_unusable_csv_is_named_with_its_line(text: str | bytes, message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
-        harvest(source(tmp_path, text))
+        harvested(source(tmp_path, text))
 
 
 def test_a_missing_csv_says_where_it_should_be(tmp_path: Path) -> None:
     data = source(tmp_path)
     (tmp_path / "pairs.csv").unlink()
     with pytest.raises(ValueError, match=r"data\.path.*names the folder"):
-        harvest(data)
+        harvested(data)
 
 
 @contextmanager
@@ -161,12 +161,12 @@ def test_a_picture_and_a_csv_that_may_not_be_read_are_named() -> None:
         data = source(Path(place), HEADER + "in/0.png,猫\nin/1.png,狗\n")
         (Path(place) / "in" / "0.png").chmod(0)
         with without_privileges():
-            found = harvest(data)
+            found = harvested(data)
         assert found.rejected[["reason", "line"]].to_numpy().tolist() == [["image_unreadable", 2]]
         assert [image_id for image_id, _ in found.images] == ["in/1.png"]
         (Path(place) / "pairs.csv").chmod(0)
         with without_privileges(), pytest.raises(UserError, match=r"pairs\.csv: can not be read: Permission denied"):
-            harvest(data)
+            harvested(data)
 
 
 def test_own_pictures_come_through_to_the_stores_and_counts_add_up(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
-"""Sources of pairs, one adapter a file; each gives a `Harvest`."""
+"""Sources of pairs, one adapter a file: a source is cut into parts, and each part gives a `Harvest`."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from hashlib import sha256
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clip_core.config.sources import EmojiSource, MugeSource, TableSource
@@ -14,11 +15,21 @@ if TYPE_CHECKING:
 MEASURED = ("image_sha256", "width", "height", "num_bytes")
 
 
+@dataclass(frozen=True)
+class Part:
+    """A piece of a source that is read by itself, in any process, and becomes one shard of the data."""
+
+    name: str  # of the shard, of [a-z0-9.-]; it stays when other parts come and go
+    reads: tuple[Path, ...]  # the files whose bytes decide what comes out
+    at: tuple[int | str, ...] = ()  # where in them, in the adapter's own terms
+
+
 @dataclass
 class Harvest:
-    """What a source gives: the pair table without what is measured on the pictures, the pictures, the rows it refused.
+    """What a part gives: the pair table without what is measured on the pictures, the pictures, the rows it refused.
 
-    All pictures and texts of valid and test are in it, also those without a partner.
+    All pictures and texts of valid and test are in it, also those without a partner. A picture lies in the part of its
+    pairs.
     """
 
     pairs: "pd.DataFrame"
@@ -27,8 +38,23 @@ class Harvest:
     more: dict[str, Any] = field(default_factory=dict)  # counts worth reporting
 
 
-def harvest(data: EmojiSource | TableSource | MugeSource) -> Harvest:
-    """Opens the source that `params.data` names."""
+def parts_of(data: EmojiSource | TableSource | MugeSource) -> list[Part]:
+    """The parts of the source that `params.data` names, in the order of their names."""
+    if isinstance(data, EmojiSource):
+        from clip_core.data.sources.emoji import parts_of_emoji
+
+        return parts_of_emoji(data)
+    if isinstance(data, MugeSource):
+        from clip_core.data.sources.muge import parts_of_muge
+
+        return parts_of_muge(data)
+    from clip_core.data.sources.table import parts_of_table
+
+    return parts_of_table(data)
+
+
+def harvest(data: EmojiSource | TableSource | MugeSource, part: Part) -> Harvest:
+    """Reads the part; rows that can not be pairs are in `rejected`, a file that can not be read raises UserError."""
     if isinstance(data, EmojiSource):
         from clip_core.data.sources.emoji import harvest_emoji
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from clip_core.config.sources import EmojiSource
 from clip_core.data.pairs import ORIGIN
-from clip_core.data.sources import Harvest
+from clip_core.data.sources import Harvest, Part
 from clip_core.data.sources.emoji_families import family_of, split_of
 from clip_core.errors import UserError
 from clip_core.files import sha256_file
@@ -27,6 +27,11 @@ GROUPS = {  # emojibase's group -> its Chinese name; CLDR's own are poor ("peopl
     7: "物品",
     8: "符号",
 }
+
+
+def parts_of_emoji(data: EmojiSource) -> list[Part]:
+    """One: all of it fits into memory."""
+    return [Part("emoji", (Path(data.path) / "manifest.json",))]
 
 
 def harvest_emoji(data: EmojiSource) -> Harvest:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from clip_core.config.sources import MugeSource
 from clip_core.data.pairs import HELD_OUT, ORIGIN, SPLITS
-from clip_core.data.sources import Harvest
+from clip_core.data.sources import Harvest, Part
 from clip_core.errors import UserError
 
 LONGEST_LINE = 2**27  # bytes: a file without line ends is none of these
@@ -29,6 +29,12 @@ class Line(NamedTuple):
     number: int
     offset: int
     content: bytes
+
+
+def parts_of_muge(data: MugeSource) -> list[Part]:
+    names = [name for name in (data.train, data.valid, data.test) if name is not None]
+    endings = ("_imgs.tsv", "_texts.jsonl")
+    return [Part("muge", tuple(Path(data.path) / f"{name}{ending}" for name in names for ending in endings))]
 
 
 def harvest_muge(data: MugeSource) -> Harvest:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from clip_core.config.sources import TableSource
 from clip_core.data.pairs import HELD_OUT, ORIGIN
-from clip_core.data.sources import Harvest
+from clip_core.data.sources import Harvest, Part
 from clip_core.errors import UserError
 
 REQUIRED, OPTIONAL = ("image", "caption"), ("split", "language")
@@ -21,6 +21,10 @@ class Record(NamedTuple):
 
     line: int
     cells: list[str]
+
+
+def parts_of_table(data: TableSource) -> list[Part]:
+    return [Part("table", (Path(data.path) / data.table,))]
 
 
 def harvest_table(data: TableSource) -> Harvest:
