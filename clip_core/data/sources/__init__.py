@@ -3,15 +3,22 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from hashlib import sha256
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clip_core.config.sources import EmojiSource, MugeSource, TableSource
 from clip_core.image import read_size
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from clip_core.config.sources import Source
+
+ADAPTERS = {  # data.source -> the module that has `parts_of` and `harvest` for it
+    "emoji": "clip_core.data.sources.emoji",
+    "muge": "clip_core.data.sources.muge",
+    "table": "clip_core.data.sources.table",
+}
 MEASURED = ("image_sha256", "width", "height", "num_bytes")
 
 
@@ -38,34 +45,14 @@ class Harvest:
     more: dict[str, Any] = field(default_factory=dict)  # counts worth reporting
 
 
-def parts_of(data: EmojiSource | TableSource | MugeSource) -> list[Part]:
+def parts_of(data: "Source") -> list[Part]:
     """The parts of the source that `params.data` names, in the order of their names."""
-    if isinstance(data, EmojiSource):
-        from clip_core.data.sources.emoji import parts_of_emoji
-
-        return parts_of_emoji(data)
-    if isinstance(data, MugeSource):
-        from clip_core.data.sources.muge import parts_of_muge
-
-        return parts_of_muge(data)
-    from clip_core.data.sources.table import parts_of_table
-
-    return parts_of_table(data)
+    return sorted(import_module(ADAPTERS[data.source]).parts_of(data), key=lambda part: part.name)
 
 
-def harvest(data: EmojiSource | TableSource | MugeSource, part: Part) -> Harvest:
+def harvest(data: "Source", part: Part) -> Harvest:
     """Reads the part; rows that can not be pairs are in `rejected`, a file that can not be read raises UserError."""
-    if isinstance(data, EmojiSource):
-        from clip_core.data.sources.emoji import harvest_emoji
-
-        return harvest_emoji(data)
-    if isinstance(data, MugeSource):
-        from clip_core.data.sources.muge import harvest_muge
-
-        return harvest_muge(data)
-    from clip_core.data.sources.table import harvest_table
-
-    return harvest_table(data)
+    return import_module(ADAPTERS[data.source]).harvest(data, part)
 
 
 def measured(images: Iterator[tuple[str, bytes]], facts: dict[str, tuple]) -> Iterator[tuple[str, bytes]]:

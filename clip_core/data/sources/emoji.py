@@ -29,12 +29,12 @@ GROUPS = {  # emojibase's group -> its Chinese name; CLDR's own are poor ("peopl
 }
 
 
-def parts_of_emoji(data: EmojiSource) -> list[Part]:
+def parts_of(data: EmojiSource) -> list[Part]:
     """One: all of it fits into memory."""
     return [Part("emoji", (Path(data.path) / "manifest.json",))]
 
 
-def harvest_emoji(data: EmojiSource) -> Harvest:
+def harvest(data: EmojiSource, _part: Part) -> Harvest:
     """Every artwork's pictures with their names and keywords.
 
     The train artworks show the concepts of training; the artworks of valid and test show these too (seen concepts in an

@@ -31,13 +31,13 @@ class Line(NamedTuple):
     content: bytes
 
 
-def parts_of_muge(data: MugeSource) -> list[Part]:
+def parts_of(data: MugeSource) -> list[Part]:
     names = [name for name in (data.train, data.valid, data.test) if name is not None]
     endings = ("_imgs.tsv", "_texts.jsonl")
     return [Part("muge", tuple(Path(data.path) / f"{name}{ending}" for name in names for ending in endings))]
 
 
-def harvest_muge(data: MugeSource) -> Harvest:
+def harvest(data: MugeSource, _part: Part) -> Harvest:
     """The pairs of all splits, one for each text and picture that it names. What can be none is refused by itself.
 
     In valid and test a picture that no text names, and a text that names no picture, is a row of its own, since the

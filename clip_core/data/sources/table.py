@@ -23,11 +23,11 @@ class Record(NamedTuple):
     cells: list[str]
 
 
-def parts_of_table(data: TableSource) -> list[Part]:
+def parts_of(data: TableSource) -> list[Part]:
     return [Part("table", (Path(data.path) / data.table,))]
 
 
-def harvest_table(data: TableSource) -> Harvest:
+def harvest(data: TableSource, _part: Part) -> Harvest:
     """The pairs of the CSV. A record that can not be a pair is refused by itself; a CSV that can not be read, whole.
 
     In valid and test a record without caption is a picture that no text names, one without image a text that has none.
