@@ -57,7 +57,7 @@ def schema_of(columns: dict[str, str]) -> "pa.Schema":
 
 def write_pairs(pairs: "pd.DataFrame", path: Path) -> None:
     """Writes the pair table of a shard; a column that is missing, unknown or of another type is refused."""
-    _write_table(pairs, COLUMNS | (CURATED if "seen" in pairs.columns else {}), path)
+    _write_table(pairs, COLUMNS | {name: alias for name, alias in CURATED.items() if name in pairs.columns}, path)
 
 
 def shards_in(folder: Path) -> list[str]:
