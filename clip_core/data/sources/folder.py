@@ -70,7 +70,7 @@ def _fault_of(entry: os.DirEntry, root: str) -> str | None:
         return "no_plain_file"
     if entry.is_symlink() and not Path(os.path.realpath(entry)).is_relative_to(root):
         return "outside_folder"
-    return None if os.access(entry, os.R_OK) else "unreadable"
+    return None if os.access(entry, os.R_OK, effective_ids=True) else "unreadable"
 
 
 def _fault_of_size(size: int, is_text: bool) -> str | None:
@@ -107,7 +107,7 @@ def harvest(data: FolderSource, part: Part) -> Harvest:
     """Each picture with each line of its text, by itself a pair or a rejected row."""
     folder = Path(data.path)
     own, *refused = map(str, part.at)
-    rows = Rows(data, frozenset(SPLIT_NAMES[name] for name in own.split()))
+    rows = Rows(data, tuple(own.split()))
     for fault, path in zip(refused[::2], refused[1::2], strict=True):
         rows.reject(fault, Origin(str(folder / path), 0), path)
     pictures, captions = defaultdict(list), {}
@@ -122,8 +122,8 @@ def harvest(data: FolderSource, part: Part) -> Harvest:
     records += [(path, False, found, 1) for path, found in captions.items() if path[: -len(".txt")] not in pictures]
     kept = []
     for path, has_picture, found, line in records:
-        top = path.partition("/")[0]
-        record = Record(path, has_picture, found, Origin(str(folder / path), line), top if top in own.split() else None)
+        split = rows.split_at(path.partition("/")[0])
+        record = Record(path, has_picture, found, Origin(str(folder / path), line), split)
         if rows.add(record) and has_picture:
             kept.append(path)
     return rows.harvest((path, (folder / path).read_bytes()) for path in sorted(kept))

@@ -37,7 +37,7 @@ class Rows:
     """What was found in a part so far."""
 
     data: FolderSource | SavedSource | WebDatasetSource
-    own: frozenset[str] = frozenset()  # splits that lie in a place of their own, so that no id decides on them
+    places: tuple[str, ...] = ()  # the names of splits that have a place of their own: no id decides on them
     pairs: list[dict] = field(default_factory=list)
     rejected: list[dict] = field(default_factory=list)
 
@@ -73,13 +73,18 @@ class Rows:
             more=more,
         )
 
+    def split_at(self, place: str) -> str | None:
+        """The split of what lies there; None where ids decide: in train, too, as it gives what has no place."""
+        return place if place in self.places and SPLIT_NAMES[place] != "train" else None
+
     def _split_of(self, record: Record) -> str | None:
         if record.split:
             return SPLIT_NAMES.get(record.split)
         if not record.has_picture:
             return None
-        valid_percent = 0 if "valid" in self.own else self.data.valid_percent
-        return split_of(record.id, valid_percent, 0 if "test" in self.own else self.data.test_percent)
+        apart = {SPLIT_NAMES[place] for place in self.places}
+        valid_percent = 0 if "valid" in apart else self.data.valid_percent
+        return split_of(record.id, valid_percent, 0 if "test" in apart else self.data.test_percent)
 
     def _row(self, record: Record, split: str | None, number: int, caption: str | None) -> dict[str, str | None]:
         language = (record.language or "zh") if caption else None

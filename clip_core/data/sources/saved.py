@@ -21,7 +21,6 @@ def parts_of(data: SavedSource) -> list[Part]:
     """A file of a data set is a part; one that is much larger is cut, by the place in it where batches begin."""
     folder = Path(data.path)
     names = _splits_in(folder)
-    own = " ".join(sorted({SPLIT_NAMES[name] for name in names if name}))
     parts = []
     for name in names:
         for file in _files_of(folder / name):
@@ -29,7 +28,7 @@ def parts_of(data: SavedSource) -> list[Part]:
             num_pieces = max(1, round(file.stat().st_size / PART_BYTES))
             for i in range(num_pieces):
                 stem = "-".join([*([name] if name else []), file.stem, *([str(i)] if num_pieces > 1 else [])])
-                parts.append(Part(shard_name(stem), (file, info), (name, own, i, num_pieces)))
+                parts.append(Part(shard_name(stem), (file, info), (name, " ".join(names), i, num_pieces)))
     return parts
 
 
@@ -70,11 +69,12 @@ def _files_of(folder: Path) -> list[Path]:
 def harvest(data: SavedSource, part: Part) -> Harvest:
     """The rows of the batches that begin in the part's piece of the file, each by itself pairs or a rejected row."""
     file, info = part.reads
-    split, own, piece, num_pieces = str(part.at[0]), str(part.at[1]), int(part.at[2]), int(part.at[3])
+    name, names, piece, num_pieces = str(part.at[0]), str(part.at[1]), int(part.at[2]), int(part.at[3])
     size = file.stat().st_size
     begins = range(piece * size // num_pieces, (piece + 1) * size // num_pieces)
     columns = columns_of(data, schema_in(file), read_json(info).get("features"), file)
-    rows, kept = Rows(data, frozenset(own.split())), set()
+    rows, kept = Rows(data, tuple(names.split())), set()
+    place = {"split": rows.split_at(name)}
     stem = file.relative_to(data.path).with_suffix("").as_posix()
     for first, batch in batches_in(file, columns.names, begins):
         captions = _captions_in(batch, columns)
@@ -84,7 +84,7 @@ def harvest(data: SavedSource, part: Part) -> Harvest:
             said = {name: value for name in told if (value := (told[name][i] or "").strip())}
             if size_of_picture > LONGEST_PICTURE:
                 rows.reject("picture_too_large", origin, image_id)
-            elif rows.add(Record(image_id, size_of_picture > 0, captions[i], origin, **({"split": split} | said))):
+            elif rows.add(Record(image_id, size_of_picture > 0, captions[i], origin, **(place | said))):
                 kept |= {first + i} if size_of_picture else set()
     return rows.harvest(_pictures_in(file, columns, begins, stem, kept))
 
