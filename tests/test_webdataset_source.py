@@ -227,6 +227,10 @@ def test_what_img2dataset_says_of_its_downloads_is_counted(tmp_path: Path) -> No
         "downloads_not_resized": 2,
         "other_members": 0,
     }
+    for table in ({"url": ["x"]}, {"status": [["x"]]}, {"status": pa.array([b"\x81"]).view(pa.string())}):
+        pq.write_table(pa.table(table), tmp_path / "b.parquet")
+        with pytest.raises(UserError, match=r"b\.parquet: no table of img2dataset's"):
+            harvested(source(tmp_path))
     (tmp_path / "b.parquet").write_bytes(b"PAR1")
     with pytest.raises(UserError, match=r"b\.parquet: no table of img2dataset's: .*Remove the file"):
         harvested(source(tmp_path))
@@ -242,7 +246,7 @@ def test_a_large_tar_is_cut_into_parts_that_hold_every_sample_once(
     members = [one for i in range(60) for one in sample(f"{i:02d}", f"{i}", os.urandom(5_000))] + sample("07")
     tar = write_tar(tmp_path / "x.tar", members)
     whole = harvested(source(tmp_path))
-    monkeypatch.setattr(webdataset, "PART_BYTES", tar.stat().st_size // 4)
+    monkeypatch.setattr(webdataset, "TAR_BYTES", tar.stat().st_size // 4)
     parts = parts_of(source(tmp_path))
     assert len(parts) == 4 and len({part.name for part in parts}) == 4
     pieces = [harvest(source(tmp_path), part) for part in parts]

@@ -20,7 +20,8 @@ def schema_in(file: Path) -> "pa.Schema":
 
     with _damage_named(file), pa.memory_map(str(file)) as opened, pa.ipc.open_stream(opened) as stream:
         schema = stream.schema
-        schema.names  # noqa: B018 - raises here for names that are no text
+        for field in schema:
+            _read_names(field)
     with file.open("rb") as ending:
         ending.seek(max(0, file.stat().st_size - len(END)))
         if ending.read() != END:
@@ -50,6 +51,13 @@ def batches_in(file: Path, names: list[str], begins: range) -> Iterator[tuple[in
                 batch.validate(full=True)
                 yield first, batch
             first += batch.num_rows
+
+
+def _read_names(field: "pa.Field") -> None:
+    """Raises UnicodeDecodeError where the field, or one in it, has a name that is no text: later is too late."""
+    assert field.name is not None
+    for i in range(field.type.num_fields):
+        _read_names(field.type.field(i))
 
 
 @contextmanager

@@ -37,6 +37,6 @@ def _counts_of(table: Path) -> dict[str, int]:
         with pq.ParquetFile(table) as file:
             for batch in file.iter_batches(columns=["status"]):
                 found.update(batch["status"].to_pylist())
-    except (pa.ArrowException, OSError, KeyError) as error:
+    except (pa.ArrowException, OSError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise UserError(f"{table}: no table of img2dataset's: {error}. Remove the file if another wrote it.") from None
     return {"count": found.total()} | {name: found[name] for name in ("failed_to_download", "failed_to_resize")}

@@ -14,7 +14,6 @@ from clip_core.data.sources.downloads import downloads_in, files_beside
 from clip_core.data.sources.folders import (
     LONGEST_PICTURE,
     LONGEST_TEXT,
-    PART_BYTES,
     PICTURES,
     files_in,
     shard_name,
@@ -24,6 +23,7 @@ from clip_core.data.sources.rows import Origin, Record, Rows
 from clip_core.data.sources.tar import Member, members_of
 from clip_core.errors import UserError
 
+TAR_BYTES = 2**29  # of a part: each part looks at the headers of the whole tar, so many would take long
 KINDS = dict.fromkeys(PICTURES, "picture") | {".txt": "txt", ".json": "json"}
 TOLD = ("caption", "split", "language", "licence")  # by a sample's JSON; none has to be there
 
@@ -49,7 +49,7 @@ def parts_of(data: WebDatasetSource) -> list[Part]:
         if not tar.is_file():
             raise UserError(f"{tar}: no file, or a link to none. Take it away or put the tar there.")
         stem = _stem_of(tar, folder)
-        num_pieces = max(1, round(tar.stat().st_size / PART_BYTES))
+        num_pieces = max(1, round(tar.stat().st_size / TAR_BYTES))
         for i in range(num_pieces):
             name = shard_name(stem if num_pieces == 1 else f"{stem}#{i}")
             parts.append(Part(name, (tar, *(files_beside(tar) if i == 0 else ())), (i, num_pieces)))
