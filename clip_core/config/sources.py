@@ -54,4 +54,42 @@ class MugeSource(Section):
         return self
 
 
-Source = Annotated[EmojiSource | TableSource | MugeSource, Field(discriminator="source")]
+Percent = Annotated[int, Field(ge=1, le=40)]
+
+
+class WebDatasetSource(Section):
+    """Tars of pictures with `.txt` and `.json` beside each, as img2dataset writes them."""
+
+    source: Literal["webdataset"]
+    path: Name  # the folder of the tars, which may lie in sub-folders
+    licence: Name | None  # of the pictures, where a sample's JSON says none; null: unknown
+    valid_percent: Percent | None  # of the pictures, where a sample's JSON says no `split`; null: 5
+    test_percent: Percent | None
+
+
+class FolderSource(Section):
+    """A folder of pictures with a `.txt` beside each, whose lines are its captions."""
+
+    source: Literal["folder"]
+    path: Name
+    licence: Name | None  # of the pictures; null: unknown
+    valid_percent: Percent | None  # of the pictures, where no sub-folder is named after the split; null: 5
+    test_percent: Percent | None
+
+
+class SavedSource(Section):
+    """A folder that the `datasets` library saved (`save_to_disk`), of one data set or of one for each split."""
+
+    source: Literal["saved"]
+    path: Name
+    image: Name | None  # the column of the pictures; null: the one whose feature is an Image
+    captions: Annotated[tuple[Name, ...], Field(min_length=1)] | None  # the columns; null: `caption`, or the only texts
+    licence: Name | None  # of the pictures; null: unknown
+    valid_percent: Percent | None  # of the pictures, where no split of this name was saved; null: 5
+    test_percent: Percent | None
+
+
+Source = Annotated[
+    EmojiSource | TableSource | MugeSource | WebDatasetSource | FolderSource | SavedSource,
+    Field(discriminator="source"),
+]

@@ -16,8 +16,11 @@ if TYPE_CHECKING:
 
 ADAPTERS = {  # data.source -> the module that has `parts_of` and `harvest` for it
     "emoji": "clip_core.data.sources.emoji",
+    "folder": "clip_core.data.sources.folder",
     "muge": "clip_core.data.sources.muge",
+    "saved": "clip_core.data.sources.saved",
     "table": "clip_core.data.sources.table",
+    "webdataset": "clip_core.data.sources.webdataset",
 }
 MEASURED = ("image_sha256", "width", "height", "num_bytes")
 

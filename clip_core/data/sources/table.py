@@ -11,6 +11,7 @@ from typing import NamedTuple
 from clip_core.config.sources import TableSource
 from clip_core.data.pairs import HELD_OUT, ORIGIN
 from clip_core.data.sources import Harvest, Part
+from clip_core.data.sources.split import split_of
 from clip_core.errors import UserError
 
 REQUIRED, OPTIONAL = ("image", "caption"), ("split", "language")
@@ -154,15 +155,9 @@ def split_in(row: dict[str, str], data: TableSource) -> str | None:
     """The split that the record names; in a CSV without the column, that of its picture."""
     if "split" in row:
         return row["split"].strip()
-    return split_of(image_id_of(row), data) if row["image"].strip() else None
-
-
-def split_of(image_id: str, data: TableSource) -> str:
-    """The picture's split: a function of its path, so that new pictures move no old one."""
-    bucket = int.from_bytes(sha256(image_id.encode()).digest()[:4]) % 100
-    if bucket < data.test_percent:
-        return "test"
-    return "valid" if bucket < data.test_percent + data.valid_percent else "train"
+    if not row["image"].strip():
+        return None
+    return split_of(image_id_of(row), data.valid_percent, data.test_percent)
 
 
 def first_of(rejected: list[dict]) -> str:
