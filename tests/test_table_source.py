@@ -31,7 +31,14 @@ def source(folder: Path, text: str | bytes = "", num_pictures: int = 3) -> Table
         (folder / "in" / f"{i}.png").write_bytes(encoded(drawing(i)))
     (folder / "pairs.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
     return TableSource(
-        source="table", path=str(folder), table="pairs.csv", licence="CC0-1.0", valid_percent=20, test_percent=20
+        source="table",
+        path=str(folder),
+        table="pairs.csv",
+        columns=None,
+        fetch=None,
+        licence="CC0-1.0",
+        valid_percent=20,
+        test_percent=20,
     )
 
 
@@ -178,7 +185,8 @@ def test_own_pictures_come_through_to_the_stores_and_counts_add_up(tmp_path: Pat
     params_file.write_text((ROOT / "params.yaml").read_text())
     overlay = tmp_path / "own.yaml"
     overlay.write_text(f"data: {{source: table, path: {tmp_path}/mine, table: pairs.csv, licence: mine,\n"
-                       "  valid_percent: 20, test_percent: 20}\nvalidate: {max_bad_share: 0.1}\n")  # fmt: skip
+                       "  columns: null, fetch: null, valid_percent: 20, test_percent: 20}\n"
+                       "validate: {max_bad_share: 0.1}\n")  # fmt: skip
     apply_recipe(overlay, params_file)
 
     raw, valid, curated, packed = (tmp_path / name for name in ("raw", "valid", "curated", "packed"))
