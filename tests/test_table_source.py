@@ -4,7 +4,7 @@ import json
 import os
 import tempfile
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from pathlib import Path
 
 import pytest
@@ -166,12 +166,16 @@ def test_a_picture_and_a_csv_that_may_not_be_read_are_named() -> None:
         Path(place).chmod(0o755)
         data = source(Path(place), HEADER + "in/0.png,猫\nin/1.png,狗\n")
         (Path(place) / "in" / "0.png").chmod(0)
-        with without_privileges():
+        with chdir(place), without_privileges():
             found = harvested(data)
         assert found.rejected[["reason", "line"]].to_numpy().tolist() == [["image_unreadable", 2]]
         assert [image_id for image_id, _ in found.images] == ["in/1.png"]
         (Path(place) / "pairs.csv").chmod(0)
-        with without_privileges(), pytest.raises(UserError, match=r"pairs\.csv: can not be read: Permission denied"):
+        with (
+            chdir(place),
+            without_privileges(),
+            pytest.raises(UserError, match=r"pairs\.csv: can not be read: Permission denied"),
+        ):
             harvested(data)
 
 

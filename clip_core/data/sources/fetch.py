@@ -31,6 +31,17 @@ def fetched_at(url: str) -> Path:
     return FETCHED / sha256(url.encode()).hexdigest()
 
 
+def asked_again() -> Path:
+    """A file that each run touches, once there is one: results that lack pictures name it, and are made anew."""
+    return FETCHED / "asked-again"
+
+
+def ask_again() -> None:
+    """Begins a run: what failed in the one before will be asked for again."""
+    if asked_again().exists():
+        os.utime(asked_again())
+
+
 def fetch(urls: Iterable[str], settings: Fetch | None) -> tuple[dict[str, str], dict[str, int]]:
     """Fetches what is not there yet: the URLs that failed with reasons, and counts.
 
@@ -42,7 +53,6 @@ def fetch(urls: Iterable[str], settings: Fetch | None) -> tuple[dict[str, str], 
     if missing:
         _tidy_up()
         asyncio.run(run.fetch_all(missing))
-    counts = {"urls": len(wanted), "urls_fetched_before": run.num_known, "urls_fetched": run.num_fetched}
     if wanted:
         print(f"fetch: {len(wanted)} URLs, {run.num_known} fetched before, {run.num_fetched} now; {run.failures()}")
     if run.is_hopeless():
@@ -52,7 +62,8 @@ def fetch(urls: Iterable[str], settings: Fetch | None) -> tuple[dict[str, str], 
             f"{next(iter(run.failed))[:200]}. See to the network or the column image, or lower min_yield; what was "
             f"fetched is kept."
         )
-    return run.failed, counts | {"urls_failed": len(run.failed)}
+    fetched = len(wanted) - len(run.failed)
+    return run.failed, {"urls": len(wanted), "urls_fetched": fetched, "urls_failed": len(run.failed)} if wanted else {}
 
 
 class Run:
@@ -140,6 +151,7 @@ def _aside() -> Path:
 def _tidy_up() -> None:
     """Makes the folders, and removes what killed processes left half written."""
     _aside().mkdir(parents=True, exist_ok=True)
+    asked_again().touch()
     for left in list(_aside().iterdir()):
         with suppress(FileNotFoundError):  # another part's process was faster
             if time.time() - left.stat().st_mtime > LEFT_AFTER:

@@ -92,6 +92,8 @@ async def _body(response: httpx.Response, max_bytes: int) -> bytes:
         raise Failure(f"url_{response.status_code}", response.status_code >= 500 or response.status_code in TRANSIENT)
     if response.headers.get("content-encoding", "identity") != "identity":
         raise Failure("url_encoded")  # not asked for, and a small answer can be large when decoded
+    if int(response.headers.get("content-length", "0")) > max_bytes:
+        raise Failure("url_too_large")
     body = bytearray()
     async for chunk in response.aiter_raw():
         body += chunk

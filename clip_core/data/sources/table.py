@@ -1,4 +1,4 @@
-"""A user's own pairs: tables (CSV, TSV, JSONL, parquet) of captions with pictures in files, on the web or in the table."""
+"""A user's own pairs: tables of captions, with pictures in files, on the web or in the tables themselves."""
 
 from pathlib import Path
 from types import ModuleType
@@ -6,8 +6,9 @@ from types import ModuleType
 from clip_core.config.sources import TableSource
 from clip_core.data.pairs import COLUMNS, ORIGIN
 from clip_core.data.sources import MEASURED, Harvest, Part, table_csv, table_jsonl, table_parquet
+from clip_core.data.sources.fetch import ask_again
 from clip_core.data.sources.table_files import files_of, is_one_file, part_name
-from clip_core.data.sources.table_pictures import Pictures, Stamps
+from clip_core.data.sources.table_pictures import Pictures
 from clip_core.data.sources.table_records import Span, names_of
 from clip_core.data.sources.table_rows import Judge, pair_of, row_of, shown
 from clip_core.errors import UserError
@@ -20,13 +21,14 @@ SHOWN = ("image_id", "text_id", "caption")
 def parts_of(data: TableSource) -> list[Part]:
     """One part a span of a table.
 
-    What decides a part is its own records and their pictures: their digest stands in `at`, so that a record more at the
-    end of a file is work for the last part alone. Only parquet, which can hold pictures, is read by its bytes.
+    The digest of a part's own records stands in `at`, so that a record more at the end of a file is work for the last
+    part alone; a parquet file, which may hold pictures, decides as a whole.
     """
-    names, stamp, found = names_of(data), Stamps(data), []
+    names, found = names_of(data), []
     for file in files_of(data):
-        spans = _reader_of(file).spans_of(file, names, stamp)
+        spans = _reader_of(file).spans_of(file, names)
         found += [(file, number, span) for number, span in enumerate(spans)]
+    ask_again()
     alone = ALONE if len(found) == 1 else ""
     parts = []
     for file, number, span in found:
@@ -63,6 +65,7 @@ def harvest(data: TableSource, part: Part) -> Harvest:
         images=pictures.in_order(judge.by_id),
         rejected=pd.DataFrame(rejected, columns=[*ORIGIN, *SHOWN]),
         more=counts,
+        files=pictures.looked_for(),
     )
 
 

@@ -12,9 +12,9 @@ from clip_core.data.sources.table_records import (
     BOM,
     LONGEST_LINE,
     LONGEST_RECORD,
+    Cell,
     Record,
     Span,
-    Stamp,
     check_columns,
     lines_of,
     opened,
@@ -29,7 +29,7 @@ class Text:
     def __init__(self, stream: BinaryIO, file: Path, line: int, offset: int) -> None:
         stream.seek(offset)
         self.stream, self.file, self.line, self.offset = stream, file, line, offset
-        self.start = offset  # of the record that is being read
+        self.start_line, self.start = line, offset  # of the record that is being read
         self.digest = sha256()
 
     def __iter__(self) -> Iterator[str]:
@@ -43,7 +43,7 @@ class Text:
                 self.line += 1
                 if self.offset - self.start > LONGEST_LINE:
                     raise UserError(
-                        f"{self.file}, line {self.line}: its record has more than {LONGEST_LINE:,} bytes. "
+                        f"{self.file}, line {self.start_line}: a record of more than {LONGEST_LINE:,} bytes. "
                         f"Is a quote open?"
                     )
                 yield line
@@ -58,19 +58,18 @@ class Text:
             ) from None
 
 
-def spans_of(file: Path, names: dict[str, str], stamp: Stamp) -> Iterator[Span]:
+def spans_of(file: Path, names: dict[str, str]) -> Iterator[Span]:
     """Cuts the file; raises UserError that names the line where it is no table of pairs."""
     with opened(file) as stream:
         text = Text(stream, file, 1, 0)
         records = split_records(text)
         header = _header_of(records)
         check_columns(f"{file}, line 1", header, names)
-        image, of_header, is_first = header.index(names["image"]), text.digest, True
+        of_header, is_first = text.digest, True
         while True:
             line, offset, text.digest, num_records = text.line, text.offset, of_header.copy(), 0
-            for num_records, (_, cells) in take(records, lambda: text.offset):  # noqa: B007 - used behind the loop
-                if len(cells) > image:
-                    text.digest.update(stamp(cells[image]))
+            for num_records, _ in take(records, lambda: text.offset):  # noqa: B007 - used behind the loop
+                pass
             if not num_records and not is_first:
                 return
             yield Span(line, offset, num_records, text.digest.hexdigest())
@@ -84,7 +83,7 @@ def records_of(file: Path, span: Span, names: dict[str, str]) -> Iterator[Record
         ours = {called: name for name, called in names.items()}
         text = Text(stream, file, span.line, span.offset)
         for line, cells in islice(split_records(text), span.num_records):
-            row = dict.fromkeys((name for name, called in names.items() if called in header), "")
+            row: dict[str, Cell] = dict.fromkeys((name for name, called in names.items() if called in header), "")
             row |= {ours[called]: cell for called, cell in zip(header, cells, strict=False) if called in ours}
             is_long = text.offset - text.start > LONGEST_RECORD
             is_whole = len(cells) == len(header)
@@ -96,7 +95,7 @@ def split_records(text: Text) -> Iterator[tuple[int, list[str]]]:
     csv.field_size_limit(LONGEST_LINE)
     reader = csv.reader(text, delimiter="\t" if text.file.suffix.lower() == ".tsv" else ",", strict=True)
     while True:
-        line, text.start = text.line, text.offset
+        line, text.start_line, text.start = text.line, text.line, text.offset
         try:
             cells = next(reader, None)
         except csv.Error as error:

@@ -14,14 +14,13 @@ from clip_core.data.sources.table_records import (
     Cell,
     Record,
     Span,
-    Stamp,
     lines_of,
     opened,
     take,
 )
 
 
-def spans_of(file: Path, names: dict[str, str], stamp: Stamp) -> Iterator[Span]:
+def spans_of(file: Path, _names: dict[str, str]) -> Iterator[Span]:
     """Cuts the file. A line that is no JSON is a record as well, which its reader refuses."""
     with opened(file) as stream:
         records, is_first = split_records(stream, file, 1), True
@@ -30,8 +29,6 @@ def spans_of(file: Path, names: dict[str, str], stamp: Stamp) -> Iterator[Span]:
             digest, num_records, end = sha256(), 0, line
             for num_records, (end, content) in take(records, stream.tell):  # noqa: B007 - used behind the loop
                 digest.update(content)
-                image = record_of(end, content, names).cells.get("image")
-                digest.update(stamp(image) if isinstance(image, str) else b"")
             if not num_records and not is_first:
                 return
             yield Span(line, offset, num_records, digest.hexdigest())

@@ -2,7 +2,6 @@
 
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +11,6 @@ from clip_core.data.sources.table_records import (
     Cell,
     Record,
     Span,
-    Stamp,
     check_columns,
     opened,
 )
@@ -26,14 +24,14 @@ SPAN_BYTES = 128 * 2**20
 MOST_ROWS = 512  # in memory at a time
 
 
-def spans_of(file: Path, names: dict[str, str], stamp: Stamp) -> Iterator[Span]:
+def spans_of(file: Path, names: dict[str, str]) -> Iterator[Span]:
     """Cuts the file at its row groups; raises UserError for a column that is missing or of a wrong type."""
     with opened_parquet(file) as parquet:
         check_columns(f"{file}", parquet.schema_arrow.names, names)
         check_types(file, parquet.schema_arrow, names)
         first = 0
         for num_rows in _cut(parquet.metadata):
-            yield Span(first + 1, 0, num_rows, _stamped(parquet, first, num_rows, names["image"], stamp))
+            yield Span(first + 1, 0, num_rows, "")
             first += num_rows
 
 
@@ -103,7 +101,7 @@ def _is_picture(kind: "pa.DataType") -> bool:
     return (
         len(fields) == kind.num_fields
         and "bytes" in fields
-        and _is_bytes(fields["bytes"])
+        and (_is_bytes(fields["bytes"]) or t.is_null(fields["bytes"]))
         and ("path" not in fields or _is_text(fields["path"]))
     )
 
@@ -153,15 +151,6 @@ def _batches(
         line += len(batch)
         if line > first + num_rows:
             return
-
-
-def _stamped(parquet: "pq.ParquetFile", first: int, num_rows: int, column: str, stamp: Stamp) -> str:
-    digest = sha256()
-    if _is_text(parquet.schema_arrow.field(column).type):
-        for _, batch in _batches(parquet, first, num_rows, [column]):
-            for cell in _cells(batch[column]):
-                digest.update(stamp(cell) if isinstance(cell, str) else b"")
-    return digest.hexdigest()
 
 
 def _cells(array: "pa.Array") -> list[Cell]:

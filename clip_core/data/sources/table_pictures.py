@@ -3,7 +3,6 @@
 import os
 import re
 import tempfile
-import time
 from collections.abc import Iterator
 from functools import cached_property
 from hashlib import sha256
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from clip_core.config.sources import TableSource
-from clip_core.data.sources.fetch import fetch, fetched_at
+from clip_core.data.sources.fetch import asked_again, fetch, fetched_at
 from clip_core.data.sources.table_records import Cell
 from clip_core.errors import UserError
 
@@ -37,7 +36,8 @@ class Pictures:
         self.folder, self.settings = Path(data.path), data.fetch
         self.inside = os.path.realpath(self.folder)
         self.spilled: dict[str, Picture] = {}
-        self.faults: dict[str, str | None] = {}  # of files by path, of URLs that were not fetched by URL
+        self.files: dict[str, str | None] = {}  # by path in the folder: why a file can not be read, or None
+        self.not_fetched: dict[str, str] = {}  # by URL: why
 
     def picture_of(self, image: Cell) -> Picture | None:
         """The picture that the cell holds or names; None where it is blank."""
@@ -65,18 +65,18 @@ class Pictures:
 
     def fetch(self, urls: list[str]) -> dict[str, int]:
         """Fetches what is not there yet; counts of what came of it."""
-        failed, counts = fetch(urls, self.settings)
-        self.faults |= failed
+        self.not_fetched, counts = fetch(urls, self.settings)
         return counts
 
     def fault_of(self, picture: Picture) -> str | None:
         """Why the picture can not be read, or None."""
-        key = picture.url or picture.image_id
-        if picture.file is None or (picture.url and key not in self.faults):
+        if picture.file is None:
             return None
-        if key not in self.faults:
-            self.faults[key] = self._fault_of_file(str(picture.file))
-        return self.faults[key]
+        if picture.url:
+            return self.not_fetched.get(picture.url)
+        if picture.image_id not in self.files:
+            self.files[picture.image_id] = self._fault_of_file(str(picture.file))
+        return self.files[picture.image_id]
 
     def _fault_of_file(self, file: str) -> str | None:
         if "\0" in file or not os.path.isfile(file):  # noqa: PTH113 - unlike Path's, never raises
@@ -89,6 +89,11 @@ class Pictures:
                 return "image_too_large" if os.fstat(stream.fileno()).st_size > LARGEST else None
         except OSError:
             return "image_unreadable"
+
+    def looked_for(self) -> list[Path]:
+        """The files that decide what comes out: pictures, and those that another run may find when it asks again."""
+        files = [self.folder / path for path in self.files if "\0" not in path]
+        return files + ([asked_again()] if self.not_fetched else [])
 
     def read(self, picture: Picture) -> bytes:
         """The picture's encoded bytes."""
@@ -103,25 +108,3 @@ class Pictures:
     def in_order(self, by_id: dict[str, Picture]) -> Iterator[tuple[str, bytes]]:
         """The pictures in the order of their ids, one in memory at a time."""
         return ((image_id, self.read(by_id[image_id])) for image_id in sorted(by_id))
-
-
-class Stamps:
-    """What changes when a picture does that a record names: its size and time, without reading it."""
-
-    def __init__(self, data: TableSource) -> None:
-        self.folder = data.path
-        self.last: tuple[str, bytes] = ("", b"")
-
-    def __call__(self, image: str) -> bytes:
-        if image != self.last[0]:  # captions of one picture often stand together
-            self.last = (image, self._stamp(image))
-        return self.last[1]
-
-    def _stamp(self, image: str) -> bytes:
-        is_url = bool(URL.match(image.strip()))
-        try:
-            file = fetched_at(image.strip()) if is_url else f"{self.folder}/{image.strip()}"
-            found = os.stat(file)  # noqa: PTH116 - Path's costs more than the call itself
-        except (OSError, ValueError):
-            return str(time.time_ns()).encode() if is_url else b"-"  # what is not fetched yet is asked for again
-        return f"{found.st_size} {found.st_mtime_ns}".encode()

@@ -17,7 +17,6 @@ SPAN_RECORDS, SPAN_BYTES = 50_000, 2**26  # of text, at most, in a span
 LONGEST_LINE = 2**24  # bytes of a record: beyond it a file is broken as a whole
 LONGEST_RECORD = 2**20  # bytes: what is longer is refused by itself
 Cell = str | bytes | None
-Stamp = Callable[[str], bytes]  # of a picture that a record names: changes when the picture does
 
 
 def take(records: Iterator[Any], offset: Callable[[], int]) -> Iterator[tuple[int, Any]]:
@@ -35,7 +34,7 @@ class Span(NamedTuple):
     line: int  # where the first one starts, from 1; in parquet the number of its row
     offset: int  # the same in bytes; in parquet 0
     num_records: int
-    digest: str  # of their bytes and of the pictures that they name; in parquet of these alone
+    digest: str  # of their bytes, and of the header's; in parquet none
 
 
 class Record(NamedTuple):
