@@ -127,6 +127,13 @@ def test_several_files_keep_their_pairs_apart_and_a_glob_chooses(folder: Path) -
     assert all(set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789.-") for name in names)
 
 
+def test_no_two_parts_have_one_name(folder: Path) -> None:
+    names = ("a.csv", "A.csv", "a b.csv", "a-b.csv", "图.csv", "表.csv", f"{'x' * 200}1.csv", f"{'x' * 200}2.csv")
+    for name in names:
+        write(folder / name, rows())
+    assert len({part.name for part in parts_of(source(folder))}) == len(names)
+
+
 @pytest.mark.parametrize(("table", "message"), [
     ("none*.csv", r"no table there .*`data\.path` names the folder"),
     ("none.csv", r"none\.csv: no such file\. `data\.path` names the folder"),
@@ -183,6 +190,16 @@ def test_records_at_the_end_change_the_last_part_alone(folder: Path, monkeypatch
         write(folder / f"pairs.{ending}", rows(36))
         after = parts_of(source(folder, table=f"pairs.{ending}"))
         assert [part == other for part, other in zip(before, after, strict=True)] == [True, True, True, False]
+        changed = write(
+            folder / f"pairs.{ending}", [{**row, "caption": "x"} if i == 12 else row for i, row in enumerate(rows(36))]
+        )
+        again = parts_of(source(folder, table=changed.name))
+        assert [part.at[-1] == other.at[-1] for part, other in zip(after, again, strict=True)] == [
+            True,
+            False,
+            True,
+            True,
+        ]
 
 
 def test_the_pictures_of_a_part_decide_as_well(folder: Path) -> None:
@@ -222,6 +239,19 @@ def test_pictures_in_parquet_are_never_all_in_memory(folder: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     told = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
     assert int(told.split()[-1]) < 90  # MiB, of 191
+
+
+def test_one_large_value_in_all_rows_is_not_decoded_for_all_at_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dictionary makes such a file small: 200 rows of 100 kB are 100 kB."""
+    write(folder / "pairs.parquet", [{"image": b"x" * 100_000, "caption": f"{i}"} for i in range(200)])
+    assert (folder / "pairs.parquet").stat().st_size < 200_000
+    monkeypatch.setattr(table_parquet, "BATCH_BYTES", 1_100_000)
+    sizes = []
+    cells = table_parquet._cells
+    monkeypatch.setattr(table_parquet, "_cells", lambda array: sizes.append(len(array)) or cells(array))
+    assert len(harvested(source(folder)).pairs) == 200 and max(sizes) <= 10
 
 
 @pytest.mark.parametrize(("records", "reasons"), [

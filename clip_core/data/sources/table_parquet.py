@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 SPAN_BYTES = 128 * 2**20
-MOST_ROWS = 512  # in memory at a time
+MOST_ROWS, BATCH_BYTES = 512, 2**29  # in memory at a time, were each value as large as its row group
 
 
 def spans_of(file: Path, names: dict[str, str]) -> Iterator[Span]:
@@ -114,9 +114,11 @@ def _is_number(kind: "pa.DataType") -> bool:
 
 def _cut(metadata: "pq.FileMetaData") -> Iterator[int]:
     """How many rows each span has: of row groups as many as are small together, of a large one some rows."""
+    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+    if any(group.num_rows < 0 for group in groups) or sum(group.num_rows for group in groups) != metadata.num_rows:
+        raise ValueError(f"its row groups have not the {metadata.num_rows} rows that it says")
     num_rows = num_bytes = 0
-    for index in range(metadata.num_row_groups):
-        group = metadata.row_group(index)
+    for group in groups:
         if num_rows and (num_rows + group.num_rows > SPAN_RECORDS or num_bytes + group.total_byte_size > SPAN_BYTES):
             yield num_rows
             num_rows = num_bytes = 0
@@ -132,18 +134,17 @@ def _batches(
     parquet: "pq.ParquetFile", first: int, num_rows: int, columns: list[str]
 ) -> Iterator[tuple[int, "pa.RecordBatch"]]:
     """The rows from `first` on, some at a time, with the number of each batch's first row, from 1."""
-    groups, before, line = [], 0, 0
-    widest = 1
+    groups, before, line, largest = [], 0, 0, 1
     for index in range(parquet.metadata.num_row_groups):
         group = parquet.metadata.row_group(index)
         if before < first + num_rows and before + group.num_rows > first:
             line = line or before + 1
             groups.append(index)
-            sizes = (group.column(column).total_uncompressed_size for column in range(group.num_columns))
-            widest = max(widest, *sizes)
+            largest = max(largest, group.total_byte_size)
         before += group.num_rows
-    # one value of a dictionary may stand for all: a batch is as small as the largest possible values need
-    size = max(1, min(MOST_ROWS, 2 * SPAN_BYTES // widest))
+    # One value of a dictionary may stand in all rows: of a large group only some are decoded at a time. (A column's own
+    # size is not asked for: on a broken footer that ends the process.)
+    size = max(1, min(MOST_ROWS, BATCH_BYTES // largest))
     for batch in parquet.iter_batches(size, row_groups=groups, columns=columns, use_threads=False):
         start, stop = max(line, first + 1), min(line + len(batch), first + num_rows + 1)
         if start < stop:

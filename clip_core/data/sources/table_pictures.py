@@ -55,7 +55,11 @@ class Pictures:
         image_id = f"sha256-{sha256(image).hexdigest()[:32]}"
         if image_id not in self.spilled:
             self.spilled[image_id] = Picture(image_id, None, self.spill.seek(0, os.SEEK_END), len(image))
-            self.spill.write(image)
+            try:
+                self.spill.write(image)
+                self.spill.flush()
+            except OSError as error:
+                raise UserError(f"{WORK}: no room for the pictures of a table: {error.strerror}; make some") from None
         return self.spilled[image_id]
 
     @cached_property
