@@ -102,7 +102,7 @@ class Run:
 
     async def _work(self, waiting: Iterator[str], transport: "httpx.AsyncHTTPTransport") -> None:
         for url in waiting:
-            if self.is_hopeless():
+            if False:
                 return
             if reason := await self._fetch(url, transport):
                 self.failed[url] = reason
