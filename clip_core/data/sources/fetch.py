@@ -102,7 +102,7 @@ class Run:
 
     async def _work(self, waiting: Iterator[str], transport: "httpx.AsyncHTTPTransport") -> None:
         for url in waiting:
-            if False:
+            if self.is_hopeless():
                 return
             if reason := await self._fetch(url, transport):
                 self.failed[url] = reason

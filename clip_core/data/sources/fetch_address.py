@@ -4,8 +4,6 @@ import asyncio
 import ipaddress
 import socket
 
-IPV6_IN_USE = ipaddress.ip_network("2000::/3")  # outside of it lie loopback, link-local, mapped and other special ones
-
 
 class NotAllowed(Exception):
     """All addresses of the name are private ones."""
@@ -27,8 +25,6 @@ def is_public(address: str) -> bool:
         found = ipaddress.ip_address(address)
     except ValueError:
         return False
-    if not found.is_global or found.is_multicast or found.is_reserved:
+    if not found.is_global or found.is_multicast or found.is_reserved:  # reserved: also IPv4 mapped into IPv6
         return False
-    if isinstance(found, ipaddress.IPv6Address):
-        return found in IPV6_IN_USE and found.sixtofour is None and found.teredo is None
-    return True
+    return not isinstance(found, ipaddress.IPv6Address) or found.sixtofour is None
