@@ -30,8 +30,8 @@ from tests.tiny import MADE, tiny_clip
 
 assert locale.getpreferredencoding() == "ANSI_X3.4-1968"
 folder, params = Path(sys.argv[1]), load_params(Path("params.yaml")).validate_
-found = harvested(TableSource(source="table", path=str(folder), table="pairs.csv", licence="CC0-1.0",
-                            valid_percent=20, test_percent=20))
+found = harvested(TableSource(source="table", path=str(folder), table="pairs.csv", columns=None, fetch=None,
+                            licence="CC0-1.0", valid_percent=20, test_percent=20))
 write_rejected(found.rejected, folder)
 write_counts(folder, 2, 1, found.rejected["reason"], **{"图": 1})
 pairs = found.pairs.assign(image_sha256="0", width=1, height=1, num_bytes=1)

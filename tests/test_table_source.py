@@ -4,7 +4,7 @@ import json
 import os
 import tempfile
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from pathlib import Path
 
 import pytest
@@ -30,7 +30,14 @@ def source(folder: Path, text: str | bytes = "", num_pictures: int = 3) -> Table
         (folder / "in" / f"{i}.png").write_bytes(encoded(drawing(i)))
     (folder / "pairs.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
     return TableSource(
-        source="table", path=str(folder), table="pairs.csv", licence="CC0-1.0", valid_percent=20, test_percent=20
+        source="table",
+        path=str(folder),
+        table="pairs.csv",
+        columns=None,
+        fetch=None,
+        licence="CC0-1.0",
+        valid_percent=20,
+        test_percent=20,
     )
 
 
@@ -159,12 +166,16 @@ def test_a_picture_and_a_csv_that_may_not_be_read_are_named() -> None:
         Path(place).chmod(0o755)
         data = source(Path(place), HEADER + "in/0.png,猫\nin/1.png,狗\n")
         (Path(place) / "in" / "0.png").chmod(0)
-        with without_privileges():
+        with chdir(place), without_privileges():
             found = harvested(data)
         assert found.rejected[["reason", "line"]].to_numpy().tolist() == [["image_unreadable", 2]]
         assert [image_id for image_id, _ in found.images] == ["in/1.png"]
         (Path(place) / "pairs.csv").chmod(0)
-        with without_privileges(), pytest.raises(UserError, match=r"pairs\.csv: can not be read: Permission denied"):
+        with (
+            chdir(place),
+            without_privileges(),
+            pytest.raises(UserError, match=r"pairs\.csv: can not be read: Permission denied"),
+        ):
             harvested(data)
 
 
@@ -177,7 +188,8 @@ def test_own_pictures_come_through_to_the_stores_and_counts_add_up(tmp_path: Pat
     params_file.write_text((ROOT / "params.yaml").read_text())
     overlay = tmp_path / "own.yaml"
     overlay.write_text(f"data: {{source: table, path: {tmp_path}/mine, table: pairs.csv, licence: mine,\n"
-                       "  valid_percent: 20, test_percent: 20}\nvalidate: {max_bad_share: 0.1}\n")  # fmt: skip
+                       "  columns: null, fetch: null, valid_percent: 20, test_percent: 20}\n"
+                       "validate: {max_bad_share: 0.1}\n")  # fmt: skip
     apply_recipe(overlay, params_file)
 
     raw, valid, curated, packed = (tmp_path / name for name in ("raw", "valid", "curated", "packed"))

@@ -4,7 +4,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from clip_core.config.section import Name, Section
+from clip_core.config.section import Inside, Name, Positive, Section, Share
+
+Percent = Annotated[int, Field(ge=1, le=40)]
+TableColumn = Literal["image", "caption", "image_id", "text_id", "split", "language", "licence"]
 
 
 class EmojiSource(Section):
@@ -15,7 +18,7 @@ class EmojiSource(Section):
     train_artworks: Annotated[tuple[Name, ...], Field(min_length=1)]
     valid_artwork: Name
     test_artwork: Name
-    unseen_percent: Annotated[int, Field(ge=1, le=40)]  # of the concepts, for valid and for test each
+    unseen_percent: Percent  # of the concepts, for valid and for test each
 
     @model_validator(mode="after")
     def _artworks_are_distinct(self) -> "EmojiSource":
@@ -25,15 +28,27 @@ class EmojiSource(Section):
         return self
 
 
+class Fetch(Section):
+    """How pictures are fetched that a table names by URL."""
+
+    concurrency: Annotated[int, Field(ge=1, le=256)]
+    timeout_seconds: Positive  # of one try at one URL, from its name to its last byte
+    max_bytes: Annotated[int, Field(ge=1, le=2**27)]  # of a picture
+    allow_private: bool  # addresses of this machine and its networks: for a server of your own
+    min_yield: Share  # a smaller share of the URLs that succeeds ends the stage
+
+
 class TableSource(Section):
-    """A folder of pictures with a CSV: columns `image` and `caption` and, if wanted, `split` and `language`."""
+    """Tables of pairs (CSV, TSV, JSONL, parquet): `image` and `caption`, and what TableColumn has beside them."""
 
     source: Literal["table"]
-    path: Name  # the folder; the column `image` is relative to it
-    table: Name  # the CSV's name in the folder
-    licence: Name  # of the pictures
-    valid_percent: Annotated[int, Field(ge=1, le=40)]  # of the pictures; used where the CSV has no column `split`
-    test_percent: Annotated[int, Field(ge=1, le=40)]
+    path: Name  # the folder; a path in the column `image` is relative to it
+    table: Inside | None  # a table in the folder, a folder or a glob of tables; null: all that lie in `path` itself
+    columns: dict[TableColumn, Name] | None  # what a column is called in the tables where not by its own name
+    fetch: Fetch | None  # null: as OBVIOUS in data/sources/fetch.py; used where `image` is a URL
+    licence: Name | None  # of pictures whose record names none; null: unknown
+    valid_percent: Percent | None  # of the pictures whose record names no split; null: 5
+    test_percent: Percent | None  # likewise
 
 
 class MugeSource(Section):
@@ -45,16 +60,13 @@ class MugeSource(Section):
     train: Name  # the name before `_imgs.tsv` of the files for the split
     valid: Name | None  # null: part of train's pictures
     test: Name  # one whose texts name their pictures; of MUGE's own test those are not published
-    valid_percent: Annotated[int, Field(ge=1, le=40)]  # of train's pictures; used where valid is null
+    valid_percent: Percent  # of train's pictures; used where valid is null
 
     @model_validator(mode="after")
     def _splits_are_distinct(self) -> "MugeSource":
         if len({self.train, self.valid, self.test}) < 3:
             raise ValueError("train, valid and test must name different files")
         return self
-
-
-Percent = Annotated[int, Field(ge=1, le=40)]
 
 
 class WebDatasetSource(Section):
