@@ -54,4 +54,13 @@ class MugeSource(Section):
         return self
 
 
-Source = Annotated[EmojiSource | TableSource | MugeSource, Field(discriminator="source")]
+class IconparkSource(Section):
+    """Built-in real data: IconPark's icons in four styles, with the names that their makers gave them in Chinese."""
+
+    source: Literal["iconpark"]
+    path: Name  # the checked cache that set-up filled
+    valid_percent: Annotated[int, Field(ge=1, le=40)] | None  # of the titles; null: none
+    test_percent: Annotated[int, Field(ge=1, le=40)] | None
+
+
+Source = Annotated[EmojiSource | TableSource | MugeSource | IconparkSource, Field(discriminator="source")]

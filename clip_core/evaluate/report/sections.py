@@ -161,8 +161,10 @@ def ablation(run: Run) -> str:
 
 def licences(run: Run) -> str:
     """Whose pictures these are."""
-    emoji = any(source.startswith("emoji/") for rows in run.pairs.values() for source in set(rows.source))
-    named = '; <a href="../NOTICE">NOTICE</a> names makers and licences' if emoji else ""
+    built_in = any(
+        source.startswith(("emoji/", "iconpark/")) for rows in run.pairs.values() for source in set(rows.source)
+    )
+    named = '; <a href="../NOTICE">NOTICE</a> names makers and licences' if built_in else ""
     return (
         f"<h2>Licences</h2><p>The pictures on this page are their makers' work{named}.</p>"
         f'<div class="card">{licences_table(run.pairs)}</div>'
