@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 ADAPTERS = {  # data.source -> the module that has `parts_of` and `harvest` for it
     "emoji": "clip_core.data.sources.emoji",
     "iconpark": "clip_core.data.sources.iconpark",
+    "mixture": "clip_core.data.sources.mixture",
     "muge": "clip_core.data.sources.muge",
     "table": "clip_core.data.sources.table",
 }
