@@ -3,6 +3,7 @@
 import pandas as pd
 
 from clip_core.config.sources import Source
+from clip_core.data.pairs import sum_counts
 from clip_core.data.sources import Harvest, harvest, parts_of
 
 
@@ -15,5 +16,5 @@ def harvested(data: Source) -> Harvest:
         pairs=pd.concat([one.pairs for one in found], ignore_index=True),
         images=(picture for one in found for picture in one.images),
         rejected=pd.concat([one.rejected for one in found], ignore_index=True),
-        more={name: sum(one.more[name] for one in found) for name in found[0].more},
+        more=sum_counts(one.more for one in found),
     )

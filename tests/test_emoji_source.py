@@ -4,7 +4,6 @@ import io
 import json
 import os
 import sys
-import tarfile
 from pathlib import Path
 
 import pandas as pd
@@ -16,53 +15,20 @@ from clip_core.config.sources import EmojiSource
 from clip_core.data.sources import Harvest, emoji_packages
 from clip_core.data.sources.emoji_families import family_of, rules, split_of
 from clip_core.data.sources.emoji_fetch import main as fetch
-from clip_core.data.sources.emoji_fetch import npm_command
-from clip_core.data.sources.emoji_packages import Package, slug, svg_of
-from clip_core.files import sha256_file
+from clip_core.data.sources.emoji_packages import slug
+from clip_core.data.sources.iconify import svg_of
+from clip_core.data.sources.npm_packages import npm_command, pinned_packages
 from tests.conftest import ROOT
 from tests.harvested import harvested
+from tests.npm_shelf import asked, disc, open_shelf, pack
 
 CACHE = ROOT / ".cache" / "emoji"
-# Copies what it is asked for from $SHELF and notes it; stands in for npm and the registry.
-NPM = f"""#!{sys.executable}
-import os, shutil, sys
-from pathlib import Path
-name, _, version = sys.argv[sys.argv.index("pack") :][-3].rpartition("@")
-file = name.removeprefix("@").replace("/", "-") + "-" + version + ".tgz"
-with open(os.environ["SHELF"] + "/asked", "a") as asked:
-    asked.write(file + "\\n")
-if not Path(os.environ["SHELF"], file).exists():
-    sys.exit("npm error code ENOTFOUND\\nnpm error network request failed")
-shutil.copy(Path(os.environ["SHELF"], file), sys.argv[-1])
-"""
-
-
-def disc(colour: str) -> dict:
-    """An Iconify picture."""
-    return {"body": f'<circle cx="8" cy="8" r="6" fill="{colour}"/>'}
-
-
-def pack(shelf: Path, package: str, members: dict[str, object]) -> str:
-    """Puts a package on the shelf, as npm would pack it, and gives its row of the table of pinned packages."""
-    made = Package(package, "1.0.0", "")
-    with tarfile.open(shelf / made.file_name, "w:gz") as archive:
-        for name, content in members.items():
-            data = json.dumps(content).encode()
-            info = tarfile.TarInfo(f"package/{name}")
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    sha256 = sha256_file(shelf / made.file_name)
-    return f'[[packages]]\nname = "{package}"\nversion = "1.0.0"\nsha256 = "{sha256}"\n'
 
 
 @pytest.fixture
 def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A registry of three tiny packages: two artworks and the names of three concepts."""
-    shelf, binaries = tmp_path / "shelf", tmp_path / "bin"
-    shelf.mkdir()
-    binaries.mkdir()
-    (binaries / "npm").write_text(NPM)
-    (binaries / "npm").chmod(0o755)
+    shelf = open_shelf(tmp_path, monkeypatch)
     licence = {"title": "CC0", "spdx": "CC0-1.0", "url": "https://example.org"}
     info = {"name": "Discs", "author": {"name": "A. N. Artist"}, "license": licence}
     discs = {"width": 16, "height": 16, "icons": {"cat": disc("gray"), "dog": disc("brown"), "red-circle": disc("red")}}
@@ -91,14 +57,7 @@ def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ]
     (tmp_path / "packages.toml").write_text("\n".join(rows))
     monkeypatch.setattr(emoji_packages, "TABLE", tmp_path / "packages.toml")
-    monkeypatch.setenv("SHELF", str(shelf))
-    monkeypatch.setenv("PATH", str(binaries))
     return shelf
-
-
-def asked(shelf: Path) -> list[str]:
-    """What npm was asked for, in order."""
-    return (shelf / "asked").read_text().split()
 
 
 def test_the_cache_is_filled_once(shelf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -257,7 +216,7 @@ def test_the_notice_names_every_artwork_with_its_author_and_licence(built_in: Ha
     manifest = json.loads((CACHE / "manifest.json").read_text())
     licences = dict(built_in.pairs[["source", "licence"]].drop_duplicates().to_numpy().tolist())
     assert len(licences) == 8
-    versions = {package.name: package.version for package in emoji_packages.pinned_packages()}
+    versions = {package.name: package.version for package in pinned_packages(emoji_packages.TABLE)}
     for artwork, about in manifest["artworks"].items():
         package = f"@iconify-json/{artwork}"
         author, licence = about["author"], about["licence"]

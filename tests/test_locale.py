@@ -21,6 +21,7 @@ from clip_core.data.expectations import findings_of, rules_of
 from clip_core.data.pairs import write_counts, write_pairs, write_rejected
 from clip_core.data.profile import profile_images, profile_pairs
 from clip_core.data.sources import emoji_families, emoji_packages
+from clip_core.data.sources.npm_packages import pinned_packages
 from clip_core.data.verdict import judge, write_page
 from clip_core.model.weights import save_weights
 from clip_core.all_params import load_params
@@ -38,7 +39,7 @@ pairs = found.pairs.assign(image_sha256="0", width=1, height=1, num_bytes=1)
 write_pairs(pairs, folder / "pairs.parquet")
 profile = profile_pairs(pairs, profile_images(found.images, 100))
 write_page(judge(profile, findings_of(profile, rules_of(params)), 1.0, folder / "pairs.parquet"), folder)
-assert emoji_families.rules() and emoji_packages.pinned_packages()
+assert emoji_families.rules() and pinned_packages(emoji_packages.TABLE)
 tokenizer = build_tokenizer(["白猫，睡着了"])
 save_weights(tiny_clip(tokenizer), tokenizer, folder / "weights", MADE)
 assert clip_core.load(folder / "weights").encode_texts(["白猫"]).shape == (1, 8)

@@ -169,6 +169,16 @@ def test_all_headings_links_and_heads_of_tables_have_their_chinese(run: Run) -> 
     assert {text for text in english if re.search("[A-Za-z]", text)} <= SAME
 
 
+def test_a_mixture_is_counted_by_source_in_both_languages(run: Run) -> None:
+    assert "Sources of the mixture" not in page(run)
+    found = {"pairs": 1234, "pictures": 56, "left_out_by_weight": 7, "left_out_by_max_pairs": 8}
+    counts = run.counts | {"ingest": {**run.counts["ingest"], "sources": {"my<b>": found}}}
+    html = page(replace(run, counts=counts))
+    assert "<th>my&lt;b&gt;</th><td>1,234</td><td>56</td><td>7</td><td>8</td>" in html
+    for phrase in ("Sources of the mixture", "left out by weight", "left out by cap"):
+        assert f'<bdi lang="en">{phrase}</bdi><bdi lang="zh">' in html
+
+
 def test_the_chinese_stands_beside_the_english_and_changes_nothing_of_it(run: Run) -> None:
     html = page(run)
     english = re.sub(r'<bdi lang="en">(.*?)</bdi><bdi lang="zh">.*?</bdi>', r"\1", html, flags=re.DOTALL)

@@ -1,10 +1,11 @@
 """`data`: where the pairs come from."""
 
+from os.path import commonpath, normpath
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from clip_core.config.section import Inside, Name, Positive, Section, Share
+from clip_core.config.section import Count, Inside, Name, Positive, Section, Share
 
 Percent = Annotated[int, Field(ge=1, le=40)]
 TableColumn = Literal["image", "caption", "image_id", "text_id", "split", "language", "licence"]
@@ -101,7 +102,52 @@ class SavedSource(Section):
     test_percent: Percent | None
 
 
-Source = Annotated[
-    EmojiSource | TableSource | MugeSource | WebDatasetSource | FolderSource | SavedSource,
-    Field(discriminator="source"),
-]
+class IconparkSource(Section):
+    """Built-in real data: IconPark's icons in four styles, with the names that their makers gave them in Chinese."""
+
+    source: Literal["iconpark"]
+    path: Name  # the checked cache that set-up filled
+    valid_percent: Percent | None  # of the titles; null: none
+    test_percent: Percent | None
+
+
+OneSource = EmojiSource | IconparkSource | TableSource | MugeSource | WebDatasetSource | FolderSource | SavedSource
+
+
+class Mixed(Section):
+    """A source of a mixture."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9-]+$")]  # begins its ids
+    weight: Annotated[float, Field(gt=0)]  # of its training pairs: the share that stays, at most 1
+    max_pairs: Count | None  # of its training pairs; null: all
+    licence: Name | None  # of its pictures; null: what the source says
+    source: Annotated[OneSource, Field(discriminator="source")]
+
+    @field_validator("weight")
+    @classmethod
+    def _no_pair_is_drawn_twice(cls, weight: float) -> float:
+        if weight > 1:
+            raise ValueError("must be at most 1: an epoch has each pair once; give the other sources less instead")
+        return weight
+
+
+class MixtureSource(Section):
+    """Several sources as one; what they hold out is held out whole."""
+
+    source: Literal["mixture"]
+    path: Name  # a folder that all the sources' folders lie in
+    sources: Annotated[tuple[Mixed, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _sources_are_apart_and_in_path(self) -> "MixtureSource":
+        names = [mixed.name for mixed in self.sources]
+        if repeated := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"sources: the name {repeated[0]!r} stands there more than once")
+        for mixed in self.sources:
+            folder = normpath(mixed.source.path)
+            if commonpath([normpath(self.path), folder]) != normpath(self.path):
+                raise ValueError(f"sources: {mixed.name} lies in {folder}, which is not in the mixture's path")
+        return self
+
+
+Source = Annotated[OneSource | MixtureSource, Field(discriminator="source")]

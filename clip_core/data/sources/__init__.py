@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 ADAPTERS = {  # data.source -> the module that has `parts_of` and `harvest` for it
     "emoji": "clip_core.data.sources.emoji",
     "folder": "clip_core.data.sources.folder",
+    "iconpark": "clip_core.data.sources.iconpark",
+    "mixture": "clip_core.data.sources.mixture",
     "muge": "clip_core.data.sources.muge",
     "saved": "clip_core.data.sources.saved",
     "table": "clip_core.data.sources.table",

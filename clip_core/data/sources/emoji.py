@@ -1,6 +1,5 @@
 """The built-in source: emoji of eight artworks with Chinese and English names, from the cache that set-up fills."""
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from hashlib import sha256
@@ -10,9 +9,9 @@ from typing import TYPE_CHECKING
 from clip_core.config.sources import EmojiSource
 from clip_core.data.pairs import ORIGIN
 from clip_core.data.sources import Harvest, Part
+from clip_core.data.sources.drawn_cache import licences_in
 from clip_core.data.sources.emoji_families import family_of, split_of
 from clip_core.errors import UserError
-from clip_core.files import sha256_file
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,7 +42,7 @@ def harvest(data: EmojiSource, _part: Part) -> Harvest:
     import pandas as pd
 
     cache = Path(data.path)
-    licences = check_cache(cache, (*data.train_artworks, data.valid_artwork, data.test_artwork))
+    licences = licences_of(cache, (*data.train_artworks, data.valid_artwork, data.test_artwork))
     concepts = pd.read_parquet(cache / "concepts.parquet")
     concepts["family"] = [family_of(*row) for row in zip(concepts["subgroup"], concepts["en_name"], strict=True)]
     concepts["side"] = [split_of(family, data.unseen_percent) for family in concepts["family"]]
@@ -73,21 +72,14 @@ def harvest(data: EmojiSource, _part: Part) -> Harvest:
     )
 
 
-def check_cache(cache: Path, artworks: tuple[str, ...]) -> dict[str, str]:
+def licences_of(cache: Path, artworks: tuple[str, ...]) -> dict[str, str]:
     """Each artwork's licence; refuses a cache that is missing, damaged or lacks one of `artworks`."""
-    remedy = "Run `make setup`: it fetches the built-in pictures."
-    try:
-        manifest = json.loads((cache / "manifest.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{cache}: the built-in pictures are not there. {remedy}") from None
-    for name, expected in manifest["sha256"].items():
-        if not (cache / name).exists() or sha256_file(cache / name) != expected:
-            raise UserError(f"{cache / name}: missing or damaged, its sha256 is not {expected}. {remedy}")
+    licences = licences_in(cache)
     for artwork in artworks:
-        if artwork not in manifest["artworks"]:
-            known = ", ".join(manifest["artworks"])
+        if artwork not in licences:
+            known = ", ".join(licences)
             raise UserError(f"params.yaml: data names the artwork {artwork!r}, which is not among {known}")
-    return {artwork: manifest["artworks"][artwork]["licence"]["spdx"] for artwork in artworks}
+    return licences
 
 
 def captions_of(concepts: "pd.DataFrame") -> Iterator[dict[str, str]]:

@@ -27,6 +27,16 @@ def counts_table(counts: Mapping[str, Mapping]) -> str:
     return _table(head, "".join(rows), prose=True)
 
 
+def mixture_table(sources: Mapping[str, Mapping]) -> str:
+    """What each source of a mixture brought, and what its weight and its cap left out."""
+    columns = ("pairs", "pictures", "left_out_by_weight", "left_out_by_max_pairs")
+    rows = "".join(
+        f"<tr><th>{escape(name)}</th>{''.join(f'<td>{found[column]:,}</td>' for column in columns)}</tr>"
+        for name, found in sources.items()
+    )
+    return _table(("source", "pairs", "pictures", "left out by weight", "left out by cap"), rows)
+
+
 def splits_table(pairs: Mapping[str, "pd.DataFrame"]) -> str:
     """What training, validation and test consist of."""
     rows = []

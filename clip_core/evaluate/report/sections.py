@@ -11,6 +11,7 @@ from clip_core.evaluate.report.pipeline import (
     counts_table,
     deploy_table,
     licences_table,
+    mixture_table,
     parity_table,
     splits_table,
     validation_table,
@@ -131,10 +132,12 @@ def training(run: Run) -> str:
 
 def data(run: Run) -> str:
     """What came in, what was refused, and what was packed."""
+    sources = run.counts["ingest"].get("sources")
+    mixture = f'<div class="card"><h3>Sources of the mixture</h3>{mixture_table(sources)}</div>' if sources else ""
     return (
         "<h2>Data</h2><p>What is refused lies in quarantine with its reason, file and line.</p>"
         f'<div class="cards"><div class="card"><h3>Pairs through the stages</h3>{counts_table(run.counts)}</div>'
-        f'<div class="card"><h3>What was packed</h3>{splits_table(run.pairs)}</div>'
+        f'{mixture}<div class="card"><h3>What was packed</h3>{splits_table(run.pairs)}</div>'
         f'<div class="card"><h3>Validation, rule by rule</h3>{validation_table(run.validation)}</div></div>'
     )
 
@@ -161,8 +164,10 @@ def ablation(run: Run) -> str:
 
 def licences(run: Run) -> str:
     """Whose pictures these are."""
-    emoji = any(source.startswith("emoji/") for rows in run.pairs.values() for source in set(rows.source))
-    named = '; <a href="../NOTICE">NOTICE</a> names makers and licences' if emoji else ""
+    built_in = any(
+        source.startswith(("emoji/", "iconpark/")) for rows in run.pairs.values() for source in set(rows.source)
+    )
+    named = '; <a href="../NOTICE">NOTICE</a> names makers and licences' if built_in else ""
     return (
         f"<h2>Licences</h2><p>The pictures on this page are their makers' work{named}.</p>"
         f'<div class="card">{licences_table(run.pairs)}</div>'
