@@ -7,13 +7,14 @@ import numpy as np
 from torch import Tensor
 
 from clip_core.config.intervals import StageInterval
+from clip_core.config.section import hash_of
 from clip_core.data.batches import TrainingBatches, decoded
 from clip_core.data.store import open_store
 from clip_core.evaluate.retrieval import quick_recall
 from clip_core.inference.predictor import Predictor
 from clip_core.inference.torch_towers import TorchTowers
 from clip_core.model.clip import CLIP
-from clip_core.model.contract import Made, hash_of, read_contract, weights_id
+from clip_core.model.contract import Made, read_contract, weights_id
 from clip_core.model.weights import load_weights, save_weights
 from clip_core.text import load_tokenizer
 from clip_core.train.backward import with_precision_resolved
