@@ -4,19 +4,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain, repeat
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from clip_core.config.curation import Curate
-from clip_core.data.key_tables import PLACES, look_at_pictures, open_tables, shards_in
-from clip_core.data.pairs import COLUMNS, ORIGIN, schema_of, write_counts
+from clip_core.data.key_tables import PLACES, look_at_pictures, open_tables
+from clip_core.data.pairs import COLUMNS, CURATED, ORIGIN, schema_of, shards_in, write_counts
 from clip_core.data.rules import apply_rules
 from clip_core.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
-    import pyarrow as pa
     from duckdb import DuckDBPyConnection
 
     Scores = Callable[[str, pd.DataFrame], np.ndarray]  # of some pairs of a shard
@@ -37,7 +37,10 @@ FROM (FROM rows WHERE reason IS NOT NULL
     QUALIFY row_number() OVER (PARTITION BY reason ORDER BY place) <= {NUM_EXAMPLES}) AS chosen
 JOIN pairs USING (place) LEFT JOIN pictures ON pictures.picture = instead ORDER BY place
 """
-OVERLAP = "SELECT count(*) FROM (SELECT caption FROM rows WHERE split = 'valid' AND caption IS NOT NULL INTERSECT SELECT caption FROM rows WHERE split = 'test')"
+OVERLAP = """
+SELECT count(DISTINCT caption) FROM rows
+WHERE split = 'test' AND caption IN (SELECT caption FROM rows WHERE split = 'valid' AND caption IS NOT NULL)
+"""
 
 
 @dataclass(frozen=True)
@@ -64,17 +67,19 @@ class Curated:
     overlap: dict[str, int]  # pictures of test that resemble one of valid, captions that are in both
 
 
-def curate(
-    params: Curate, valid: Path, out: Path, quarantine: Path, scratch: Path, scores: "Scores | None"
-) -> Curated:
-    """Writes the rows that stay to `out` and the others to `quarantine`, a file a shard in each; `scratch` is emptied.
+def curate(params: Curate, valid: Path, out: Path, quarantine: Path, scores: "Scores | None") -> Curated:
+    """Writes the rows that stay to `out` and the others to `quarantine`, a file a shard in each.
 
-    `scores` gives the scores of some pairs of a shard, if the rules ask for them.
+    `scores` gives the scores of some pairs of a shard, if the rules ask for them. What memory does not hold lies in
+    `out` meanwhile, which a stage that is killed does not leave behind.
     """
     shards = shards_in(valid)
-    with open_tables(valid, scratch, patterns_of(params), words_of(params)) as db:
+    with (
+        TemporaryDirectory(dir=out) as folder,
+        open_tables(valid, Path(folder), patterns_of(params), words_of(params)) as db,
+    ):
         facts = [valid / f"facts-{shard}.parquet" for shard in shards]
-        alike = look_at_pictures(db, facts, scratch, params.near_duplicate_distance)
+        alike = look_at_pictures(db, facts, Path(folder), params.near_duplicate_distance)
 
         def score() -> None:
             assert scores, "nobody gives scores"
@@ -149,16 +154,16 @@ def _write_shard(db: "DuckDBPyConnection", pairs: Path, number: int, out: Path, 
     first = number * PLACES
     asked = "SELECT * EXCLUDE place FROM outcomes WHERE place >= $1 AND place < $2 ORDER BY place"
     outcomes = db.execute(asked, [first, first + PLACES]).to_arrow_table()
-    rows = pq.read_table(pairs)
+    rows = pq.read_table(pairs, schema=schema_of(COLUMNS))
     assert len(outcomes) == len(rows), f"{pairs}: {len(rows)} rows, {len(outcomes)} outcomes: pictures with equal ids"
     reason = outcomes["reason"]
     stays = reason.is_null()
-    kept = rows.append_column("seen", outcomes["seen"])
-    kept = kept.append_column("near_duplicate_group", outcomes["near_duplicate_group"]).filter(stays)
-    line = pa.array(np.arange(1, len(rows) + 1))
-    rejected = rows.append_column("reason", reason).append_column("line", line)
-    rejected = rejected.append_column("file", pa.repeat(str(pairs), len(rows))).filter(reason.is_valid())
+    more = outcomes.append_column("line", pa.array(np.arange(1, len(rows) + 1)))
+    more = more.append_column("file", pa.repeat(str(pairs), len(rows)))
+    for name in more.column_names:
+        rows = rows.append_column(name, more[name])
+    kept = rows.filter(stays).select([*COLUMNS, *CURATED])
     pq.write_table(kept, out / pairs.name)
-    schema = schema_of(ORIGIN | COLUMNS)
-    pq.write_table(rejected.select(schema.names).cast(schema), quarantine / pairs.name.replace("pairs-", "rejected-"))
+    rejected = rows.filter(reason.is_valid()).select([*ORIGIN, *COLUMNS])
+    pq.write_table(rejected, quarantine / pairs.name.replace("pairs-", "rejected-"))
     return len(kept)

@@ -1,6 +1,6 @@
 """What curation needs of all shards, as narrow tables in DuckDB, which puts on disk what memory does not hold.
 
-- `pictures`: a row a picture: `picture` (its number), `place`, `image_id`, `difference_hash`, and what its look tells:
+- `pictures`: a row a picture: `picture` (its number in `facts`, of which it is the first), `place`, `image_id`, `difference_hash`, and what its look tells:
   `representative`, the number of its near-duplicate group's, and `held_out`, that of a picture of valid or test which
   it resembles, or null.
 - `rows`: a row of the pair tables: `place`, `split`, `picture`, keys that are equal where values are (`pair`, `bytes` of
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from clip_core.data.near import SIDE, Looks, quarters_of
+from clip_core.data.pairs import shards_in
 from clip_core.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,9 +29,11 @@ PLACES = 2**32
 ROWS_AT_ONCE = 4096
 # What makes two captions the same. Concepts that an artwork draws alike may share a keyword and are no duplicates.
 TEXT = "caption, coalesce(language, ''), coalesce(concept_id, '')"
+# A picture of valid or test may lie in several shards.
 PICTURES = """
 CREATE TABLE pictures AS
-SELECT row_number() OVER (ORDER BY place) - 1 AS picture, place, image_id, difference_hash FROM facts ORDER BY place
+FROM (SELECT row_number() OVER (ORDER BY place) - 1 AS picture, place, image_id FROM facts)
+QUALIFY row_number() OVER (PARTITION BY image_id ORDER BY place) = 1
 """
 ROWS = """
 CREATE TABLE rows AS
@@ -44,14 +47,6 @@ SPLITS = """
 SELECT picture, bool_or(split = 'train') AS train, bool_or(split = 'valid') AS valid, bool_or(split = 'test') AS test
 FROM rows WHERE picture IS NOT NULL GROUP BY picture
 """
-
-
-def shards_in(valid: Path) -> list[str]:
-    """The names of the shards in data/valid, in order."""
-    shards = sorted(path.stem.removeprefix("pairs-") for path in valid.glob("pairs-*.parquet"))
-    if not shards:
-        raise UserError(f"{valid}: no pair tables (pairs-SHARD.parquet). Run the stage that makes them: `dvc repro`.")
-    return shards
 
 
 def open_tables(
@@ -99,7 +94,7 @@ def look_at_pictures(db: "DuckDBPyConnection", files: Sequence[Path], folder: Pa
     """
     import pyarrow as pa
 
-    hashes = _column(db, "SELECT difference_hash FROM pictures ORDER BY picture")
+    hashes = _column(db, "SELECT difference_hash FROM facts ORDER BY place")
     order = _column(db, "SELECT picture FROM pictures ORDER BY image_id")
     quarters = write_thumbnails(files, folder / "thumbnails")
     thumbnails = np.memmap(folder / "thumbnails", np.uint8, "r", shape=(len(hashes), SIDE * SIDE * 3))

@@ -89,8 +89,7 @@ class Looks:
 
         The quarters of a hash's pictures lie in a box; none agree where boxes are further apart than MOST.
         """
-        low, high = (f.reduceat(self._quarters, starts) if len(starts) else self._quarters
-                     for f in (np.minimum, np.maximum))  # fmt: skip
+        low, high = np.minimum.reduceat(self._quarters, starts), np.maximum.reduceat(self._quarters, starts)
         itself = np.arange(len(values))
         found = [itself * len(values) + itself]
         for one, other in near(values, low.sum(1, dtype=np.int32), high.sum(1, dtype=np.int32), distance):
@@ -98,7 +97,7 @@ class Looks:
             close = gaps.sum(1, dtype=np.int32) <= MOST
             one, other = one[close], other[close]
             found += [one * len(values) + other, other * len(values) + one]
-        ones, others = np.divmod(np.unique(np.concatenate(found)), max(len(values), 1))  # several keys find a pair
+        ones, others = np.divmod(np.unique(np.concatenate(found)), len(values))  # several keys find a pair
         return others.astype(np.int32), np.searchsorted(ones, np.arange(len(values) + 1))
 
 
