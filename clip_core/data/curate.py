@@ -153,7 +153,7 @@ def _write_shard(db: "DuckDBPyConnection", pairs: Path, number: int, out: Path, 
 
     first = number * PLACES
     asked = "SELECT * EXCLUDE place FROM outcomes WHERE place >= $1 AND place < $2 ORDER BY place"
-    outcomes = db.execute(asked, [first, first + PLACES]).to_arrow_table()
+    outcomes = db.sql(asked, params=[first, first + PLACES]).to_arrow_table()
     rows = pq.read_table(pairs, schema=schema_of(COLUMNS))
     assert len(outcomes) == len(rows), f"{pairs}: {len(rows)} rows, {len(outcomes)} outcomes: pictures with equal ids"
     reason = outcomes["reason"]
