@@ -13,6 +13,7 @@ from pathlib import Path
 from tests.conftest import ENVIRONMENT
 
 EVERY = 0.2  # seconds
+FOLDERS = ("raw", "valid", "curated", "packed")
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,8 @@ def size_of(folder: Path) -> int:
     return sum(entry.stat().st_size for path, _, names in os.walk(folder) for entry in (Path(path, n) for n in names))
 
 
-def counts_of(project: Path) -> dict[str, dict[str, int]]:
+def counts_of(project: Path, *folders: str) -> dict[str, dict[str, int]]:
     """Folder of data -> rows read, kept and rejected by the stage that made it."""
-    files = {name: project / "data" / name / "counts.json" for name in ("raw", "valid", "curated", "packed")}
+    files = {name: project / "data" / name / "counts.json" for name in folders or FOLDERS}
     counts = {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items()}
     return {name: {key: count[key] for key in ("read", "kept", "rejected")} for name, count in counts.items()}

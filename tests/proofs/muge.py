@@ -13,18 +13,8 @@ from tests.conftest import new_project
 from tests.made_pairs import write_muge
 from tests.watched import repro_each, size_of
 
-STAGES = (
-    "check",
-    "ingest",
-    "validate",
-    "curate",
-    "pack",
-    "init",
-    "stage1",
-    "stage2",
-    "evaluate@valid",
-    "evaluate@test",
-)
+DATA = ("check", "ingest", "validate", "curate", "pack")
+TRAINING = ("init", "stage1", "stage2", "evaluate@valid", "evaluate@test")
 OVERLAY = """
 data: {path: my_pairs/MUGE}
 init:
@@ -53,8 +43,6 @@ def prove() -> dict:
             "seconds_in_all": round(sum(stage["seconds"] for stage in stages.values()), 1),
             "source_bytes": size_of(source),
             "packed_bytes": size_of(project / "data" / "packed"),
-            "counts": {
-                name: {key: value[key] for key in ("read", "kept", "rejected")} for name, value in counts.items()
-            },
+            "counts": counts_of(project),
             "benchmark": {name: metrics["all"][name] for name in ("num_queries", "num_candidates", "mean_recall")},
         }

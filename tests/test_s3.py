@@ -1,0 +1,67 @@
+"""Data on an S3-compatible server: pairs come from there, and DVC's remote lies there."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Generator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from clip_core.guard import free_port
+from clip_core.recipe import apply_recipe
+from clip_core.train.fingerprint import hash_of_input
+from tests.conftest import ENVIRONMENT, new_project, run_in
+from tests.prefect_api import until
+from tests.test_own_data import write_pairs
+from tests.watched import counts_of
+
+KEY, SECRET = "tests", "a-secret-of-the-tests"
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Generator[str]:
+    """The address of a server whose buckets are the folders in tmp_path/s3."""
+    address = f"127.0.0.1:{free_port()}"
+    (tmp_path / "s3" / "remote").mkdir(parents=True)
+    rclone = Path(sys.executable).parent / "rclone"
+    command = [rclone, "serve", "s3", "--addr", address, "--auth-key", f"{KEY},{SECRET}", tmp_path / "s3"]
+    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def answers() -> bool:
+        try:
+            return httpx.get(f"http://{address}", trust_env=False).status_code < 500
+        except httpx.TransportError:
+            return False
+
+    until(answers)
+    yield f"http://{address}"
+    process.terminate()
+    process.wait()
+
+
+def test_pairs_come_from_the_server_and_what_is_made_of_them_goes_there_and_comes_back(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ENVIRONMENT, "AWS_ACCESS_KEY_ID", KEY)
+    monkeypatch.setitem(ENVIRONMENT, "AWS_SECRET_ACCESS_KEY", SECRET)
+    write_pairs(tmp_path / "s3" / "pairs")
+    project = new_project(tmp_path / "project")
+    for name, bucket in (("pairs", "pairs"), ("results", "remote")):
+        run_in(project, "dvc", "remote", "add", name, f"s3://{bucket}")
+        run_in(project, "dvc", "remote", "modify", name, "endpointurl", server)
+    run_in(project, "dvc", "import-url", "remote://pairs", "my_pairs")
+    apply_recipe(project / "recipes" / "table.yaml", project / "params.yaml")
+    run_in(project, "dvc", "repro", "pack")
+    made = counts_of(project)
+    run_in(project, "dvc", "push", "--remote", "results", "pack", "ingest")
+
+    elsewhere = new_project(tmp_path / "elsewhere")
+    for name in ("params.yaml", "dvc.lock", ".dvc/config"):
+        shutil.copy(project / name, elsewhere / name)
+    run_in(elsewhere, "dvc", "pull", "--remote", "results", "pack", "ingest")
+    assert counts_of(elsewhere, "raw", "packed") == {name: made[name] for name in ("raw", "packed")}
+    assert hash_of_input(elsewhere / "data" / "packed" / "train") == hash_of_input(
+        project / "data" / "packed" / "train"
+    )
