@@ -141,8 +141,7 @@ def _write_scores(db: "DuckDBPyConnection", valid: Path, shards: Sequence[str], 
         asked = "SELECT place FROM train WHERE place // $1 = $2 ORDER BY place"
         places = np.asarray(db.execute(asked, [PLACES, number]).fetchnumpy()["place"])
         pairs = pq.read_table(valid / f"pairs-{shard}.parquet").take(places % PLACES).to_pandas()
-        found = pd.DataFrame({"place": places, "score": scores(shard, pairs)})
-        db.execute("INSERT INTO scores SELECT place, score FROM found")
+        db.append("scores", pd.DataFrame({"place": places, "score": scores(shard, pairs).astype(np.float64)}))
         print(f"curate: {number + 1} of {len(shards)} shards scored", flush=True)
 
 

@@ -45,7 +45,7 @@ def write_page(curated: Curated, raw: Path, folder: Path) -> None:
         rows += f"<tr><th>{name}</th>{cells}<td>{MEANINGS[name]}</td></tr>"
         if taken:
             figures = "".join(_figure(e, pictures) for e in curated.examples if e.reason == name)
-            sections += f"<h2>{name}: {taken:,}</h2><p>{MEANINGS[name]}; left: what leaves, right: what stays</p>{figures}"
+            sections += f"<h2>{name}: {taken:,}</h2><p>{MEANINGS[name]}; at the right what stays</p>{figures}"
     overlap = (
         f"Valid and test lose nothing. {curated.overlap['pictures']:,} pictures of test look like one of valid, and "
         f"{curated.overlap['captions']:,} captions are in both."

@@ -1,10 +1,10 @@
 """What curation needs of all shards, as narrow tables in DuckDB, which puts on disk what memory does not hold.
 
-- `pictures`: a row a picture: `picture` (its number in `facts`, of which it is the first), `place`, `image_id`, `difference_hash`, and what its look tells:
-  `representative`, the number of its near-duplicate group's, and `held_out`, that of a picture of valid or test which
-  it resembles, or null.
-- `rows`: a row of the pair tables: `place`, `split`, `picture`, keys that are equal where values are (`pair`, `bytes` of
-  the picture, `caption`, `text`, `concept`), what the rules ask (`language`, `length`, `aspect`, `advertises`,
+- `pictures`: a row a picture: `picture` (its number in `facts`, of which it is the first), `place`, `image_id`, and what
+  its look tells: `representative`, the number of its near-duplicate group's, and `held_out`, that of a picture of valid
+  or test which it resembles, or null.
+- `rows`: a row of the pair tables: `place`, `split`, `picture`, keys that are equal where values are (`pair`, `caption`,
+  `text`, `concept`, and `bytes` of the picture), what the rules ask (`language`, `length`, `aspect`, `advertises`,
   `blacklisted`), and their answer: the `reason` to leave, or null, and the picture that stays `instead`.
 - `pairs` and `facts`: views of the files of data/valid.
 
@@ -52,25 +52,24 @@ FROM rows WHERE picture IS NOT NULL GROUP BY picture
 def open_tables(
     valid: Path, folder: Path, patterns: Sequence[str] | None, words: Sequence[str] | None
 ) -> "DuckDBPyConnection":
-    """A database in `folder` with the tables of all shards; `looks_found` still has to look at the pictures."""
+    """A database in `folder` with the tables of all shards; `look_at_pictures` adds what looks tell."""
     import duckdb
 
     offline = {"autoinstall_known_extensions": False, "autoload_known_extensions": False}
     limits = {"memory_limit": MEMORY, "threads": THREADS, "temp_directory": str(folder / "spilled")}
     db = duckdb.connect(folder / "keys.duckdb", config=offline | limits)
-    shards = shards_in(valid)
     for kind in ("pairs", "facts"):
-        files = [str(valid / f"{kind}-{shard}.parquet") for shard in shards]
-        db.execute("CREATE TEMP TABLE {0}_files AS SELECT unnest($1) AS filename, unnest(range($2)) AS shard".format(kind),
-                   [files, len(files)])  # fmt: skip
+        files = [str(valid / f"{kind}-{shard}.parquet") for shard in shards_in(valid)]
+        numbered = ", ".join(f"({_quoted(file)}, {shard})" for shard, file in enumerate(files))
         db.execute(
             f"CREATE TEMP VIEW {kind} AS SELECT *, shard * {PLACES} + file_row_number AS place "
             f"FROM read_parquet([{', '.join(map(_quoted, files))}], filename = true, file_row_number = true) "
-            f"JOIN {kind}_files USING (filename)"
+            f"JOIN (VALUES {numbered}) AS shards(filename, shard) USING (filename)"
         )
     db.execute(PICTURES)
+    asks = {"advertises": _any_matches(patterns), "blacklisted": _any_matches(words, "\\Q{}\\E")}
     try:
-        db.execute(ROWS.format(text=TEXT, advertises=_any_matches(patterns), blacklisted=_any_matches(words, "\\Q{}\\E")))
+        db.execute(ROWS.format(text=TEXT, **asks))
     except duckdb.InvalidInputException as error:
         raise UserError(f"curate.rules.pattern: {error}; the patterns are RE2's, without look-around") from None
     return db

@@ -107,9 +107,9 @@ def near(
     """Pairs of positions whose hashes differ in at most `distance` bits and whose ranges of brightness are at most MOST
     apart, in pieces, some of them more than once.
 
-    The pigeonhole: of `distance` + n groups of bits, n at least hold no bit that differs. So each pair shares a key, the
-    bits of some n groups. A group takes every so many-th bit, since neighbouring bits are of one part of the picture
-    and alike in very many pictures (a white margin).
+    The pigeonhole: of `distance` + n groups of bits, at least n hold no bit that differs. So each pair shares a key,
+    the bits of some n groups. A group takes every so many-th bit, since neighbouring bits are of one part of the
+    picture and alike in very many pictures (a white margin).
     """
     num_shared = 1 + distance // 2
     num_groups = distance + num_shared
