@@ -23,10 +23,11 @@ def check_files(params: Params) -> None:
     """Raises UserError when a file that the params name for `data`, `curate` or `init` is not there."""
     if params.data.source != "emoji":  # set-up fills that folder
         existing(Path(params.data.path), "data.path")
-    rules = params.curate.rules
-    for key, name in (("blacklist", rules.blacklist), ("score.weights", rules.score and rules.score.weights)):
-        if name is not None:
-            existing(Path(params.curate.path) / name, f"curate.rules.{key}")
+    rules, folder = params.curate.rules, Path(params.curate.path)
+    if rules.blacklist is not None:
+        existing(folder / rules.blacklist, "curate.rules.blacklist")
+    if rules.score is not None:
+        existing(folder / rules.score.weights, "curate.rules.score.weights")
     for key in ("image_tower", "bert_folder", "weights", "vocabulary"):
         name = getattr(params.init, key, None)
         if name is not None:

@@ -31,8 +31,8 @@ FROM rows LEFT JOIN pictures USING (picture)
 LEFT JOIN pictures AS representatives ON pictures.representative = representatives.picture ORDER BY rows.place
 """
 EXAMPLES = f"""
-SELECT chosen.reason, pairs.caption, pairs.image_id, pairs.place // {PLACES} AS shard,
-    pictures.image_id AS instead, pictures.place // {PLACES} AS instead_shard
+SELECT chosen.reason, pairs.caption, (pairs.place // {PLACES}, pairs.image_id),
+    (pictures.place // {PLACES}, pictures.image_id)
 FROM (FROM rows WHERE reason IS NOT NULL
     QUALIFY row_number() OVER (PARTITION BY reason ORDER BY place) <= {NUM_EXAMPLES}) AS chosen
 JOIN pairs USING (place) LEFT JOIN pictures ON pictures.picture = instead ORDER BY place
@@ -45,14 +45,11 @@ WHERE split = 'test' AND caption IN (SELECT caption FROM rows WHERE split = 'val
 
 @dataclass(frozen=True)
 class Example:
-    """A pair that left, and the picture that stays instead, if there is one."""
+    """A pair that left."""
 
     reason: str
     caption: str
-    image_id: str
-    shard: str
-    instead: str | None
-    instead_shard: str | None
+    pictures: list[tuple[str, str]]  # shard and image_id: its own, and the one that stays instead, if there is one
 
 
 @dataclass(frozen=True)
@@ -93,8 +90,8 @@ def curate(params: Curate, valid: Path, out: Path, quarantine: Path, scores: "Sc
         )
         read, train = db.execute("SELECT count(*), count(*) FILTER (split = 'train') FROM rows").fetchall()[0]
         examples = [
-            Example(reason, caption, image_id, shards[shard], instead, None if at is None else shards[at])
-            for reason, caption, image_id, shard, instead, at in db.execute(EXAMPLES).fetchall()
+            Example(reason, caption, [(shards[shard], image_id) for shard, image_id in pictures if image_id])
+            for reason, caption, *pictures in db.execute(EXAMPLES).fetchall()
         ]
         overlap = {"pictures": alike, "captions": db.execute(OVERLAP).fetchall()[0][0]}
         taken = {name: number for name, number in rules.items() if number is not None}

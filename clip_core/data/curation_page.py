@@ -35,9 +35,7 @@ figure { display: inline-block; margin: .5rem 1.5rem .5rem 0; vertical-align: to
 
 def write_page(curated: Curated, raw: Path, folder: Path) -> None:
     """Writes `index.html`, which loads nothing from outside; the pictures come from data/raw."""
-    shown = [(example.shard, example.image_id) for example in curated.examples]
-    shown += [(example.instead_shard, example.instead) for example in curated.examples if example.instead]
-    pictures = {image_id: _small(image) for image_id, image in _read_pictures(raw, shown).items()}
+    pictures = _read_pictures(raw, [picture for example in curated.examples for picture in example.pictures])
     left, rows, sections = curated.train, "", ""
     for name, taken in curated.rules.items():
         numbers = [left, taken, left := left - taken] if taken is not None else ["", "off", ""]
@@ -58,20 +56,20 @@ def write_page(curated: Curated, raw: Path, folder: Path) -> None:
 
 
 def _figure(example: Example, pictures: dict[str, str]) -> str:
-    shown = [image_id for image_id in (example.image_id, example.instead) if image_id]
-    images = "".join(f'<img src="{pictures[image_id]}" alt="" title="{escape(image_id)}">' for image_id in shown)
+    images = "".join(f'<img src="{pictures[name]}" alt="" title="{escape(name)}">' for _, name in example.pictures)
     return f"<figure>{images}<figcaption lang=zh>{escape(example.caption)}</figcaption></figure>"
 
 
-def _read_pictures(raw: Path, wanted: list[tuple[str | None, str | None]]) -> dict[str, bytes]:
-    """The encoded pictures by id; of a shard only the row groups are read that may hold one."""
+def _read_pictures(raw: Path, wanted: list[tuple[str, str]]) -> dict[str, str]:
+    """What the page shows of each picture; of a shard only the row groups are read that may hold one."""
     import pyarrow.parquet as pq
 
     found = {}
-    for shard in {shard for shard, _ in wanted}:
+    for shard in sorted({shard for shard, _ in wanted}):
         ids = [image_id for other, image_id in wanted if other == shard]
         table = pq.read_table(raw / f"images-{shard}.parquet", filters=[("image_id", "in", ids)])
-        found |= dict(zip(table["image_id"].to_pylist(), table["image"].to_pylist(), strict=True))
+        for image_id, image in zip(table["image_id"].to_pylist(), table["image"].to_pylist(), strict=True):
+            found[image_id] = _small(image)
     return found
 
 

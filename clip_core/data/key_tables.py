@@ -1,11 +1,11 @@
 """What curation needs of all shards, as narrow tables in DuckDB, which puts on disk what memory does not hold.
 
-- `pictures`: a row a picture: `picture` (its number in `facts`, of which it is the first), `place`, `image_id`, and what
-  its look tells: `representative`, the number of its near-duplicate group's, and `held_out`, that of a picture of valid
-  or test which it resembles, or null.
-- `rows`: a row of the pair tables: `place`, `split`, `picture`, keys that are equal where values are (`pair`, `caption`,
-  `text`, `concept`, and `bytes` of the picture), what the rules ask (`language`, `length`, `aspect`, `advertises`,
-  `blacklisted`), and their answer: the `reason` to leave, or null, and the picture that stays `instead`.
+- `pictures`: a row a picture: `picture` (its number in `facts`, of which it is the first), `place`, `image_id`, and
+  what its look tells: `representative`, the number of its near-duplicate group's, and `held_out`, that of a picture of
+  valid or test which it resembles, or null.
+- `rows`: a row of the pair tables: `place`, `split`, `picture`; keys that are equal where values are (`pair`,
+  `caption`, `text`, `concept`, and `bytes` of the picture); what the rules ask (`language`, `length`, `aspect`,
+  `advertises`, `blacklisted`); and their answer: the `reason` to leave, or null, and the picture that stays `instead`.
 - `pairs` and `facts`: views of the files of data/valid.
 
 A place is the number of a shard times PLACES, and the row in its file.
@@ -55,9 +55,15 @@ def open_tables(
     """A database in `folder` with the tables of all shards; `look_at_pictures` adds what looks tell."""
     import duckdb
 
-    offline = {"autoinstall_known_extensions": False, "autoload_known_extensions": False}
-    limits = {"memory_limit": MEMORY, "threads": THREADS, "temp_directory": str(folder / "spilled")}
-    db = duckdb.connect(folder / "keys.duckdb", config=offline | limits)
+    db = duckdb.connect(folder / "keys.duckdb")
+    for name, value in (
+        ("memory_limit", f"'{MEMORY}'"),
+        ("threads", THREADS),
+        ("temp_directory", _quoted(str(folder / "spilled"))),
+        ("autoinstall_known_extensions", False),  # never the network
+        ("autoload_known_extensions", False),
+    ):
+        db.execute(f"SET {name} = {value}")
     for kind in ("pairs", "facts"):
         files = [str(valid / f"{kind}-{shard}.parquet") for shard in shards_in(valid)]
         numbered = ", ".join(f"({_quoted(file)}, {shard})" for shard, file in enumerate(files))
