@@ -60,8 +60,9 @@ def make(folder: Path, num: int) -> None:
         noise = draw.integers(-4, 5, (len(copies), 768), dtype=np.int16)
         thumbnails[copies] = (thumbnails[of] + noise).clip(0, 255)
         hashes[copies] = hashes[of]
-        for _ in range(5):  # so that a few are too far
-            hashes[copies] ^= np.uint64(1) << draw.integers(0, 64, len(copies), dtype=np.uint64)
+        for _ in range(5):  # so that some are too far
+            bits = np.uint64(1) << draw.integers(0, 64, len(copies), dtype=np.uint64)
+            hashes[copies] ^= np.where(draw.random(len(copies)) < 0.7, bits, np.uint64(0))
     np.save(folder / "hashes.npy", hashes)
 
 
