@@ -20,9 +20,14 @@ def check_params(tree: dict, path: Path) -> Params:
 
 
 def check_files(params: Params) -> None:
-    """Raises UserError when a file that the params name for `data` or `init` is not there."""
+    """Raises UserError when a file that the params name for `data`, `curate` or `init` is not there."""
     if params.data.source != "emoji":  # set-up fills that folder
         existing(Path(params.data.path), "data.path")
+    rules, folder = params.curate.rules, Path(params.curate.path)
+    if rules.blacklist is not None:
+        existing(folder / rules.blacklist, "curate.rules.blacklist")
+    if rules.score is not None:
+        existing(folder / rules.score.weights, "curate.rules.score.weights")
     for key in ("image_tower", "bert_folder", "weights", "vocabulary"):
         name = getattr(params.init, key, None)
         if name is not None:

@@ -1,4 +1,4 @@
-"""DVC stage: duplicates and leakage between the splits leave the training pairs, each rule counted."""
+"""DVC stage: training pairs leave by rules, each counted and each to be switched off; valid and test lose nothing."""
 
 from pathlib import Path
 
@@ -11,39 +11,23 @@ class Params(Section):
     curate: Curate
 
 
-def main(params: Params, valid: Path, out: Path, quarantine: Path) -> None:
-    """Writes the pairs that stay, with the column `seen`, to `out`, and the others with their rule to `quarantine`."""
-    from clip_core.data.curate import RULES, curate, near_duplicate_groups
-    from clip_core.data.pairs import (
-        COLUMNS,
-        ORIGIN,
-        read_fingerprints,
-        read_pairs,
-        shards_in,
-        write_counts,
-        write_pairs,
-        write_rejected,
-    )
+def main(params: Params, valid: Path, raw: Path, out: Path, quarantine: Path, page: Path) -> None:
+    """Writes the pairs that stay to `out`, with the columns of curation, the others to `quarantine`, and the `page`."""
+    from clip_core.data.curate import curate
+    from clip_core.data.curation_page import write_page
     from clip_core.files import replacing_folder
 
-    distance = params.curate.near_duplicate_distance
-    pairs = read_pairs(valid)
-    looks = near_duplicate_groups(read_fingerprints(valid), distance)
-    judged = curate(pairs, looks, RULES).assign(
-        near_duplicate_group=pairs["image_id"].map(looks.groupby(looks).transform(lambda g: g.index[0]))
-    )
-    stays = judged["reason"].isna()
-    kept = judged[stays].drop(columns="reason")
-    rejected = judged[~stays].assign(file=str(valid), line=judged.index[~stays] + 1)
-    with replacing_folder(quarantine) as folder:
-        write_rejected(rejected[[*ORIGIN, *COLUMNS]], folder)
-    with replacing_folder(out) as folder:
-        for shard in shards_in(valid):
-            ids = read_pairs(valid / f"pairs-{shard}.parquet")["pair_id"]
-            write_pairs(kept[kept["pair_id"].isin(ids)], folder / f"pairs-{shard}.parquet")
-        rules = {name: int((rejected["reason"] == name).sum()) for name in RULES}
-        write_counts(folder, len(pairs), len(kept), rejected["reason"], rules=rules)
-    print(f"curate: {len(kept)} of {len(pairs)} pairs stay; " + ", ".join(f"{n} {name}" for name, n in rules.items()))
+    scores = None
+    if score := params.curate.rules.score:
+        import clip_core
+        from clip_core.data.scores import scores_by
+
+        scores = scores_by(clip_core.load(Path(params.curate.path, score.weights)), raw)
+    with replacing_folder(out) as kept, replacing_folder(quarantine) as rejected, replacing_folder(page) as shown:
+        curated = curate(params.curate, valid, kept, rejected, scores)
+        write_page(curated, raw, shown)
+    told = ", ".join(f"{number:,} {name}" for name, number in curated.rules.items() if number is not None)
+    print(f"curate: {curated.kept:,} of {curated.read:,} pairs stay; {told} (see {page}/index.html)")
 
 
 if __name__ == "__main__":

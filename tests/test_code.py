@@ -57,7 +57,7 @@ EDITS = {
         set(),
     ),
     "the limits of a section": (
-        replace("clip_core/config/curation.py", "le=16", "le=17"),
+        replace("clip_core/config/curation.py", "le=7", "le=8"),
         {"curate"},
     ),
 }

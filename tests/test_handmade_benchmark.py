@@ -74,7 +74,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     apply_recipe(recipe, params_file)
     call("ingest", params_file, folder / "raw", folder / "refused")
     call("validate", params_file, folder / "raw", folder / "valid", folder / "bad", folder / "page")
-    call("curate", params_file, folder / "valid", folder / "curated", folder / "removed")
+    call("curate", params_file, *(folder / name for name in ("valid", "raw", "curated", "removed", "curation")))
     call("pack", params_file, folder / "curated", folder / "raw", folder / "packed")
     return folder
 

@@ -1,102 +1,165 @@
-"""Curation: duplicates and leakage between the splits leave `train`, never `valid` or `test`; each rule is counted."""
+"""Curation: training pairs leave by rules, each counted; valid and test lose nothing."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import chain, repeat
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from clip_core.config.curation import Curate
+from clip_core.data.key_tables import PLACES, look_at_pictures, open_tables
+from clip_core.data.pairs import COLUMNS, CURATED, ORIGIN, schema_of, shards_in, write_counts
+from clip_core.data.rules import apply_rules
+from clip_core.errors import UserError
+
 if TYPE_CHECKING:
     import pandas as pd
+    from duckdb import DuckDBPyConnection
 
-    CurationRule = Callable[[pd.DataFrame, pd.DataFrame], pd.Series]
+    Scores = Callable[[str, pd.DataFrame], np.ndarray]  # of some pairs of a shard
 
-CHUNK = 512  # hashes compared with all others at a time
-# What makes two captions the same. Concepts that an artwork draws alike may share a keyword and are no duplicates.
-TEXT = ["caption", "language", "concept_id"]
-MEAN_DIFFERENCE, LARGEST_DIFFERENCE = 3, 32  # of two thumbnails that show the same picture, in colour levels (0-255)
+ADVERTISING = Path(__file__).parent / "advertising.txt"
+NUM_EXAMPLES = 5
+OUTCOMES = """
+CREATE TABLE outcomes AS
+SELECT rows.place, reason, concept IS NULL OR concept IN (SELECT concept FROM train) AS seen,
+    representatives.image_id AS near_duplicate_group
+FROM rows LEFT JOIN pictures USING (picture)
+LEFT JOIN pictures AS representatives ON pictures.representative = representatives.picture ORDER BY rows.place
+"""
+EXAMPLES = f"""
+SELECT chosen.reason, pairs.caption, (pairs.place // {PLACES}, pairs.image_id),
+    (pictures.place // {PLACES}, pictures.image_id)
+FROM (FROM rows WHERE reason IS NOT NULL
+    QUALIFY row_number() OVER (PARTITION BY reason ORDER BY place) <= {NUM_EXAMPLES}) AS chosen
+JOIN pairs USING (place) LEFT JOIN pictures ON pictures.picture = instead ORDER BY place
+"""
+OVERLAP = """
+SELECT count(DISTINCT caption) FROM rows
+WHERE split = 'test' AND caption IN (SELECT caption FROM rows WHERE split = 'valid' AND caption IS NOT NULL)
+"""
 
 
-def near_duplicate_groups(fingerprints: "pd.DataFrame", distance: int) -> "pd.Series":
-    """A number for each image_id; pictures that look the same have the same one.
+@dataclass(frozen=True)
+class Example:
+    """A pair that left."""
 
-    Candidates have perceptual hashes that differ in at most `distance` bits. Hashes see only light and dark, so the
-    thumbnails must agree as well: a red circle does not look like a blue one.
+    reason: str
+    caption: str
+    pictures: list[tuple[str, str]]  # shard and image_id: its own, and the one that stays instead, if there is one
+
+
+@dataclass(frozen=True)
+class Curated:
+    """What curation did."""
+
+    read: int
+    train: int  # of the rows read
+    kept: int
+    rules: dict[str, int | None]  # how many rows left under each; null: off
+    examples: list[Example]
+    overlap: dict[str, int]  # pictures of test that resemble one of valid, captions that are in both
+
+
+def curate(params: Curate, valid: Path, out: Path, quarantine: Path, scores: "Scores | None") -> Curated:
+    """Writes the rows that stay to `out` and the others to `quarantine`, a file a shard in each.
+
+    `scores` gives the scores of some pairs of a shard, if the rules ask for them. What memory does not hold lies in
+    `out` meanwhile, which a stage that is killed does not leave behind.
     """
-    import pandas as pd
+    shards = shards_in(valid)
+    with (
+        TemporaryDirectory(dir=out) as folder,
+        open_tables(valid, Path(folder), patterns_of(params), words_of(params)) as db,
+    ):
+        facts = [valid / f"facts-{shard}.parquet" for shard in shards]
+        alike = look_at_pictures(db, facts, Path(folder), params.near_duplicate_distance)
 
-    distinct, first, kind = np.unique(
-        fingerprints["thumbnail"].to_numpy(dtype="object"), return_index=True, return_inverse=True
+        def score() -> None:
+            assert scores, "nobody gives scores"
+            _write_scores(db, valid, shards, scores)
+
+        rules = apply_rules(db, params.rules, score)
+        db.execute(OUTCOMES)
+        kept = sum(
+            _write_shard(db, valid / f"pairs-{shard}.parquet", number, out, quarantine)
+            for number, shard in enumerate(shards)
+        )
+        read, train = db.execute("SELECT count(*), count(*) FILTER (split = 'train') FROM rows").fetchall()[0]
+        examples = [
+            Example(reason, caption, [(shards[shard], image_id) for shard, image_id in pictures if image_id])
+            for reason, caption, *pictures in db.execute(EXAMPLES).fetchall()
+        ]
+        overlap = {"pictures": alike, "captions": db.execute(OVERLAP).fetchall()[0][0]}
+        taken = {name: number for name, number in rules.items() if number is not None}
+        groups, pictures = db.execute("SELECT count(DISTINCT representative), count(*) FROM pictures").fetchall()[0]
+    write_counts(
+        out,
+        read,
+        kept,
+        chain.from_iterable(repeat(name, number) for name, number in taken.items()),
+        rules=rules,
+        pictures={"all": pictures, "near_duplicate_groups": groups},
+        in_both_valid_and_test=overlap,
     )
-    hashes = fingerprints["difference_hash"].to_numpy(dtype=np.uint64)[first]
-    thumbnails = np.frombuffer(b"".join(distinct), np.uint8).reshape(len(distinct), -1).astype(np.int16)
-    look = np.arange(len(distinct))
-    for one, others in near(hashes, distance):
-        difference = np.abs(thumbnails[others] - thumbnails[one])
-        same = others[(difference.mean(1) <= MEAN_DIFFERENCE) & (difference.max(1) <= LARGEST_DIFFERENCE)]
-        for other in same:
-            _join(look, one, other)
-    roots = np.array([_root(look, one) for one in range(len(look))])
-    return pd.Series(roots[kind], index=fingerprints["image_id"])
+    return Curated(read, train, kept, rules, examples, overlap)
 
 
-def near(hashes: np.ndarray, distance: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Each position with the later positions whose hash differs in at most `distance` bits, where there are any."""
-    order = np.argsort(hashes, kind="stable")
-    values, starts = np.unique(hashes[order], return_index=True)
-    groups = np.split(order, starts[1:])
-    for start in range(0, len(values) if distance else 0, CHUNK):
-        bits = np.bitwise_count(values[start : start + CHUNK, None] ^ values[None, start:])  # (chunk, later hashes)
-        for one, other in np.argwhere((bits > 0) & (bits <= distance)):
-            if other > one:
-                for position in groups[start + one]:
-                    yield position, groups[start + other]
-    for group in groups:
-        for position in range(len(group) - 1):
-            yield group[position], group[position + 1 :]
+def patterns_of(params: Curate) -> Sequence[str] | None:
+    """The regular expressions of the rule `pattern`."""
+    if params.rules.pattern == "default":
+        return ADVERTISING.read_text(encoding="utf-8").splitlines()
+    return params.rules.pattern
 
 
-def curate(pairs: "pd.DataFrame", looks: "pd.Series", rules: Mapping[str, "CurationRule"]) -> "pd.DataFrame":
-    """The pair table with two more columns: `reason`, the rule under which a row leaves (or null), and `seen`.
+def words_of(params: Curate) -> list[str] | None:
+    """The words of the blacklist."""
+    if params.rules.blacklist is None:
+        return None
+    path = Path(params.path, params.rules.blacklist)
+    try:
+        words = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except OSError as error:
+        raise UserError(f"curate.rules.blacklist: {path}: {error.strerror}; put the file there, or null") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"curate.rules.blacklist: {path}: byte {error.start} is no UTF-8; save it as UTF-8") from None
+    return [word for word in words if word]
 
-    Only rows of `train` leave, each under the first rule that takes it. `seen` tells whether the row's concept is still
-    in train; it is true where the source has no concepts.
-    """
+
+def _write_scores(db: "DuckDBPyConnection", valid: Path, shards: Sequence[str], scores: "Scores") -> None:
     import pandas as pd
+    import pyarrow.parquet as pq
 
-    rows = pairs.assign(look=pairs["image_id"].map(looks))
-    held_out = rows[rows["split"] != "train"]
-    reason = pd.Series(None, pairs.index, dtype="object")
-    for name, leaves in rules.items():
-        train = rows[(rows["split"] == "train") & reason.isna()]
-        reason[train.index[leaves(train, held_out)]] = name
-    in_train = pairs["concept_id"][(pairs["split"] == "train") & reason.isna()].dropna()
-    return pairs.assign(reason=reason, seen=pairs["concept_id"].isna() | pairs["concept_id"].isin(in_train))
-
-
-def repeats_exactly(train: "pd.DataFrame", _held_out: "pd.DataFrame") -> "pd.Series":
-    """Rows with the picture's bytes and the caption of an earlier row."""
-    return train.duplicated(["image_sha256", *TEXT])
+    db.execute("CREATE TABLE scores (place BIGINT, score DOUBLE)")
+    for number, shard in enumerate(shards):
+        asked = "SELECT place FROM train WHERE place // $1 = $2 ORDER BY place"
+        places = np.asarray(db.execute(asked, [PLACES, number]).fetchnumpy()["place"])
+        pairs = pq.read_table(valid / f"pairs-{shard}.parquet").take(places % PLACES).to_pandas()
+        db.append("scores", pd.DataFrame({"place": places, "score": scores(shard, pairs).astype(np.float64)}))
+        print(f"curate: {number + 1} of {len(shards)} shards scored", flush=True)
 
 
-def repeats_nearly(train: "pd.DataFrame", held_out: "pd.DataFrame") -> "pd.Series":
-    """Rows with the caption of an earlier row and a picture that looks the same but has other bytes."""
-    return train.duplicated(["look", *TEXT]) & ~repeats_exactly(train, held_out)
+def _write_shard(db: "DuckDBPyConnection", pairs: Path, number: int, out: Path, quarantine: Path) -> int:
+    """Writes one shard's rows, and returns how many stay."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
-
-def leaks(train: "pd.DataFrame", held_out: "pd.DataFrame") -> "pd.Series":
-    """Rows whose picture looks like one of valid or test, whatever the captions say."""
-    return train["look"].isin(held_out["look"])
-
-
-RULES = {"exact_duplicate": repeats_exactly, "near_duplicate": repeats_nearly, "leakage": leaks}
-
-
-def _root(look: np.ndarray, one: int) -> int:
-    while look[one] != one:
-        look[one] = one = look[look[one]]
-    return one
-
-
-def _join(look: np.ndarray, one: int, other: int) -> None:
-    roots = sorted((_root(look, one), _root(look, other)))
-    look[roots[1]] = roots[0]
+    first = number * PLACES
+    asked = "SELECT * EXCLUDE place FROM outcomes WHERE place >= $1 AND place < $2 ORDER BY place"
+    outcomes = db.sql(asked, params=[first, first + PLACES]).to_arrow_table()
+    rows = pq.read_table(pairs, schema=schema_of(COLUMNS))
+    assert len(outcomes) == len(rows), f"{pairs}: {len(rows)} rows, {len(outcomes)} outcomes: pictures with equal ids"
+    reason = outcomes["reason"]
+    stays = reason.is_null()
+    more = outcomes.append_column("line", pa.array(np.arange(1, len(rows) + 1)))
+    more = more.append_column("file", pa.repeat(str(pairs), len(rows)))
+    for name in more.column_names:
+        rows = rows.append_column(name, more[name])
+    kept = rows.filter(stays).select([*COLUMNS, *CURATED])
+    pq.write_table(kept, out / pairs.name)
+    rejected = rows.filter(reason.is_valid()).select([*ORIGIN, *COLUMNS])
+    pq.write_table(rejected, quarantine / pairs.name.replace("pairs-", "rejected-"))
+    return len(kept)

@@ -13,6 +13,7 @@ TESTS = {
     "clip_core/data/sampler.py": ["tests/test_sampler.py"],
     "clip_core/data/captions.py": ["tests/test_captions.py"],
     "clip_core/data/curate.py": ["tests/test_curate.py"],
+    "clip_core/data/near.py": ["tests/test_near.py"],
     "clip_core/train/loss.py": ["tests/test_loss.py", "tests/test_grad_cache.py"],
     "clip_core/train/optimizer.py": ["tests/test_training.py"],
     "clip_core/evaluate/retrieval.py": ["tests/test_retrieval.py"],
