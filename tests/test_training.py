@@ -13,7 +13,8 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from clip_core.config.intervals import Interval
 from clip_core.config.training import NoAugmentation, Optimizer, Schedule, Training
 from clip_core.data.augmentation import augment
-from clip_core.data.batches import Batch, TrainingBatches, decoded
+from clip_core.data.batches import Batch, TrainingBatches
+from clip_core.data.pictures import decoded
 from clip_core.data.sampler import random_at
 from clip_core.data.store import Store, StoreWriter, open_store
 from clip_core.errors import UserError
@@ -208,7 +209,7 @@ def test_stage_1_leaves_the_image_tower_as_it_was_to_the_bit(store: Store, tmp_p
     freeze_image_tower(model)
     features = image_features_of(model, decoded(store, IMAGE_SIZE, Preprocessing()), len(store))
     tokenizer = parse_tokenizer(tiny_tokenizer_json(store), 16)
-    batches = TrainingBatches(store, lambda rows: features[rows], tokenizer, params, 1)
+    batches = TrainingBatches(store, features, tokenizer, params, 1)
     validation = Validation(3, lambda model: {"mean": model.encode_images(torch.zeros(2, 3, 32, 32)).mean().item()})
 
     train(batches, model, lambda cached: cached, tmp_path / "tiny" / "run", INTERVAL, validation)
@@ -228,7 +229,7 @@ def test_cached_features_are_the_models_own_of_the_unchanged_pictures(store: Sto
     pictures = decoded(store, IMAGE_SIZE, Preprocessing())
     features = image_features_of(model, pictures, len(store))
     with torch.no_grad():
-        assert torch.allclose(features[5], model.eval().encode_images(pictures(np.array([5])))[0], atol=1e-6)
+        assert torch.allclose(features.rows[5], model.eval().encode_images(pictures(np.array([5])))[0], atol=1e-6)
 
 
 def test_pictures_too_many_for_memory_are_decoded_as_they_are_needed(
@@ -236,7 +237,7 @@ def test_pictures_too_many_for_memory_are_decoded_as_they_are_needed(
 ) -> None:
     rows = np.array([30, 2, 2])
     kept = decoded(store, IMAGE_SIZE, Preprocessing())(rows)
-    monkeypatch.setattr("clip_core.data.batches.MEMORY", 0)
+    monkeypatch.setattr("clip_core.data.pictures.MEMORY", 0)
     assert torch.equal(decoded(store, IMAGE_SIZE, Preprocessing())(rows), kept)
 
 
@@ -288,7 +289,7 @@ def test_a_batch_holds_its_pictures_changed_as_the_params_say(step: int, store: 
     rows = [store.image_ids.index(image_id) for image_id in image_ids_of(changed, step)]
     pictures = decoded(store, IMAGE_SIZE, Preprocessing())(np.array(rows))
     assert torch.equal(plain.batch(step).images, pictures)
-    wanted = augment(pictures, params.augmentation, random_at(1, "augmentation", step))
+    wanted = augment(pictures, params.augmentation, random_at(1, "augmentation", step), 8, slice(0, 8))
     assert torch.equal(changed.batch(step).images, wanted)
     assert not any(torch.equal(found, picture) for found, picture in zip(wanted, pictures, strict=True))
 

@@ -6,7 +6,7 @@ import threading
 import weakref
 from bisect import bisect_right
 from collections import Counter, deque
-from collections.abc import Generator, Set
+from collections.abc import Generator, Sequence, Set
 from contextlib import contextmanager
 from functools import cached_property
 from hashlib import sha256
@@ -148,6 +148,21 @@ class Store:
     def pairs(self) -> "pd.DataFrame":
         """The split's pair table, with `seen`."""
         return read_pairs(self.folder / "pairs.parquet")
+
+    def pairs_of(self, shard_numbers: Sequence[int], columns: Sequence[str]) -> "pd.DataFrame":
+        """These columns of the shards' pairs, by shard and pair_id, and `image_index`: where the pair's picture is.
+
+        A column that the store lacks is null.
+        """
+        import numpy as np
+        import pandas as pd
+
+        pairs = self.pairs.dropna(subset="image_id").sort_values("pair_id", kind="stable")
+        index = pd.Index(self.image_ids).get_indexer(pairs["image_id"])
+        shard = np.searchsorted(self.first_of_shard, index, side="right") - 1
+        place = [np.flatnonzero(shard == number) for number in shard_numbers]
+        rows = np.concatenate([np.empty(0, np.int64), *place])
+        return pairs.iloc[rows].reindex(columns=list(columns)).assign(image_index=index[rows]).reset_index(drop=True)
 
     def image_bytes(self, index: int) -> bytes:
         """The encoded picture at `index`."""
