@@ -6,7 +6,7 @@ import shutil
 import signal
 import warnings
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from multiprocessing import forkserver
 from pathlib import Path
@@ -76,7 +76,7 @@ def in_workers(make: Callable[[Item], Made], items: Iterable[Item], workers: int
 def ahead(made: Generator[Made]) -> Generator[Made]:
     """What `made` gives, the next one made by a thread meanwhile; closing it closes `made`."""
     with closing(made), ThreadPoolExecutor(1) as thread:
-        coming = thread.submit(next, made, END)
+        coming: Future[Any] = thread.submit(next, made, END)
         while (one := coming.result()) is not END:
             coming = thread.submit(next, made, END)
             yield one

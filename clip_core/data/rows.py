@@ -23,7 +23,7 @@ SHARDS_AT_ONCE = 16  # to count rows in
 
 
 def rows_of(pairs: "pd.DataFrame", language: str) -> "pd.DataFrame":
-    """The rows that `pairs` make in `language`, by picture: a caption, or what one is drawn from, and what is shared."""
+    """The rows that `pairs` make in `language`, by picture: a caption or what one is drawn from, and what is shared."""
     import pandas as pd
 
     pairs = pairs[(pairs["language"] == language).to_numpy(bool)]
