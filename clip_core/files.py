@@ -118,6 +118,14 @@ def _remove(beside: Path, path: Path) -> None:
     shutil.rmtree(beside, ignore_errors=True)
 
 
+def link_file(source: Path, target: Path) -> None:
+    """Makes `target` a link to the file `source`; a copy where the disk is another one, or knows no links."""
+    try:
+        os.link(source.resolve(), target)  # DVC's own file may be a link into its cache
+    except OSError:
+        shutil.copy2(source, target)
+
+
 def sync(path: Path) -> None:
     """Returns when the file, or what a folder says of its entries, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)

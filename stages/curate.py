@@ -19,6 +19,7 @@ def main(params: Params, valid: Path, out: Path, quarantine: Path) -> None:
         ORIGIN,
         read_fingerprints,
         read_pairs,
+        shards_in,
         write_counts,
         write_pairs,
         write_rejected,
@@ -26,15 +27,20 @@ def main(params: Params, valid: Path, out: Path, quarantine: Path) -> None:
     from clip_core.files import replacing_folder
 
     distance = params.curate.near_duplicate_distance
-    pairs = read_pairs(valid / "pairs.parquet")
-    judged = curate(pairs, near_duplicate_groups(read_fingerprints(valid / "fingerprints.parquet"), distance), RULES)
+    pairs = read_pairs(valid)
+    looks = near_duplicate_groups(read_fingerprints(valid), distance)
+    judged = curate(pairs, looks, RULES).assign(
+        near_duplicate_group=pairs["image_id"].map(looks.groupby(looks).transform(lambda g: g.index[0]))
+    )
     stays = judged["reason"].isna()
     kept = judged[stays].drop(columns="reason")
-    rejected = judged[~stays].assign(file=str(valid / "pairs.parquet"), line=judged.index[~stays] + 1)
+    rejected = judged[~stays].assign(file=str(valid), line=judged.index[~stays] + 1)
     with replacing_folder(quarantine) as folder:
         write_rejected(rejected[[*ORIGIN, *COLUMNS]], folder)
     with replacing_folder(out) as folder:
-        write_pairs(kept, folder / "pairs.parquet")
+        for shard in shards_in(valid):
+            ids = read_pairs(valid / f"pairs-{shard}.parquet")["pair_id"]
+            write_pairs(kept[kept["pair_id"].isin(ids)], folder / f"pairs-{shard}.parquet")
         rules = {name: int((rejected["reason"] == name).sum()) for name in RULES}
         write_counts(folder, len(pairs), len(kept), rejected["reason"], rules=rules)
     print(f"curate: {len(kept)} of {len(pairs)} pairs stay; " + ", ".join(f"{n} {name}" for name, n in rules.items()))

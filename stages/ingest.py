@@ -1,9 +1,12 @@
-"""DVC stage: the pairs of the source that `params.data` names, as one table and picture shards."""
+"""DVC stage: the pairs of the source that `params.data` names, as one table and the pictures a shard."""
 
+import json
 from pathlib import Path
 
+from clip_core.config.engine import Engine
 from clip_core.config.section import Section
 from clip_core.config.sources import Source
+from clip_core.errors import UserError
 from stages.command import run
 
 
@@ -11,28 +14,34 @@ class Params(Section):
     data: Source
 
 
-def main(params: Params, out: Path, quarantine: Path) -> None:
-    """Writes the pair table and its pictures to `out`, and the rows that the source refused to `quarantine`."""
-    from clip_core.data.pairs import write_counts, write_images, write_pairs, write_rejected
-    from clip_core.data.sources import MEASURED, harvest, measured, parts_of
+def main(params: Params, engine: Engine, out: Path, quarantine: Path) -> None:
+    """Writes the pair tables and their pictures to `out`, and the rows that the source refused to `quarantine`."""
+    from clip_core.data.ingestion import ingest_part
+    from clip_core.data.pairs import read_counts
+    from clip_core.data.shards import Task, map_shards, publish
+    from clip_core.data.sources import parts_of
     from clip_core.files import replacing_folder
 
-    (part,) = parts_of(params.data)
-    found = harvest(params.data, part)
+    results = map_shards(
+        "ingest",
+        [
+            Task(part.name, ingest_part, (params.data, part), part.reads, (params.data, part.at))
+            for part in parts_of(params.data)
+        ],
+        engine,
+    )
+    counts = read_counts(results.values())
     with replacing_folder(quarantine) as folder:
-        write_rejected(found.rejected, folder)
+        publish(results, ["rejected"], folder)
+    if not counts["kept"]:
+        raise UserError(
+            f"{params.data.path}: not one of {counts['read']:,} rows makes a pair: {counts['by_reason']}; "
+            f"see {quarantine}"
+        )
     with replacing_folder(out) as folder:
-        facts: dict[str, tuple] = {}
-        write_images(measured(found.images, facts), folder)
-        pairs = found.pairs
-        for position, column in enumerate(MEASURED):
-            pairs[column] = pairs["image_id"].map({image_id: fact[position] for image_id, fact in facts.items()})
-        numbers = ["width", "height", "num_bytes"]
-        pairs[numbers] = pairs[numbers].fillna(0).astype("int64")  # of a text without picture
-        write_pairs(pairs, folder / "pairs.parquet")
-        num_read = len(pairs) + len(found.rejected)
-        write_counts(folder, num_read, len(pairs), found.rejected["reason"], images=len(facts), **found.more)
-    print(f"ingest: {len(pairs)} rows, {len(facts)} pictures; {len(found.rejected)} rows rejected")
+        publish(results, ["pairs", "images"], folder)
+        (folder / "counts.json").write_text(json.dumps(counts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(f"ingest: {counts['kept']:,} rows, {counts['images']:,} pictures; {counts['rejected']:,} rows rejected")
 
 
 if __name__ == "__main__":

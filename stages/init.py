@@ -68,11 +68,12 @@ def warm_start(
     curves: Path,
 ) -> None:
     """The image tower trained as an English CLIP on the training pictures; `module` is the stage's own."""
+    from clip_core.config.section import hash_of
     from clip_core.data.captions import texts_of_store
     from clip_core.data.store import open_store
     from clip_core.image import Preprocessing
     from clip_core.model.clip import make_clip
-    from clip_core.model.contract import Architecture, Made, hash_of
+    from clip_core.model.contract import Architecture, Made
     from clip_core.model.registry import shape_of
     from clip_core.model.text_start import text_start
     from clip_core.model.weights import save_weights
@@ -126,8 +127,9 @@ def warm_start(
 
 def from_elsewhere(params: Params, out: Path, curves: Path) -> None:
     """Weights that nothing was trained for here: the curve is empty."""
+    from clip_core.config.section import hash_of
     from clip_core.files import atomic_write
-    from clip_core.model.contract import Made, hash_of
+    from clip_core.model.contract import Made
     from clip_core.model.start import start_from_towers, start_from_weights
     from clip_core.model.weights import save_weights
     from clip_core.train.log import NO_STEPS

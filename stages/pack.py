@@ -1,7 +1,9 @@
 """DVC stage: the curated pairs and their pictures as one store a split."""
 
+import json
 from pathlib import Path
 
+from clip_core.config.engine import Engine
 from clip_core.config.packing import Pack
 from clip_core.config.section import Section
 from clip_core.errors import UserError
@@ -12,34 +14,35 @@ class Params(Section):
     pack: Pack
 
 
-def main(params: Params, curated: Path, raw: Path, out: Path) -> None:
+def main(params: Params, engine: Engine, curated: Path, raw: Path, out: Path) -> None:
     """Writes a store for each split into `out`, and how many pairs each took."""
-    from clip_core.data.pairs import SPLITS, read_images, read_pairs, write_counts
-    from clip_core.data.store import StoreWriter
+    from clip_core.data.packing import pack_shard
+    from clip_core.data.pairs import SPLITS, pictures_of_earlier_shards, read_counts, shards_in
+    from clip_core.data.shards import Task, map_shards
+    from clip_core.data.store import join_stores
     from clip_core.files import replacing_folder
 
-    shard_bytes = params.pack.shard_mib * 2**20
-    pairs = read_pairs(curated / "pairs.parquet")
-    of_split = {split: pairs[pairs["split"] == split] for split in SPLITS}
-    if empty := [split for split, rows in of_split.items() if rows.empty]:
+    tasks = []
+    for shard, elsewhere in pictures_of_earlier_shards(curated, shards_in(curated)):
+        pairs, images = (folder / f"{name}-{shard}.parquet" for folder, name in ((curated, "pairs"), (raw, "images")))
+        decides = (params.pack, sorted(elsewhere))
+        tasks.append(Task(shard, pack_shard, (params.pack, pairs, images, elsewhere), (pairs, images), decides))
+    results = map_shards("pack", tasks, engine)
+    counts = read_counts(results.values())
+    if empty := [split for split in SPLITS if not counts["images"].get(split)]:
         raise UserError(
-            f"{curated / 'pairs.parquet'}: no pictures for {', '.join(empty)}. Training, validation and test need some "
+            f"{curated}: no pictures for {', '.join(empty)}. Training, validation and test need some "
             "each: add pictures, raise `data.valid_percent` or `data.test_percent` in params.yaml, or name the split "
-            "in the CSV's column `split`; what was refused lies in data/quarantine."
+            "in the column `split`; what was refused lies in data/quarantine."
         )
-    wanted = {split: set(rows["image_id"].dropna()) for split, rows in of_split.items()}
     with replacing_folder(out) as folder:
-        writers = {split: StoreWriter(folder / split, shard_bytes) for split in SPLITS}
-        for image_id, image in read_images(raw):
-            for split, writer in writers.items():
-                if image_id in wanted[split]:
-                    writer.add(image_id, image)
-        manifests = {split: writer.finish(of_split[split]) for split, writer in writers.items()}
-        num_packed = sum(manifest["num_pairs"] for manifest in manifests.values())
-        write_counts(folder, len(pairs), num_packed, [], images={s: m["num_images"] for s, m in manifests.items()})
-    print(
-        "pack: " + ", ".join(f"{s} {m['num_pairs']} pairs of {m['num_images']} pictures" for s, m in manifests.items())
-    )
+        for split in SPLITS:
+            of_shard = {shard: result / split for shard, result in results.items() if (result / split).exists()}
+            manifest = join_stores(of_shard, folder / split)
+            print(f"pack: {split} {manifest['num_pairs']:,} pairs of {manifest['num_images']:,} pictures")
+        if params.pack.resize:
+            print(f"pack: smaller training pictures save {counts['bytes_saved'] / 2**20:,.1f} MiB")
+        (folder / "counts.json").write_text(json.dumps(counts, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import torch
 
 from clip_core.config.intervals import StageInterval
 from clip_core.config.loader import Loader
+from clip_core.config.section import hash_of
 from clip_core.data.batches import TrainingBatches
 from clip_core.data.loader import num_workers, start_workers_early
 from clip_core.data.pictures import Kept, decoded
@@ -15,7 +16,7 @@ from clip_core.evaluate.retrieval import quick_recall
 from clip_core.inference.predictor import Predictor
 from clip_core.inference.torch_towers import TorchTowers
 from clip_core.model.clip import CLIP
-from clip_core.model.contract import Made, hash_of, read_contract, weights_id
+from clip_core.model.contract import Made, read_contract, weights_id
 from clip_core.model.weights import load_weights, save_weights
 from clip_core.text import load_tokenizer
 from clip_core.train.backward import with_precision_resolved

@@ -25,6 +25,7 @@ def main(params: Params, raw: Path, out: Path, quarantine: Path, page: Path) -> 
         HELD_OUT,
         read_images,
         read_pairs,
+        shards_in,
         write_counts,
         write_fingerprints,
         write_pairs,
@@ -38,10 +39,10 @@ def main(params: Params, raw: Path, out: Path, quarantine: Path, page: Path) -> 
         return set(rows.loc[rows["split"].isin(HELD_OUT), "text_id"].dropna())
 
     limits = params.validate_
-    pairs = read_pairs(raw / "pairs.parquet")
+    pairs = read_pairs(raw)
     images = profile_images(read_images(raw), limits.limits.max_pixels)
     profile = profile_pairs(pairs, images)
-    verdict = judge(profile, findings_of(profile, rules_of(limits)), limits.max_bad_share, raw / "pairs.parquet")
+    verdict = judge(profile, findings_of(profile, rules_of(limits)), limits.max_bad_share, raw)
     with replacing_folder(quarantine) as folder:
         write_rejected(verdict.rejected, folder)
     with replacing_folder(page) as folder:
@@ -49,12 +50,15 @@ def main(params: Params, raw: Path, out: Path, quarantine: Path, page: Path) -> 
     if verdict.refusals:
         raise UserError(
             f"{raw}: this batch is refused: {'; '.join(verdict.refusals)}. See {page / 'index.html'} and "
-            f"{quarantine / 'rejected.parquet'}; mend the source or the limits in params.yaml (validate)."
+            f"{quarantine}; mend the source or the limits in params.yaml (validate)."
         )
     kept = pairs[~pairs.index.isin(verdict.rejected.index)]
     with replacing_folder(out) as folder:
-        write_pairs(kept, folder / "pairs.parquet")
-        write_fingerprints(images[images["image_id"].isin(kept["image_id"])], folder / "fingerprints.parquet")
+        for shard in shards_in(raw):
+            ids = read_pairs(raw / f"pairs-{shard}.parquet")["pair_id"]
+            of_shard = kept[kept["pair_id"].isin(ids)]
+            write_pairs(of_shard, folder / f"pairs-{shard}.parquet")
+            write_fingerprints(images[images["image_id"].isin(of_shard["image_id"])], folder / f"facts-{shard}.parquet")
         lost = len(texts_of(pairs) - texts_of(kept))
         told = {"break_a_rule_and_stay": verdict.stay, "texts_that_left_with_their_pictures": lost}
         told = {name: count for name, count in told.items() if count}

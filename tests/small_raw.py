@@ -75,7 +75,7 @@ def small_raw() -> tuple[list[dict], dict[str, bytes]]:
 def write_raw(rows: list[dict], images: dict[str, bytes], folder: Path) -> Path:
     """Writes rows and pictures as the stage `ingest` does."""
     folder.mkdir(parents=True)
-    write_images(sorted(images.items()), folder)
-    write_pairs(pd.DataFrame(rows), folder / "pairs.parquet")
+    write_images(sorted(images.items()), folder / "images-small.parquet")
+    write_pairs(pd.DataFrame(rows), folder / "pairs-small.parquet")
     write_counts(folder, len(rows), len(rows), [])
     return folder

@@ -2,9 +2,13 @@
 
 import importlib
 import inspect
+from contextlib import chdir, nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from stages.command import sections_of
+
+OF_DATA = ("ingest", "validate", "curate", "pack")  # they keep results in `.work`, which a test must make itself
 
 
 def call(stage: str, params_file: Path, *arguments: Path | str | int) -> None:
@@ -15,4 +19,5 @@ def call(stage: str, params_file: Path, *arguments: Path | str | int) -> None:
     values = dict(zip(names, arguments, strict=False))
     if "params_file" in names:
         values["params_file"] = params_file
-    main(**sections, **values)
+    with TemporaryDirectory() as aside, chdir(aside) if stage in OF_DATA else nullcontext():
+        main(**sections, **values)

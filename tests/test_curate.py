@@ -156,4 +156,4 @@ def test_the_stage_counts_what_it_reads_keeps_and_removes(tmp_path: Path) -> Non
     assert counts["rules"] == {"exact_duplicate": 1, "near_duplicate": 1, "leakage": 1}
     removed = pd.read_parquet(folders["removed"] / "rejected.parquet")
     assert removed["line"].tolist() == [13, 14, 15]
-    assert read_pairs(folders["curated"] / "pairs.parquet")["seen"].all()
+    assert read_pairs(folders["curated"])["seen"].all()

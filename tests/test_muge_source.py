@@ -4,11 +4,10 @@ import base64
 import json
 from pathlib import Path
 
-import pandas as pd
 import pytest
 
 from clip_core.config.sources import MugeSource
-from clip_core.data.pairs import read_images, read_pairs
+from clip_core.data.pairs import read_images, read_pairs, read_rejected
 from clip_core.data.sources.muge import LONGEST_LINE
 from clip_core.recipe import apply_recipe
 from tests.conftest import ROOT
@@ -224,8 +223,8 @@ def test_such_a_data_set_is_ingested_and_its_counts_add_up(tmp_path: Path) -> No
     counts = json.loads((tmp_path / "raw" / "counts.json").read_text())
     assert (counts["read"], counts["kept"], counts["rejected"]) == (12, 9, 3)
     assert counts["by_reason"] == {"image_missing": 1, "no_image_ids": 1, "not_json": 1}
-    rejected = pd.read_parquet(tmp_path / "quarantine" / "rejected.parquet")
+    rejected = read_rejected(tmp_path / "quarantine")
     assert rejected["line"].tolist() == [4, 5, 6]
-    pairs = read_pairs(tmp_path / "raw" / "pairs.parquet")
+    pairs = read_pairs(tmp_path / "raw")
     assert (pairs["width"] == 32).all() and set(pairs["split"]) == {"train", "valid", "test"}
     assert [image_id for image_id, _ in read_images(tmp_path / "raw")] == sorted({*pairs["image_id"]})

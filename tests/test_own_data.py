@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from PIL import Image, ImageDraw
 
+from clip_core.data.pairs import read_rejected
 from clip_core.recipe import apply_recipe
 from tests.conftest import new_project, run_in
 
@@ -56,7 +57,7 @@ def own_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_row_of_the_csv_is_kept_or_quarantined_with_file_line_and_reason(own_project: Path) -> None:
     counts = json.loads((own_project / "data" / "raw" / "counts.json").read_text())
-    rejected = pd.read_parquet(own_project / "data" / "quarantine" / "ingest" / "rejected.parquet")
+    rejected = read_rejected(own_project / "data" / "quarantine" / "ingest")
     assert counts["read"] == 243
     assert counts["kept"] + counts["rejected"] == counts["read"]
     assert sorted(rejected["line"].astype(int)) == [242, 243, 244]

@@ -37,9 +37,9 @@ def pack_into(out: Path, tmp_path: Path) -> Path:
     return out
 
 
-def small_store(folder: Path, shard_bytes: int) -> Store:
+def small_store(folder: Path, file_bytes: int) -> Store:
     rows, images = small_raw()
-    writer = StoreWriter(folder, shard_bytes)
+    writer = StoreWriter(folder, file_bytes)
     for image_id, image in sorted(images.items()):
         writer.add(image_id, image)
     writer.finish(pd.DataFrame(rows).assign(seen=True))
@@ -72,8 +72,8 @@ def test_packing_again_gives_the_same_bytes(packed: Path, tmp_path: Path) -> Non
 
 def test_shards_are_bounded_and_read_as_one(tmp_path: Path) -> None:
     rows, images = small_raw()
-    store = small_store(tmp_path / "store", shard_bytes=2 * len(images["picture-00"]))
-    assert len(store.manifest["shards"]) > 3
+    store = small_store(tmp_path / "store", file_bytes=2 * len(images["picture-00"]))
+    assert len(store.files) > 3
     assert [store.image_bytes(i) for i in range(len(store))] == [images[row["image_id"]] for row in rows]
 
 
@@ -191,7 +191,7 @@ def test_a_folder_that_others_replace_is_read_anew_and_the_store_of_before_stays
 def test_stores_are_closed_while_other_threads_read_the_same_files(tmp_path: Path) -> None:
     _, images = small_raw()
     expected = [images[image_id] for image_id in sorted(images)]
-    small_store(tmp_path / "store", shard_bytes=1)  # a shard for every picture
+    small_store(tmp_path / "store", file_bytes=1)  # a shard for every picture
 
     def read(_: int) -> bool:
         with open_store(tmp_path / "store") as store:

@@ -7,12 +7,11 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pandas as pd
 import pytest
 
 from clip_core.all_params import load_params
 from clip_core.config.sources import TableSource
-from clip_core.data.pairs import read_images, read_pairs
+from clip_core.data.pairs import read_images, read_pairs, read_rejected
 from clip_core.data.store import open_store
 from clip_core.errors import UserError
 from clip_core.recipe import apply_recipe, merged
@@ -194,17 +193,14 @@ def test_own_pictures_come_through_to_the_stores_and_counts_add_up(tmp_path: Pat
         (61, 60, 1),
         (60, 60, 0),
     ]
-    reasons = [
-        pd.read_parquet(tmp_path / "q" / stage / "rejected.parquet")["reason"].tolist()
-        for stage in ("ingest", "validate", "curate")
-    ]
+    reasons = [read_rejected(tmp_path / "q" / stage)["reason"].tolist() for stage in ("ingest", "validate", "curate")]
     assert reasons == [["image_missing"], ["picture_decodes"], ["exact_duplicate"]]
     stores = [open_store(packed / split) for split in ("train", "valid", "test")]
     assert sorted(image_id for store in stores for image_id in store.image_ids) == sorted(
         f"in/{i}.png" for i in range(60)
     )
     assert all(store.pairs["seen"].all() for store in stores)
-    assert [image_id for image_id, _ in read_images(raw)] == sorted({*read_pairs(raw / "pairs.parquet")["image_id"]})
+    assert [image_id for image_id, _ in read_images(raw)] == sorted({*read_pairs(raw)["image_id"]})
 
 
 def test_the_recipe_for_own_pairs_is_valid() -> None:

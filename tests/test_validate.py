@@ -75,8 +75,8 @@ PLANTED = {
 
 def verdict_on(raw: Path, rules: list[Rule], max_bad_share: float = 0.5) -> Verdict:
     images = profile_images(read_images(raw), MAX_PIXELS)
-    profile = profile_pairs(read_pairs(raw / "pairs.parquet"), images)
-    return judge(profile, findings_of(profile, rules), max_bad_share, raw / "pairs.parquet")
+    profile = profile_pairs(read_pairs(raw), images)
+    return judge(profile, findings_of(profile, rules), max_bad_share, raw)
 
 
 def test_clean_pairs_pass_every_rule(tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_a_batch_that_is_not_chinese_is_refused_by_that_rule_alone(tmp_path: Pat
 def test_an_empty_batch_is_refused(tmp_path: Path) -> None:
     rows, _ = small_raw()
     raw = write_raw(rows, {}, tmp_path / "raw")
-    empty = read_pairs(raw / "pairs.parquet").head(0)
+    empty = read_pairs(raw).head(0)
     profile = profile_pairs(empty, profile_images([], MAX_PIXELS))
     verdict = judge(profile, findings_of(profile, RULES), 0.5, raw)
     assert "batch_not_empty" in {refusal.split(":")[0] for refusal in verdict.refusals}
@@ -192,4 +192,4 @@ def test_what_is_read_is_kept_or_rejected(tmp_path: Path) -> None:
     run_validate(write_raw(many, images, tmp_path / "raw"), tmp_path)
     counts = json.loads((tmp_path / "valid" / "counts.json").read_text())
     assert counts == {"read": 120, "kept": 119, "rejected": 1, "by_reason": {"caption_given": 1}}
-    assert len(read_pairs(tmp_path / "valid" / "pairs.parquet")) == 119
+    assert len(read_pairs(tmp_path / "valid")) == 119

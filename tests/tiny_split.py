@@ -33,7 +33,7 @@ def make_split(folder: Path, rows: Sequence[Row], source: str = "made") -> Store
         height=8,
         num_bytes=[len(encoded.get(image_id, b"")) for image_id in pairs.image_id],
     )
-    writer = StoreWriter(folder, shard_bytes=2**20)
+    writer = StoreWriter(folder, file_bytes=2**20)
     for image_id, image in encoded.items():
         writer.add(image_id, image)
     writer.finish(pairs)

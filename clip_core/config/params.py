@@ -7,6 +7,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from clip_core.config.ablation import Ablation
 from clip_core.config.curation import Curate
 from clip_core.config.deploy import Deploy
+from clip_core.config.engine import Engine
 from clip_core.config.evaluation import Evaluate
 from clip_core.config.export import Export
 from clip_core.config.gates import Gates
@@ -29,6 +30,7 @@ class Params(Section):
 
     seed: Seed
     data: Source
+    engine: Engine
     validate_: Annotated[Validate, Field(alias="validate")]  # pydantic owns the bare name
     curate: Curate
     pack: Pack

@@ -1,6 +1,8 @@
 """What all sections of `params.yaml` share: their base class and the kinds of values."""
 
 import difflib
+import hashlib
+import json
 from collections.abc import Iterable
 from pathlib import PurePath
 from typing import Annotated
@@ -34,3 +36,9 @@ class Section(BaseModel):
     """A part of `params.yaml`: no defaults, no unknown keys, no silent conversions."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def hash_of(*parts: object) -> str:
+    """A fingerprint (16 hex digits) of sections of params and of anything that JSON can hold."""
+    plain = [part.model_dump(mode="json") if isinstance(part, Section) else part for part in parts]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]

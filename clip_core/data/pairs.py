@@ -1,4 +1,6 @@
-"""The pair table, a row an image-caption pair, and the picture shards beside it.
+"""The pair table, a row an image-caption pair, and the pictures beside it, in shards.
+
+A folder of data holds `pairs-<shard>.parquet` and, where pictures are, `images-<shard>.parquet`.
 
 In valid and test a row may also be a picture without text, or a text without picture: what it lacks is null. They are
 candidates that a search must tell from the right answers. A row of train is always a pair.
@@ -7,9 +9,8 @@ candidates that a search must tell from the right answers. A row of train is alw
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from itertools import groupby, islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from clip_core.errors import UserError
 
@@ -17,8 +18,7 @@ if TYPE_CHECKING:  # heavy, and light commands reach this module
     import pandas as pd
     import pyarrow as pa
 
-SHARD_BYTES = 128 * 2**20  # of pictures in one parquet file
-ROW_GROUP = 500  # pictures that a reader has in memory at a time
+ROW_GROUP, ROW_GROUP_BYTES = 500, 32 * 2**20  # at most so much of pictures is in a reader's memory at a time
 SPLITS = ("train", "valid", "test")
 HELD_OUT = ("valid", "test")
 LANGUAGES = ("zh", "en")
@@ -41,7 +41,10 @@ COLUMNS = {
     "height": "int32",
     "num_bytes": "int64",
 }
-SEEN = {"seen": "bool"}  # added by curation: the concept occurs in train (or the source has no concepts)
+CURATED = {
+    "seen": "bool",  # the concept occurs in train (or the source has no concepts)
+    "near_duplicate_group": "string",  # the image_id of the picture that this one resembles, be it itself
+}
 ORIGIN = {"reason": "string", "file": "string", "line": "int64"}  # of a rejected row
 
 
@@ -53,17 +56,42 @@ def schema_of(columns: dict[str, str]) -> "pa.Schema":
 
 
 def write_pairs(pairs: "pd.DataFrame", path: Path) -> None:
-    """Writes the pair table; a column that is missing, unknown or of another type is refused."""
-    _write_table(pairs, COLUMNS | (SEEN if "seen" in pairs.columns else {}), path)
+    """Writes the pair table of a shard; a column that is missing, unknown or of another type is refused."""
+    _write_table(pairs, COLUMNS | {name: alias for name, alias in CURATED.items() if name in pairs.columns}, path)
+
+
+def shards_in(folder: Path) -> list[str]:
+    """The names of the shards in a folder of data, sorted; raises UserError where there is none."""
+    if names := sorted(path.stem.removeprefix("pairs-") for path in folder.glob("pairs-*.parquet")):
+        return names
+    raise UserError(f"{folder}: no pair table there. Run the stage that makes it: `dvc repro`.")
 
 
 def read_pairs(path: Path) -> "pd.DataFrame":
-    """The pair table, with or without the column `seen`."""
+    """The pair table in the file `path`, or of all shards in the folder: as much as fits into memory."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    if not path.exists():
-        raise UserError(f"{path}: no such pair table. Run the stage that makes it: `dvc repro`.")
-    return pq.read_table(path).to_pandas()
+    files = [path / f"pairs-{shard}.parquet" for shard in shards_in(path)] if path.is_dir() else [path]
+    return pa.concat_tables([pq.read_table(file) for file in files]).to_pandas()
+
+
+def pictures_of_earlier_shards(folder: Path, shards: Iterable[str]) -> Iterator[tuple[str, frozenset[str]]]:
+    """Each shard with those of its valid and test pictures that an earlier one has, too: few, since ids are unique."""
+    import duckdb
+
+    held_out = """
+        SELECT image_id, min(filename) AS first, list(DISTINCT filename) AS files
+        FROM read_parquet(?, filename = true)
+        WHERE split IN ('valid', 'test') AND image_id IS NOT NULL GROUP BY image_id HAVING first < max(filename)
+    """
+    later: dict[str, set[str]] = {}
+    for image_id, first, files in duckdb.execute(held_out, [f"{folder}/pairs-*.parquet"]).fetchall():
+        for file in files:
+            if file != first:
+                later.setdefault(Path(file).stem.removeprefix("pairs-"), set()).add(image_id)
+    for shard in shards:
+        yield shard, frozenset(later.get(shard, ()))
 
 
 def write_rejected(rejected: "pd.DataFrame", folder: Path) -> None:
@@ -71,6 +99,28 @@ def write_rejected(rejected: "pd.DataFrame", folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     known = {name: alias for name, alias in COLUMNS.items() if name in rejected.columns}
     _write_table(rejected, ORIGIN | known, folder / "rejected.parquet")
+
+
+def read_rejected(folder: Path) -> "pd.DataFrame":
+    """The quarantine of a stage, of all shards."""
+    import pandas as pd
+
+    return pd.concat([pd.read_parquet(file) for file in sorted(folder.glob("rejected*.parquet"))], ignore_index=True)
+
+
+def sum_counts(counts: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Numbers added up by name, within names as well."""
+    total: dict[str, Any] = {}
+    for one in counts:
+        for name, value in one.items():
+            before = total.get(name)
+            total[name] = sum_counts([before or {}, value]) if isinstance(value, dict) else (before or 0) + value
+    return total
+
+
+def read_counts(folders: Iterable[Path]) -> dict[str, Any]:
+    """The counts of shards, added up."""
+    return sum_counts(json.loads((folder / "counts.json").read_text(encoding="utf-8")) for folder in folders)
 
 
 def write_counts(folder: Path, read: int, kept: int, reasons: Iterable[str], **more: object) -> None:
@@ -82,40 +132,44 @@ def write_counts(folder: Path, read: int, kept: int, reasons: Iterable[str], **m
     (folder / "counts.json").write_text(json.dumps(counts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def write_images(images: Iterable[tuple[str, bytes]], folder: Path, shard_bytes: int = SHARD_BYTES) -> None:
-    """Writes the pictures (id, encoded bytes) as parquet shards of about `shard_bytes`, in the order they come."""
+def write_images(images: Iterable[tuple[str, bytes]], file: Path) -> None:
+    """Writes the pictures (id, encoded bytes) of a shard, in the order they come."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     schema = pa.schema([("image_id", pa.string()), ("image", pa.binary())])
-    by_shard = groupby(_numbered(images, shard_bytes), key=lambda row: row[0])
-    for number, (_, rows) in enumerate(by_shard):
-        with pq.ParquetWriter(folder / f"images-{number:05d}.parquet", schema, compression="none") as writer:
-            while some := list(islice(rows, ROW_GROUP)):
-                _, image_ids, encoded = zip(*some, strict=True)
-                writer.write_table(pa.table({"image_id": image_ids, "image": encoded}, schema))
+    with pq.ParquetWriter(file, schema, compression="none") as writer:
+        for some in _row_groups(images):
+            image_ids, encoded = zip(*some, strict=True)
+            writer.write_table(pa.table({"image_id": image_ids, "image": encoded}, schema))
 
 
-def _numbered(images: Iterable[tuple[str, bytes]], shard_bytes: int) -> Iterator[tuple[int, str, bytes]]:
-    written = 0
+def _row_groups(images: Iterable[tuple[str, bytes]]) -> Iterator[list[tuple[str, bytes]]]:
+    some, size = [], 0
     for image_id, image in images:
-        yield written // shard_bytes, image_id, image
-        written += len(image)
+        some.append((image_id, image))
+        size += len(image)
+        if len(some) == ROW_GROUP or size > ROW_GROUP_BYTES:
+            yield some
+            some, size = [], 0
+    if some:
+        yield some
 
 
-def read_images(folder: Path) -> Iterator[tuple[str, bytes]]:
-    """The pictures (id, encoded bytes) of all shards, in order; a row group at most is in memory."""
+def read_images(path: Path) -> Iterator[tuple[str, bytes]]:
+    """The pictures (id, encoded bytes) in the file `path`, or of all shards in the folder; a row group is in memory."""
     import pyarrow.parquet as pq
 
-    for shard in sorted(folder.glob("images-*.parquet")):
+    for shard in sorted(path.glob("images-*.parquet")) if path.is_dir() else [path]:
         with pq.ParquetFile(shard) as file:
-            for batch in file.iter_batches(batch_size=ROW_GROUP):
+            for group in range(file.num_row_groups):
+                batch = file.read_row_group(group)
                 for image_id, image in zip(batch["image_id"], batch["image"], strict=True):
                     yield image_id.as_py(), image.as_py()
 
 
 def write_fingerprints(images: "pd.DataFrame", path: Path) -> None:
-    """Writes the pictures' fingerprints, which curation compares."""
+    """Writes the fingerprints of a shard's pictures, which curation compares."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -123,11 +177,14 @@ def write_fingerprints(images: "pd.DataFrame", path: Path) -> None:
     pq.write_table(pa.Table.from_pandas(images[schema.names], schema, preserve_index=False), path)
 
 
-def read_fingerprints(path: Path) -> "pd.DataFrame":
-    """The fingerprints that `write_fingerprints` wrote."""
+def read_fingerprints(folder: Path) -> "pd.DataFrame":
+    """The fingerprints of all shards."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    return pq.read_table(path).to_pandas()
+    return pa.concat_tables(
+        [pq.read_table(folder / f"facts-{shard}.parquet") for shard in shards_in(folder)]
+    ).to_pandas()
 
 
 def _write_table(rows: "pd.DataFrame", columns: dict[str, str], path: Path) -> None:

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from clip_core.config.section import hash_of
 from clip_core.data.store import Store, open_store
 from clip_core.env import set_switches
 from clip_core.errors import UserError, told_to_the_user
@@ -27,7 +28,7 @@ from clip_core.files import atomic_write, replacing_folder
 from clip_core.inference.predictor import Predictor, encode_pictures
 from clip_core.inference.torch_towers import TorchTowers
 from clip_core.model.clip import CLIP
-from clip_core.model.contract import TOKENIZER_FILE, WEIGHTS_FILE, Contract, hash_of, read_contract, weights_id
+from clip_core.model.contract import TOKENIZER_FILE, WEIGHTS_FILE, Contract, read_contract, weights_id
 from clip_core.model.precision import pick_device
 from clip_core.model.weights import load_weights, save_weights
 from clip_core.text import load_tokenizer

@@ -89,12 +89,6 @@ class Contract(Section):
         return self.architecture.preprocessing
 
 
-def hash_of(*parts: object) -> str:
-    """A fingerprint (16 hex digits) of sections of params and of anything that JSON can hold."""
-    plain = [part.model_dump(mode="json") if isinstance(part, Section) else part for part in parts]
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
-
-
 def read_contract(folder: Path) -> Contract:
     """The contract in the weights folder; raises UserError when it is not one that this version can read."""
     path = folder / MODEL_FILE

@@ -12,10 +12,11 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from clip_core.config.section import hash_of
 from clip_core.env import set_switches
 from clip_core.errors import UserError, told_to_the_user
 from clip_core.model.clip import CLIP
-from clip_core.model.contract import TOKENIZER_FILE, hash_of, read_contract, weights_id
+from clip_core.model.contract import TOKENIZER_FILE, read_contract, weights_id
 from clip_core.model.vocabulary_effect import Effect, effect_on, token_ids_of
 from clip_core.model.weights import load_weights, save_weights, without_weights
 from clip_core.text import CLS, PAD, SEP, UNKNOWN, load_tokenizer, parse_tokenizer

@@ -265,8 +265,8 @@ def _read_picture(pictures: Pictures, image_id: str) -> tuple[bytes, str]:
 
 def _open_pictures(folder: Path) -> Pictures:
     store = open_store(folder)
-    for first in store.first_of_shard:
-        store.image_bytes(first)  # opens the shard, which can then be read also when the folder is removed
+    for file in store.files:
+        store.image_bytes(file["first"])  # opens it, so that it can be read also when the folder is removed
     return Pictures(store, {image_id: place for place, image_id in enumerate(store.image_ids)}, _names(store))
 
 

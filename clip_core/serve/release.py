@@ -10,9 +10,7 @@ serving code.
 """
 
 import hashlib
-import os
 import re
-import shutil
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -20,7 +18,7 @@ from pydantic import Field, ValidationError
 
 from clip_core.config.section import Section
 from clip_core.errors import UserError
-from clip_core.files import sha256_file
+from clip_core.files import link_file, sha256_file
 
 MANIFEST = "manifest.json"
 STATES_ID = "release.txt"  # in the folders of the models that answer with it
@@ -94,7 +92,4 @@ def link_tree(source: Path, target: Path) -> None:
         if path.is_file():
             place = target / path.relative_to(source)
             place.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                os.link(path.resolve(), place)  # DVC's own file may be a link into its cache
-            except OSError:  # another disk, or one that knows no links
-                shutil.copy2(path, place)
+            link_file(path, place)

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from clip_core.code import differences, reached_by
-from clip_core.config.section import Section
+from clip_core.config.section import Section, hash_of
 from clip_core.errors import UserError
-from clip_core.model.contract import hash_of, weights_id
+from clip_core.model.contract import weights_id
 from clip_core.model.precision import pick_device, pick_precision
 from clip_core.params_file import looked_up, read_yaml
 

@@ -1,6 +1,6 @@
 """Sources of pairs, one adapter a file: a source is cut into parts, and each part gives a `Harvest`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from importlib import import_module
@@ -43,6 +43,7 @@ class Harvest:
     images: Iterator[tuple[str, bytes]]  # image_id, encoded bytes; each once, in the order of the ids
     rejected: "pd.DataFrame"
     more: dict[str, Any] = field(default_factory=dict)  # counts worth reporting
+    files: Sequence[Path] = ()  # that were read, or looked for, beside those of the part: `path/cat.jpg` of a row
 
 
 def parts_of(data: "Source") -> list[Part]:

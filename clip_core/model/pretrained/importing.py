@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from clip_core.config.model import Options
+from clip_core.config.section import hash_of
 from clip_core.errors import UserError
 from clip_core.files import atomic_write, replacing_folder
 from clip_core.image import AS_RELEASED
-from clip_core.model.contract import Made, hash_of
+from clip_core.model.contract import Made
 from clip_core.model.pretrained.checkpoint import Checkpoint, read_checkpoint
 from clip_core.model.pretrained.image_side import ImageSide, image_side_in
 from clip_core.model.pretrained.released import CONTEXT_LENGTH, is_chinese_clip, released_in

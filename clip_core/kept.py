@@ -1,0 +1,98 @@
+"""Results kept by the hash of what they are made of, so that nothing is made twice; lists and empties them.
+
+    python -m clip_core.kept [--empty KIND ...]
+
+A result is a folder that never changes. Others link to its files; removing it costs time, and nothing else.
+"""
+
+import argparse
+import os
+import shutil
+import sqlite3
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from pathlib import Path
+
+from clip_core.errors import UserError, told_to_the_user
+from clip_core.files import replacing_folder, sha256_file
+from clip_core.project import project_root
+
+KEPT = Path(".work/kept")
+
+
+def kept(kind: str, key: str) -> Path | None:
+    """The folder of the result with this key, if it is there."""
+    folder = KEPT / kind / key
+    if not folder.is_dir():
+        return None
+    os.utime(folder)  # when it was last of use
+    return folder
+
+
+def keep(kind: str, key: str, make: Callable[[Path], None]) -> Path:
+    """The folder of the result with this key, which `make` fills unless it is there."""
+    folder = KEPT / kind / key
+    if not folder.is_dir():
+        with replacing_folder(folder) as aside:
+            make(aside)
+    return folder
+
+
+def hashes_of(files: Sequence[Path]) -> list[str]:
+    """Each file's sha256; one that has kept its inode, size and time since it was asked before is not read again."""
+    KEPT.mkdir(parents=True, exist_ok=True)
+    with closing(sqlite3.connect(KEPT / "sha256.sqlite", timeout=60)) as known, known:
+        known.execute("CREATE TABLE IF NOT EXISTS known (state TEXT PRIMARY KEY, sha256 TEXT)")
+        return [_hash_of(file, known) for file in files]
+
+
+def _hash_of(file: Path, known: sqlite3.Connection) -> str:
+    try:
+        state = state_of(file)
+        if found := known.execute("SELECT sha256 FROM known WHERE state = ?", (state,)).fetchone():
+            return found[0]
+        sha256 = sha256_file(file)
+    except OSError as error:
+        raise UserError(f"{file}: can not be read: {error.strerror}") from None
+    if time.time_ns() - file.stat().st_mtime_ns > 2e9:  # a file may change twice between two ticks of the clock
+        known.execute("INSERT OR REPLACE INTO known VALUES (?, ?)", (state, sha256))
+    return sha256
+
+
+def state_of(file: Path) -> str:
+    """What changes when the file's bytes do: its inode, size and time; raises OSError where there is none."""
+    status = file.stat()
+    return f"{status.st_dev}:{status.st_ino}:{status.st_size}:{status.st_mtime_ns}"
+
+
+def listed() -> list[tuple[str, int, int, float]]:
+    """Of each kind the number of results, their bytes, and when one was last of use (seconds since 1970)."""
+    found = []
+    for kind in sorted(path for path in KEPT.glob("*") if path.is_dir()):
+        results = [path for path in kind.iterdir() if not path.name.startswith(".")]
+        size = sum(file.stat().st_size for result in results for file in result.rglob("*") if file.is_file())
+        found.append((kind.name, len(results), size, max((result.stat().st_mtime for result in results), default=0.0)))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="results kept so that nothing is made twice")
+    parser.add_argument("--empty", nargs="+", metavar="KIND", help="remove the results of these kinds (or: all)")
+    arguments = parser.parse_args()
+    with told_to_the_user():
+        os.chdir(project_root())
+        there = {kind for kind, *_ in listed()}
+        asked = there if arguments.empty == ["all"] else set(arguments.empty or ())
+        if unknown := asked - there:
+            raise UserError(f"nothing of the kind {', '.join(sorted(unknown))} is kept; there is {sorted(there)}")
+        for kind in sorted(asked):
+            shutil.rmtree(KEPT / kind)
+            print(f"{kind}: removed")
+        for kind, number, size, last in listed():
+            used = time.strftime("%Y-%m-%d %H:%M", time.localtime(last))
+            print(f"{kind:10} {number:7,} results {size / 2**20:10,.1f} MiB, last used {used}")
+
+
+if __name__ == "__main__":
+    main()
