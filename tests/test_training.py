@@ -24,6 +24,7 @@ from clip_core.text import parse_tokenizer
 from clip_core.train import loop
 from clip_core.train.backward import encode_texts
 from clip_core.train.feature_cache import freeze_image_tower, image_features_of
+from clip_core.train.log import Progress
 from clip_core.train.loop import Validation, train
 from clip_core.train.optimizer import make_optimizer, set_lr
 from clip_core.train.schedule import lr_at
@@ -292,6 +293,21 @@ def test_a_batch_holds_its_pictures_changed_as_the_params_say(step: int, store: 
     wanted = augment(pictures, params.augmentation, random_at(1, "augmentation", step), 8, slice(0, 8))
     assert torch.equal(changed.batch(step).images, wanted)
     assert not any(torch.equal(found, picture) for found, picture in zip(wanted, pictures, strict=True))
+
+
+def test_the_share_of_time_that_a_step_waits_for_its_pairs_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter([0.0, 1.0, 4.0, 10.0, 10.0, 11.0, 20.0])
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    progress = Progress("tiny", 0, 2, 8)
+    for step in (1, 2):
+        with progress.waiting():
+            pass
+        progress(step, 0.5, 0.1, True)
+    first, second = capsys.readouterr().out.splitlines()
+    assert "(30% of the time waiting for them)" in first
+    assert "(10% of the time waiting for them)" in second
 
 
 def checkpoints(work: Path) -> list[str]:

@@ -94,7 +94,7 @@ class TrainingBatches:
     ) -> None:
         self.params, self.seed = params, seed
         self.broken: dict[str, str] = {}  # pictures that could not be decoded, and why
-        self._image_ids = store.image_ids
+        self._store = store
         self._order = Order(store, params.captions.language, params.global_batch, seed)
         self._make = Maker(images, tokenizer, params.augmentation, params.global_batch, seed)
         self._workers, self._prefetch = num_workers(loader, isinstance(images, Kept)), loader.prefetch
@@ -119,8 +119,8 @@ class TrainingBatches:
     def named(self, step: int) -> list[str]:
         """The pairs of the global batch for a person: the picture's id and the caption drawn for it."""
         part = self._part(step, slice(0, self.params.global_batch))
-        images = part.images.tolist()
-        return [f"{self._image_ids[image]}: {text}" for image, text in zip(images, part.captions, strict=True)]
+        image_ids = self._store.ids_of(part.images.tolist())
+        return [f"{image_id}: {caption}" for image_id, caption in zip(image_ids, part.captions, strict=True)]
 
     def close(self) -> None:
         """Ends the worker processes."""
@@ -171,7 +171,7 @@ class TrainingBatches:
     def _spare(self, step: int, place: int, why: str) -> Made:
         """The row that comes a batch later in the order, or the first after it whose picture can be decoded."""
         random, rows = random_at(self.seed, "spare", step, place), slice(place, place + 1)
-        told = self._image_ids[self._part(step, rows).images[0]]
+        (told,) = self._store.ids_of(self._part(step, rows).images.tolist())
         for row in islice(self._order.after(step, place), SPARES):
             caption = draw_caption(row.caption, self.params.captions, random)
             spare = self._make(Part(step, rows, np.array([row.image]), [caption]))

@@ -28,21 +28,20 @@ class Order:
         self._store, self._language = store, language
         self.epochs = Epochs(count_rows(store, language), batch, seed)
         self._lock = threading.Lock()
-        self._loaded: tuple[tuple[int, int], list[Row], np.ndarray] | None = None
+        self._loaded: tuple[tuple[int, int], pd.DataFrame, np.ndarray] | None = None
 
     def rows(self, step: int) -> list[Row]:
         """Those of the global batch of step 1, 2, ..."""
         rows, batches, number = self._block_of(step)
-        return [rows[row] for row in batches[number].tolist()]
+        return list(_each(rows, batches[number]))
 
     def after(self, step: int, place: int) -> Iterator[Row]:
         """The row that comes a batch later than the one at `place` of the step's batch, and those after it."""
         rows, batches, number = self._block_of(step)
-        order = batches.ravel()
-        start = number * batches.shape[1] + place + batches.shape[1]
-        return (rows[order[i % len(order)]] for i in range(start, start + len(order)))
+        start = (number + 1) * batches.shape[1] + place
+        return _each(rows, np.roll(batches.ravel(), -start))
 
-    def _block_of(self, step: int) -> tuple[list[Row], np.ndarray, int]:
+    def _block_of(self, step: int) -> tuple["pd.DataFrame", np.ndarray, int]:
         """The rows of the block that the step is in, its batches of row numbers, and the step's number among them."""
         epoch, block, number = self.epochs.at(step)
         with self._lock:
@@ -51,7 +50,7 @@ class Order:
                 self._loaded = (epoch, block), *self._load(epoch, block)
             return *self._loaded[1:], number
 
-    def _load(self, epoch: int, block: int) -> tuple[list[Row], np.ndarray]:
+    def _load(self, epoch: int, block: int) -> tuple["pd.DataFrame", np.ndarray]:
         import pandas as pd
 
         carried = self._read(epoch, block - 1).iloc[self.epochs.drawn(epoch, block - 1)[1]] if block else None
@@ -61,10 +60,16 @@ class Order:
             used = np.concatenate([np.arange(len(carried)), used + len(carried)])
             rows = pd.concat([carried, rows], ignore_index=True)
         batches = arranged(used, kinds_of(rows), self.epochs.batch, random)
-        return list(map(Row, rows["image"].tolist(), rows["caption"].tolist())), batches
+        return rows[["image", "caption"]].copy(), batches
 
     def _read(self, epoch: int, block: int) -> "pd.DataFrame":
         shards, _, num_rows = blocks_of(self.epochs, epoch)[block]
         rows = rows_of(self._store.pairs_of(shards, COLUMNS), self._language)
         assert len(rows) == num_rows
         return rows
+
+
+def _each(rows: "pd.DataFrame", numbers: np.ndarray) -> Iterator[Row]:
+    """The rows of these numbers."""
+    images, captions = (rows[column].to_numpy()[numbers].tolist() for column in ("image", "caption"))
+    return map(Row, images, captions)
