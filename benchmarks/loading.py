@@ -5,7 +5,7 @@ import io
 import pickle
 from argparse import Namespace
 from collections.abc import Callable
-from itertools import islice
+from itertools import chain, count, islice, repeat
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +28,7 @@ Run = Callable[[], np.ndarray]
 
 
 def prepare(folder: Path, num: int) -> None:
-    """The same pairs for both sides: as they are, with the shorter side 224, squashed to 224 x 224, in cn_clip's LMDB."""
+    """The same pairs for both sides: as they are, with a shorter side of 224, squashed to 224, and in cn_clip's LMDB."""
     if (folder / "done").exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -41,7 +41,7 @@ def prepare(folder: Path, num: int) -> None:
 
 
 def make(spec: dict) -> Run:
-    """Runs through so many pairs; in workers their start is part of it."""
+    """Goes on through so many pairs a run; workers go on in between until they have ready what they may."""
     folder, num_batches = Path(spec["folder"]), spec["num"] // BATCH
     return (_ours if spec["side"] == "ours" else _cn_clip)(folder, num_batches, spec)
 
@@ -56,13 +56,9 @@ def _ours(folder: Path, num_batches: int, spec: dict) -> Run:
     store = open_store(folder / spec["store"])
     pictures = AsNeeded(store, SIDE, Preprocessing(), spec["decoding"])
     params = tiny_training().model_copy(update={"global_batch": BATCH, "augmentation": NoAugmentation(name="none")})
-    loader = Loader(workers=spec["workers"], prefetch=2)
-
-    def run() -> np.ndarray:
-        with TrainingBatches(store, pictures, tokenizer, params, 1, loader) as batches:
-            return np.array([[sum(len(batches.batch(step).images) for step in range(1, num_batches + 1))]])
-
-    return run
+    batches = TrainingBatches(store, pictures, tokenizer, params, 1, Loader(workers=spec["workers"], prefetch=2))
+    steps = count(1)
+    return lambda: np.array([[sum(len(batches.batch(step).images) for step in islice(steps, num_batches))]])
 
 
 def _cn_clip(folder: Path, num_batches: int, spec: dict) -> Run:
@@ -74,7 +70,8 @@ def _cn_clip(folder: Path, num_batches: int, spec: dict) -> Run:
     asked = {"train_data": str(folder / "cn_clip"), "val_data": None, "vision_model": "ViT-B-16", "seed": 1}
     more = {"use_augment": False, "batch_size": BATCH, "num_workers": spec["workers"]}
     loader = get_data(Namespace(**asked, **more), max_txt_length=CONTEXT_LENGTH)["train"].dataloader
-    return lambda: np.array([[sum(len(images) for images, *_ in islice(loader, num_batches))]])
+    batches = chain.from_iterable(repeat(loader))
+    return lambda: np.array([[sum(len(images) for images, *_ in islice(batches, num_batches))]])
 
 
 def _at(size: tuple[int, int] | None, photo: bytes) -> bytes:
