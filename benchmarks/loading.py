@@ -28,7 +28,7 @@ Run = Callable[[], np.ndarray]
 
 
 def prepare(folder: Path, num: int) -> None:
-    """The same pairs for both sides: as they are, with a shorter side of 224, squashed to 224, and in cn_clip's LMDB."""
+    """The same pairs for both sides: as they are, the shorter side 224, squashed to 224, and in cn_clip's LMDB."""
     if (folder / "done").exists():
         return
     folder.mkdir(parents=True, exist_ok=True)

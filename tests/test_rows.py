@@ -56,11 +56,12 @@ def test_rows_that_share_a_picture_a_caption_a_concept_or_a_look_are_of_one_kind
         row("c", 0, "三", near_duplicate_group="b"),  # the look
         row("d", 0, "四", concept_id="k"),
         row("e", 0, "五", concept_id="k"),  # the concept
-        row("f", 0, "六"),
+        row("f", 0, "五", concept_id="other"),  # the caption, though the concept is another
+        row("g", 0, "六"),
     )
     kinds = kinds_of(found).tolist()
     assert kinds[:4] == [kinds[0]] * 4
-    assert kinds[4] == kinds[5]
+    assert kinds[4] == kinds[5] == kinds[6]
     assert len(set(kinds)) == 3
 
 
