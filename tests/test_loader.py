@@ -3,6 +3,9 @@
 import hashlib
 import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +22,7 @@ from clip_core.data.pictures import AsNeeded, decoded
 from clip_core.data.store import Store
 from clip_core.image import Preprocessing, pixels_of, scaled_pixels_of
 from clip_core.text import build_tokenizer, parse_tokenizer
+from tests.conftest import ENVIRONMENT, ROOT
 from tests.sentences import SIDE, jpeg, many, sentence_store
 from tests.tiny import CHINESE, ENGLISH, IMAGE_SIZE, tiny_store, tiny_tokenizer_json, tiny_training
 
@@ -139,6 +143,31 @@ def kill_itself(item: int) -> tuple[int]:
     if item == 3:
         os.kill(os.getpid(), signal.SIGKILL)
     return (item,)
+
+
+def pid_of_worker(item: int) -> tuple[int, int]:
+    return os.getpid(), os.getppid()
+
+
+KILLED = """
+import os, signal
+from clip_core.data.loader import in_workers
+from tests.test_loader import pid_of_worker
+if __name__ == "__main__":
+    print(*next(in_workers(pid_of_worker, range(9), 1, 1)), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_workers_end_with_a_training_that_is_killed() -> None:
+    command = [sys.executable, "-c", KILLED]
+    told = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    for pid in map(int, told.stdout.split()):
+        until = time.monotonic() + 10
+        while Path(f"/proc/{pid}").exists() and time.monotonic() < until:
+            time.sleep(0.05)
+        assert not Path(f"/proc/{pid}").exists()
+    assert len(told.stdout.split()) == 2
 
 
 def shared(item: int) -> tuple[torch.Tensor]:

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import threading
 import warnings
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -101,12 +102,21 @@ def _as_it_is(made: Made) -> Made:
 
 
 def _prepare_worker(number: int) -> None:
+    threading.Thread(target=_end_with_training, daemon=True).start()
     torch.set_num_threads(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     Image.core.set_blocks_max(8)  # memory of a picture is used again for the next, not given back between
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the training's to handle
     if number:
         warnings.simplefilter("ignore")  # told once is enough
+
+
+def _end_with_training() -> None:
+    """However it ends: to torch the process that forks workers is their parent, and it lives as long as one of them."""
+    training = multiprocessing.parent_process()
+    assert training is not None
+    training.join()
+    os._exit(1)
 
 
 def _free() -> int:
