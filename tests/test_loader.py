@@ -145,29 +145,38 @@ def kill_itself(item: int) -> tuple[int]:
     return (item,)
 
 
-def pid_of_worker(item: int) -> tuple[int, int]:
-    return os.getpid(), os.getppid()
+def who(item: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.ones(10_000_000, dtype=torch.uint8), torch.tensor([os.getpid(), os.getppid()])
 
 
 KILLED = """
-import os, signal
+import itertools, os, signal, sys
+from pathlib import Path
 from clip_core.data.loader import in_workers
-from tests.test_loader import pid_of_worker
+from tests.test_loader import who
 if __name__ == "__main__":
-    print(*next(in_workers(pid_of_worker, range(9), 1, 1)), flush=True)
+    made = [next(results) for results in [in_workers(who, itertools.count(), 2, 2)] for _ in range(6)]
+    Path(sys.argv[1]).write_text(" ".join(str(pid) for _, pids in made for pid in pids.tolist()))
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_workers_end_with_a_training_that_is_killed() -> None:
-    command = [sys.executable, "-c", KILLED]
-    told = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    for pid in map(int, told.stdout.split()):
-        until = time.monotonic() + 10
-        while Path(f"/proc/{pid}").exists() and time.monotonic() < until:
-            time.sleep(0.05)
-        assert not Path(f"/proc/{pid}").exists()
-    assert len(told.stdout.split()) == 2
+def test_workers_end_with_a_training_that_is_killed_whatever_they_are_at(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "pids")]
+    subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    pids = set(map(int, (tmp_path / "pids").read_text().split()))
+    assert len(pids) == 3  # two workers, and what they are forked from
+    until = time.monotonic() + 10
+    while time.monotonic() < until and any(map(is_alive, pids)):
+        time.sleep(0.05)
+    assert not any(map(is_alive, pids))
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def shared(item: int) -> tuple[torch.Tensor]:
