@@ -155,8 +155,11 @@ from pathlib import Path
 from clip_core.data.loader import in_workers
 from tests.test_loader import who
 if __name__ == "__main__":
-    made = [next(results) for results in [in_workers(who, itertools.count(), 2, 2)] for _ in range(6)]
-    Path(sys.argv[1]).write_text(" ".join(str(pid) for _, pids in made for pid in pids.tolist()))
+    results, found = in_workers(who, itertools.count(), 2, 2), []
+    for _ in range(6):
+        _, pids = next(results)
+        found += pids.tolist()
+    Path(sys.argv[1]).write_text(" ".join(map(str, found)))
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -174,7 +177,7 @@ def test_workers_end_with_a_training_that_is_killed_whatever_they_are_at(tmp_pat
 
 def is_alive(pid: int) -> bool:
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
 
