@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.models import ROOT
-from benchmarks.noise import now, other_cores
+from benchmarks.noise import family, now, other_cores
 
 MAX_OTHER_CORES = 0.15  # above it a repeat is taken again
 LEAST_SECONDS = 2.0  # of a measurement: long enough to be warm again after the other side's
@@ -75,10 +75,9 @@ def workers(*specs: dict) -> Generator[tuple[list[Worker], list[np.ndarray]]]:
 def compare(ours: dict, peer: dict, repeats: int) -> dict[str, Any]:
     """Measures both sides in turn; a repeat that others disturbed is taken again, as often as there are repeats."""
     with workers(ours, peer) as ((our_worker, peer_worker), (our_found, peer_found)):
-        pids = [os.getpid(), our_worker.process.pid, peer_worker.process.pid]
         taken = []
         for _ in range(2 * repeats):
-            start = now(pids)
+            start = now(pids := family(os.getpid()))  # with what the workers have started
             seconds = our_worker.seconds(), peer_worker.seconds()
             taken.append((other_cores(start, now(pids)), *seconds))
             if sum(others <= MAX_OTHER_CORES for others, *_ in taken) == repeats:

@@ -63,6 +63,16 @@ def pixels_of(
     return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
 
+def scaled_pixels_of(data: bytes, image_size: int, preprocessing: Preprocessing) -> np.ndarray:
+    """As `pixels_of`, but a JPEG is decoded to a half, a quarter or an eighth where that is no smaller than asked for.
+
+    Other pixels, by a little, in about half the time.
+    """
+    image = _open(data, MAX_PIXELS)
+    image.draft(None, (image_size, image_size))
+    return pixels_of(image, image_size, preprocessing)
+
+
 def read_image(data: bytes | Image.Image, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The picture as a person sees it, as RGB and in its own size; raises UserError like `pixels_of`."""
     image = data if isinstance(data, Image.Image) else _open(data, max_pixels)

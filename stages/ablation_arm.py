@@ -4,11 +4,21 @@ import json
 from pathlib import Path
 
 from clip_core.config.intervals import Intervals
+from clip_core.config.loader import Loader
 from stages.ablation_arms import Params, arms_of, num_steps
 from stages.command import run
 
 
-def main(params: Params, intervals: Intervals, packed: Path, start: Path, arm: str, seed: int, out: Path) -> None:
+def main(
+    params: Params,
+    intervals: Intervals,
+    loader: Loader,
+    packed: Path,
+    start: Path,
+    arm: str,
+    seed: int,
+    out: Path,
+) -> None:
     import shutil
 
     from clip_core.data.store import open_store
@@ -29,7 +39,8 @@ def main(params: Params, intervals: Intervals, packed: Path, start: Path, arm: s
         plan = {"stage1": stage1.plan_of, "stage2": stage2.plan_of}[stage](section, seed)
         interval = getattr(intervals, stage).model_copy(update={"evaluate_every": max(steps, 1)})
         print(f"{arm}, seed {seed}: {steps} steps of {stage}", flush=True)
-        train_stage(stage, "stages.ablation_arm", plan, interval, Paths(packed, start, work / stage, work / "curves"))
+        paths = Paths(packed, start, work / stage, work / "curves")
+        train_stage(stage, "stages.ablation_arm", plan, interval, loader, paths)
         start = work / stage
     store = open_store(packed / "test")
     benchmark = read_benchmark(store)

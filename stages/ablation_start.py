@@ -3,13 +3,14 @@
 from pathlib import Path
 
 from clip_core.config.intervals import Intervals
+from clip_core.config.loader import Loader
 from stages.command import run
 from stages.init import Start, warm_start
 
 
-def main(params: Start, intervals: Intervals, packed: Path, seed: int, out: Path) -> None:
+def main(params: Start, intervals: Intervals, loader: Loader, packed: Path, seed: int, out: Path) -> None:
     curves = Path(".work/ablation") / out.name
-    warm_start(params, seed, "stages.ablation_start", intervals.warm_start, packed, out, curves)
+    warm_start(params, seed, "stages.ablation_start", intervals.warm_start, loader, packed, out, curves)
 
 
 if __name__ == "__main__":

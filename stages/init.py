@@ -7,6 +7,7 @@ from pydantic import Field
 
 from clip_core.config.init import FromTowers, FromWeights, Init, WarmStart
 from clip_core.config.intervals import Interval, Intervals
+from clip_core.config.loader import Loader
 from clip_core.config.model import Model
 from clip_core.config.section import Section, Seed
 from clip_core.config.training import Captions
@@ -28,6 +29,7 @@ class Params(Start):
 def main(
     params: Params,
     intervals: Intervals,
+    loader: Loader,
     packed: Path,
     out: Path,
     curves: Path,
@@ -35,7 +37,7 @@ def main(
 ) -> None:
     check_batches_of_stages(packed, params_file)
     if isinstance(params.init, WarmStart):
-        warm_start(params, params.seed, "stages.init", intervals.warm_start, packed, out, curves)
+        warm_start(params, params.seed, "stages.init", intervals.warm_start, loader, packed, out, curves)
     else:
         from_elsewhere(params, out, curves)
 
@@ -52,15 +54,22 @@ def check_batches_of_stages(packed: Path, params_file: Path) -> None:
     tree, store = read_yaml(params_file), open_store(packed / "train")
     for name in ("stage1", "stage2"):
         if tree[name]["schedule"]["num_steps"] != 0:
-            check_batch(name, tree[name]["global_batch"], tree[name]["captions"]["language"], store.pairs)
+            check_batch(name, tree[name]["global_batch"], tree[name]["captions"]["language"], store)
 
 
 def warm_start(
-    params: Start, seed: int, module: str, interval: Interval, packed: Path, out: Path, curves: Path
+    params: Start,
+    seed: int,
+    module: str,
+    interval: Interval,
+    loader: Loader,
+    packed: Path,
+    out: Path,
+    curves: Path,
 ) -> None:
     """The image tower trained as an English CLIP on the training pictures; `module` is the stage's own."""
     from clip_core.config.section import hash_of
-    from clip_core.data.captions import texts_of
+    from clip_core.data.captions import texts_of_store
     from clip_core.data.store import open_store
     from clip_core.image import Preprocessing
     from clip_core.model.clip import make_clip
@@ -79,9 +88,9 @@ def warm_start(
         raise UserError(f"init.from is {params.init.from_!r}: the ablation needs `init.from: warm_start`")
     init = params.init.model_copy(update={"warm_start": with_precision_resolved(params.init.warm_start)})
     store = open_store(packed / "train")
-    check_batch("init.warm_start", init.warm_start.global_batch, init.warm_start.captions.language, store.pairs)
+    check_batch("init.warm_start", init.warm_start.global_batch, init.warm_start.captions.language, store)
     shape = shape_of(params.model)
-    captions = [text for section in (params.captions1, params.captions2) for text in texts_of(store.pairs, section)]
+    captions = [text for section in (params.captions1, params.captions2) for text in texts_of_store(store, section)]
     bert_folder = None if init.bert_folder is None else str(Path(init.path) / init.bert_folder)
     start = text_start(shape, params.model.context_length, bert_folder, captions)
     architecture = Architecture(
@@ -103,7 +112,7 @@ def warm_start(
     with work_folder(decides) as work:
         model = make_clip(architecture, seed)
         start.fill(model.text_tower)
-        take_image_side(model, english_clip(init.warm_start, architecture, store, seed, work, interval))
+        take_image_side(model, english_clip(init.warm_start, architecture, store, seed, work, interval, loader))
         made = Made(
             stage="init",
             params=hash_of(params.model, init, seed, start.tokenizer_json),

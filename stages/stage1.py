@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clip_core.config.intervals import Intervals
+from clip_core.config.loader import Loader
 from clip_core.config.section import Section, Seed
 from clip_core.config.training import Training
 from stages.command import run
@@ -17,12 +18,14 @@ class Params(Section):
     stage1: Training
 
 
-def main(params: Params, intervals: Intervals, packed: Path, start: Path, out: Path, curves: Path) -> None:
+def main(
+    params: Params, intervals: Intervals, loader: Loader, packed: Path, start: Path, out: Path, curves: Path
+) -> None:
     """Trains the weights in `start` on the pairs in `packed`; the new ones go to `out`, the curves to `curves`."""
     from stages.training import Paths, train_stage
 
     plan = plan_of(params.stage1, params.seed)
-    train_stage("stage1", "stages.stage1", plan, intervals.stage1, Paths(packed, start, out, curves))
+    train_stage("stage1", "stages.stage1", plan, intervals.stage1, loader, Paths(packed, start, out, curves))
 
 
 def plan_of(stage1: Training, seed: int) -> "Plan":

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clip_core.config.intervals import Intervals
+from clip_core.config.loader import Loader
 from clip_core.config.section import Section, Seed
 from clip_core.config.stage2 import Stage2
 from stages.command import run
@@ -17,12 +18,14 @@ class Params(Section):
     stage2: Stage2
 
 
-def main(params: Params, intervals: Intervals, packed: Path, start: Path, out: Path, curves: Path) -> None:
+def main(
+    params: Params, intervals: Intervals, loader: Loader, packed: Path, start: Path, out: Path, curves: Path
+) -> None:
     """Trains the weights in `start` on the pairs in `packed`; the new ones go to `out`, the curves to `curves`."""
     from stages.training import Paths, train_stage
 
     plan = plan_of(params.stage2, params.seed)
-    train_stage("stage2", "stages.stage2", plan, intervals.stage2, Paths(packed, start, out, curves))
+    train_stage("stage2", "stages.stage2", plan, intervals.stage2, loader, Paths(packed, start, out, curves))
 
 
 def plan_of(stage2: Stage2, seed: int) -> "Plan":

@@ -3,12 +3,14 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-from torch import Tensor
+import torch
 
 from clip_core.config.intervals import StageInterval
+from clip_core.config.loader import Loader
 from clip_core.config.section import hash_of
-from clip_core.data.batches import TrainingBatches, decoded
+from clip_core.data.batches import TrainingBatches
+from clip_core.data.loader import num_workers, start_workers_early
+from clip_core.data.pictures import Kept, decoded
 from clip_core.data.store import open_store
 from clip_core.evaluate.retrieval import quick_recall
 from clip_core.inference.predictor import Predictor
@@ -36,13 +38,13 @@ class Paths:
     curves: Path
 
 
-def train_stage(name: str, module: str, plan: Plan, interval: StageInterval, paths: Paths) -> None:
+def train_stage(name: str, module: str, plan: Plan, interval: StageInterval, loader: Loader, paths: Paths) -> None:
     """Trains as `plan` says; `module` is the stage's own, whose code decides the result."""
     plan = replace(plan, params=with_precision_resolved(plan.params))
     store, benchmark = open_store(paths.packed / "train"), open_store(paths.packed / "valid")
     is_passed_through = plan.params.schedule.num_steps == 0
     if not is_passed_through:
-        check_batch(name, plan.params.global_batch, plan.params.captions.language, store.pairs)
+        check_batch(name, plan.params.global_batch, plan.params.captions.language, store)
     contract = read_contract(paths.start)
     tokenizer = load_tokenizer(paths.start / contract.tokenizer, contract.context_length)
 
@@ -54,11 +56,17 @@ def train_stage(name: str, module: str, plan: Plan, interval: StageInterval, pat
 
     decides = decisive(name, module, {"seed": plan.seed, name: plan.params}, [paths.packed / "train", paths.start])
     with work_folder(decides) as work:
+        pictures = Kept(torch.empty(0), {})  # where nothing trains, nobody asks for any
+        if not is_passed_through:
+            pictures = decoded(store, contract.image_size, contract.preprocessing, plan.params.decoding)
+        if num_workers(loader, isinstance(pictures, Kept)):
+            start_workers_early()
         model = load_weights(paths.start)
-        pictures = _none if is_passed_through else decoded(store, contract.image_size, contract.preprocessing)
-        images, encode_images = plan.prepare(model, pictures, len(store))
-        batches = TrainingBatches(store, images, tokenizer, plan.params, plan.seed)
-        train(batches, model, encode_images, work, interval, Validation(interval.evaluate_every, recall))
+        images, encode_images = plan.prepare(model, pictures, len(store), loader)
+        with TrainingBatches(store, images, tokenizer, plan.params, plan.seed, loader) as batches:
+            train(batches, model, encode_images, work, interval, Validation(interval.evaluate_every, recall))
+        if batches.broken:
+            print(f"{len(batches.broken):,} pictures could not be decoded; other rows took their place", flush=True)
         if tokenizer.num_truncated:
             print(f"{tokenizer.num_truncated:,} texts were cut off at {contract.context_length} tokens", flush=True)
         merge_adapters(model)
@@ -72,7 +80,3 @@ def train_stage(name: str, module: str, plan: Plan, interval: StageInterval, pat
         )
         save_weights(model, (paths.start / contract.tokenizer).read_text(encoding="utf-8"), paths.out, made)
         publish_curves(work, paths.curves)
-
-
-def _none(rows: np.ndarray) -> Tensor:
-    raise AssertionError(f"nothing trains, so nobody asks for pictures {rows}")

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from clip_core.config.training import AffineAugmentation, AutoAugmentation, NoAugmentation
-from clip_core.data.augmentation import augment
+from clip_core.config.training import AffineAugmentation, Augmentation, AutoAugmentation, NoAugmentation
+from clip_core.data import augmentation
 from clip_core.data.sampler import random_at
 from tests.small_raw import drawing
 
@@ -25,6 +25,11 @@ def pixels() -> torch.Tensor:
     pixels = torch.full((8, 3, 32, 32), 255, dtype=torch.uint8)
     pixels[:, :, 12:20, 12:20] = 100
     return pixels
+
+
+def augment(pixels: torch.Tensor, params: Augmentation, random: np.random.Generator) -> torch.Tensor:
+    """All of a batch."""
+    return augmentation.augment(pixels, params, random, len(pixels), slice(None))
 
 
 def random() -> np.random.Generator:
@@ -141,3 +146,17 @@ def test_half_of_the_pictures_are_mirrored() -> None:
     changed = augment(left_dark, params, random()).float().mean(1)
     right_is_darker = changed[..., 12:].mean((1, 2)) < changed[..., :4].mean((1, 2))  # inverted ones among them
     assert 0.4 < right_is_darker.float().mean() < 0.6
+
+
+@pytest.mark.parametrize(
+    "params", [PAPER, AffineAugmentation(name="affine", scale=0.2, rotate=30.0, shift=0.1, brightness=0.2)]
+)
+@pytest.mark.parametrize("size", [1, 5, 8])
+def test_a_part_of_a_batch_changes_as_it_does_in_the_whole(
+    params: Augmentation, size: int, drawings: torch.Tensor
+) -> None:
+    whole = augment(drawings, params, random())
+    for start in range(0, 16, size):
+        rows = slice(start, start + size)
+        part = augmentation.augment(drawings[rows].clone(), params, random(), 16, rows)
+        assert torch.equal(part, whole[rows])

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks import loading
 from benchmarks.command import Row
 from benchmarks.encode_images import ROWS as IMAGES
 from benchmarks.encode_texts import ROWS as TEXTS
@@ -106,3 +107,11 @@ def test_what_other_processes_do_is_seen_and_what_ours_do_is_not() -> None:
         time.sleep(0.5)
         end_ours, end_others = now([busy.pid]), now([])
     assert other_cores(start_others, end_others) - other_cores(start_ours, end_ours) > 0.1
+
+
+def test_both_loaders_go_through_the_same_number_of_pairs(tmp_path: Path) -> None:
+    loading.prepare(tmp_path, 64)
+    spec = {"task": "load", "folder": str(tmp_path), "num": 64, "threads": 1, "workers": 0}
+    for ours in ({"store": "original", "decoding": "scaled"}, {"store": "squashed", "decoding": "exact"}):
+        assert make({**spec, "side": "ours", **ours})().tolist() == [[64]]
+    assert make({**spec, "side": "cn_clip"})().tolist() == [[64]]

@@ -8,14 +8,15 @@ import pandas as pd
 import pytest
 
 from clip_core.config.training import CaptionMix, Captions
-from clip_core.data.captions import Described, describe, draw_caption, texts_of
+from clip_core.data.captions import Described, draw_caption, texts_of
+from clip_core.data.rows import COLUMNS, rows_of
 from clip_core.text import build_tokenizer, parse_tokenizer
 from tests.tiny import CHINESE, ENGLISH, tiny_store
 
 CAT = Described(names=["猫"], keywords=["动物", "宠物", "喵", "毛"], group="动物与自然")
 
 
-def drawn(described: Described, **mix: float) -> set[str]:
+def drawn(described: str | Described, **mix: float) -> set[str]:
     shares = dict.fromkeys(CaptionMix.model_fields, 0.0) | mix
     params = CHINESE.model_copy(update={"mix": CaptionMix(**shares)})
     random = np.random.default_rng(0)
@@ -50,8 +51,7 @@ def test_the_shares_of_the_mix_are_kept() -> None:
 
 
 def test_a_sentence_is_used_as_it_is() -> None:
-    sentences = Described(captions=["一只猫坐着。", "猫，{}"], group="动物")
-    assert drawn(sentences, templated_name=0.5, group_and_name=0.5) == {"一只猫坐着。", "猫，{}"}
+    assert drawn("猫，{}", templated_name=0.5, group_and_name=0.5) == {"猫，{}"}
 
 
 def test_what_is_missing_falls_back_to_what_is_there() -> None:
@@ -60,24 +60,6 @@ def test_what_is_missing_falls_back_to_what_is_there() -> None:
         "一张猫的图片",
     }
     assert drawn(Described(keywords=["喵"]), templated_name=1.0) == {"喵", "一张喵的图片"}
-
-
-def test_the_pair_table_is_read_by_picture_and_language(tmp_path: Path) -> None:
-    store = tiny_store(tmp_path / "store")
-    row = store.image_ids.index("a-red-circle")
-    chinese, english = (describe(store.pairs, store.image_ids, language) for language in ("zh", "en"))
-    assert chinese[row] == Described([], ["红色圆形"], ["红色", "圆形"], "图形")
-    assert english[row] == Described([], ["red circle"], ["red"], "图形")
-    assert list(chinese) == list(range(36))
-
-
-def test_a_picture_without_captions_in_the_language_is_left_out_and_none_at_all_is_refused(tmp_path: Path) -> None:
-    store = tiny_store(tmp_path / "store")
-    pairs = store.pairs
-    some = pairs[(pairs["language"] == "zh") | (pairs["image_id"] != store.image_ids[0])]
-    assert list(describe(some, store.image_ids, "en")) == list(range(1, 36))
-    with pytest.raises(ValueError, match=r"no captions in language 'en': .* one of \['zh'\]"):
-        describe(pairs[pairs["language"] == "zh"], store.image_ids, "en")
 
 
 def test_the_vocabulary_is_made_of_captions_groups_templates_and_marks_of_the_language_alone() -> None:
@@ -91,6 +73,6 @@ def test_the_vocabulary_covers_every_caption_that_can_be_drawn(tmp_path: Path, p
     store = tiny_store(tmp_path / "store")
     tokenizer = parse_tokenizer(build_tokenizer(texts_of(store.pairs, params)), 64)
     random = np.random.default_rng(0)
-    described = describe(store.pairs, store.image_ids, params.language)
-    captions = [draw_caption(described[row], params, random) for row in described for _ in range(20)]
+    rows = rows_of(store.pairs_of([0], COLUMNS), params.language)
+    captions = [draw_caption(described, params, random) for described in rows["caption"] for _ in range(20)]
     assert not (tokenizer(captions) == 1).any()  # [UNK]

@@ -12,7 +12,7 @@ from torch import Tensor
 from clip_core.config.intervals import Interval
 from clip_core.config.stage2 import Lora
 from clip_core.config.training import Training
-from clip_core.data.batches import decoded
+from clip_core.data.pictures import decoded
 from clip_core.data.store import Store
 from clip_core.image import Preprocessing
 from clip_core.model.clip import CLIP

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from clip_core.data.batches import Batch, TrainingBatches, decoded
+from clip_core.data.batches import Batch, TrainingBatches
+from clip_core.data.pictures import decoded
 from clip_core.data.store import Store
 from clip_core.image import Preprocessing
 from clip_core.model.clip import CLIP

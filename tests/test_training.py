@@ -13,7 +13,8 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from clip_core.config.intervals import Interval
 from clip_core.config.training import NoAugmentation, Optimizer, Schedule, Training
 from clip_core.data.augmentation import augment
-from clip_core.data.batches import Batch, TrainingBatches, decoded
+from clip_core.data.batches import Batch, TrainingBatches
+from clip_core.data.pictures import decoded
 from clip_core.data.sampler import random_at
 from clip_core.data.store import Store, StoreWriter, open_store
 from clip_core.errors import UserError
@@ -23,6 +24,7 @@ from clip_core.text import parse_tokenizer
 from clip_core.train import loop
 from clip_core.train.backward import encode_texts
 from clip_core.train.feature_cache import freeze_image_tower, image_features_of
+from clip_core.train.log import Progress
 from clip_core.train.loop import Validation, train
 from clip_core.train.optimizer import make_optimizer, set_lr
 from clip_core.train.schedule import lr_at
@@ -208,7 +210,7 @@ def test_stage_1_leaves_the_image_tower_as_it_was_to_the_bit(store: Store, tmp_p
     freeze_image_tower(model)
     features = image_features_of(model, decoded(store, IMAGE_SIZE, Preprocessing()), len(store))
     tokenizer = parse_tokenizer(tiny_tokenizer_json(store), 16)
-    batches = TrainingBatches(store, lambda rows: features[rows], tokenizer, params, 1)
+    batches = TrainingBatches(store, features, tokenizer, params, 1)
     validation = Validation(3, lambda model: {"mean": model.encode_images(torch.zeros(2, 3, 32, 32)).mean().item()})
 
     train(batches, model, lambda cached: cached, tmp_path / "tiny" / "run", INTERVAL, validation)
@@ -228,7 +230,7 @@ def test_cached_features_are_the_models_own_of_the_unchanged_pictures(store: Sto
     pictures = decoded(store, IMAGE_SIZE, Preprocessing())
     features = image_features_of(model, pictures, len(store))
     with torch.no_grad():
-        assert torch.allclose(features[5], model.eval().encode_images(pictures(np.array([5])))[0], atol=1e-6)
+        assert torch.allclose(features.rows[5], model.eval().encode_images(pictures(np.array([5])))[0], atol=1e-6)
 
 
 def test_pictures_too_many_for_memory_are_decoded_as_they_are_needed(
@@ -236,7 +238,7 @@ def test_pictures_too_many_for_memory_are_decoded_as_they_are_needed(
 ) -> None:
     rows = np.array([30, 2, 2])
     kept = decoded(store, IMAGE_SIZE, Preprocessing())(rows)
-    monkeypatch.setattr("clip_core.data.batches.MEMORY", 0)
+    monkeypatch.setattr("clip_core.data.pictures.MEMORY", 0)
     assert torch.equal(decoded(store, IMAGE_SIZE, Preprocessing())(rows), kept)
 
 
@@ -288,9 +290,24 @@ def test_a_batch_holds_its_pictures_changed_as_the_params_say(step: int, store: 
     rows = [store.image_ids.index(image_id) for image_id in image_ids_of(changed, step)]
     pictures = decoded(store, IMAGE_SIZE, Preprocessing())(np.array(rows))
     assert torch.equal(plain.batch(step).images, pictures)
-    wanted = augment(pictures, params.augmentation, random_at(1, "augmentation", step))
+    wanted = augment(pictures, params.augmentation, random_at(1, "augmentation", step), 8, slice(0, 8))
     assert torch.equal(changed.batch(step).images, wanted)
     assert not any(torch.equal(found, picture) for found, picture in zip(wanted, pictures, strict=True))
+
+
+def test_the_share_of_time_that_a_step_waits_for_its_pairs_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter([0.0, 1.0, 4.0, 10.0, 10.0, 11.0, 20.0])
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    progress = Progress("tiny", 0, 2, 8)
+    for step in (1, 2):
+        with progress.waiting():
+            pass
+        progress(step, 0.5, 0.1, True)
+    first, second = capsys.readouterr().out.splitlines()
+    assert "(30% of the time waiting for them)" in first
+    assert "(10% of the time waiting for them)" in second
 
 
 def checkpoints(work: Path) -> list[str]:

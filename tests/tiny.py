@@ -136,6 +136,7 @@ def tiny_training(num_steps: int = 12, captions: Captions = CHINESE) -> Training
         micro_batch=None,
         precision="fp32",
         checkpoint_activations=False,
+        decoding="exact",
         augmentation=AffineAugmentation(name="affine", scale=0.1, rotate=10.0, shift=0.1, brightness=0.1),
         captions=captions,
     )

@@ -14,6 +14,7 @@ from clip_core.config.gates import Gates
 from clip_core.config.index import Index
 from clip_core.config.init import Init
 from clip_core.config.intervals import Intervals
+from clip_core.config.loader import Loader
 from clip_core.config.model import AnyModel, Model
 from clip_core.config.packing import Pack
 from clip_core.config.releases import Releases
@@ -38,6 +39,7 @@ class Params(Section):
     stage1: Training
     stage2: Stage2
     intervals: Intervals
+    loader: Loader
     evaluate: Evaluate
     gates: Gates
     export: Export

@@ -13,7 +13,7 @@ class Schedule(Section):
     """How long, and the learning rate on the way; `num_steps` or `num_epochs`, the other is null."""
 
     num_steps: Annotated[int, Field(ge=0)] | None  # 0: the weights pass through as they are
-    num_epochs: Count | None  # an epoch: as many draws as there are pairs
+    num_epochs: Count | None  # an epoch: as many draws as there are rows (clip_core/data/rows.py), about the pairs
     warmup_steps: Annotated[int, Field(ge=0)]  # of epochs at most a quarter of all steps: data may be small
     peak_lr: PeakLr
 
@@ -95,6 +95,7 @@ class Training(Section):
     micro_batch: Count | None  # rows of a forward pass, with the global batch's gradient; null: all rows at once
     precision: Literal["auto", "fp32", "bf16"]  # of the towers' arithmetic; weights, optimizer and loss are fp32
     checkpoint_activations: bool  # less memory, a third more time
+    decoding: Literal["exact", "scaled"]  # scaled: JPEGs to a half, a quarter, ...: faster, slightly other pixels
     augmentation: Augmentation
     captions: Captions
 

@@ -14,25 +14,27 @@ from torch.nn.functional import affine_grid, grid_sample
 from clip_core.config.training import AffineAugmentation, Augmentation, AutoAugmentation
 
 
-def augment(pixels: Tensor, params: Augmentation, random: np.random.Generator) -> Tensor:
-    """The uint8 pictures (batch, 3, side, side), each changed in its own way."""
+def augment(pixels: Tensor, params: Augmentation, random: np.random.Generator, batch: int, rows: slice) -> Tensor:
+    """The uint8 pictures (n, 3, side, side), each changed in its own way.
+
+    They are the `rows` of a batch of `batch` pictures, and change as in it: `random` is the whole batch's.
+    """
     if isinstance(params, AffineAugmentation):
-        return affine(pixels, params, random)
+        return affine(pixels, params, random, batch, rows)
     if isinstance(params, AutoAugmentation):
-        return crop_and_auto_augment(pixels, params, random)
+        return crop_and_auto_augment(pixels, params, random.integers(2**63, size=batch)[rows])
     return pixels
 
 
-def affine(pixels: Tensor, params: AffineAugmentation, random: np.random.Generator) -> Tensor:
+def affine(pixels: Tensor, params: AffineAugmentation, random: np.random.Generator, batch: int, rows: slice) -> Tensor:
     """Scaled, rotated, shifted, lit; what comes into view is white."""
     if not any((params.scale, params.rotate, params.shift, params.brightness)):
         return pixels
-    batch = len(pixels)
-    shrink = 1 / (1 + params.scale * random.uniform(-1, 1, batch))
-    angle = np.deg2rad(params.rotate) * random.uniform(-1, 1, batch)
-    shift = 2 * params.shift * random.uniform(-1, 1, (batch, 2))  # grid_sample's side is 2 wide
-    light = 1 + params.brightness * random.uniform(-1, 1, (batch, 1, 1, 1))
-    rotation = np.stack([np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)], axis=-1).reshape(batch, 2, 2)
+    shrink = 1 / (1 + params.scale * random.uniform(-1, 1, batch)[rows])
+    angle = np.deg2rad(params.rotate) * random.uniform(-1, 1, batch)[rows]
+    shift = 2 * params.shift * random.uniform(-1, 1, (batch, 2))[rows]  # grid_sample's side is 2 wide
+    light = 1 + params.brightness * random.uniform(-1, 1, (batch, 1, 1, 1))[rows]
+    rotation = np.stack([np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)], axis=-1).reshape(-1, 2, 2)
     affine = np.concatenate([shrink[:, None, None] * rotation, shift[:, :, None]], axis=-1)  # (batch, 2, 3)
     grid = affine_grid(torch.from_numpy(affine).float(), list(pixels.shape), align_corners=False)
     # The negative, because grid_sample fills with zeros.
@@ -40,12 +42,12 @@ def affine(pixels: Tensor, params: AffineAugmentation, random: np.random.Generat
     return (moved * torch.from_numpy(light).float()).round_().clamp_(0, 255).to(torch.uint8)
 
 
-def crop_and_auto_augment(pixels: Tensor, params: AutoAugmentation, random: np.random.Generator) -> Tensor:
+def crop_and_auto_augment(pixels: Tensor, params: AutoAugmentation, seeds: np.ndarray) -> Tensor:
     """As the reference with --use-augment: timm's random crop, a mirror image or not, timm's AutoAugment (original)."""
     crop, policies = _timm_transforms(pixels.shape[-1], params.min_area)
     changed = []
-    for picture in pixels.permute(0, 2, 3, 1).numpy():
-        with _drawing_from(int(random.integers(2**63))):
+    for picture, seed in zip(pixels.permute(0, 2, 3, 1).numpy(), seeds.tolist(), strict=True):
+        with _drawing_from(seed):
             image = crop(Image.fromarray(picture))
             if python_random.random() < params.mirror:
                 image = ImageOps.mirror(image)

@@ -1,97 +1,200 @@
 """Batches of training pairs: step -> pictures and the token ids of a caption each, a function of (seed, step)."""
 
-import time
-from collections.abc import Callable
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import count, islice
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from clip_core.config.training import Training
+from clip_core.config.loader import IN_PROCESS, Loader
+from clip_core.config.training import Augmentation, Training
 from clip_core.data.augmentation import augment
-from clip_core.data.captions import describe, draw_caption
-from clip_core.data.sampler import batches_of_epoch, random_at
+from clip_core.data.captions import draw_caption
+from clip_core.data.loader import ahead, in_workers, num_workers
+from clip_core.data.order import Order
+from clip_core.data.pictures import Kept, Pictures
+from clip_core.data.sampler import random_at
 from clip_core.errors import UserError
-from clip_core.image import Preprocessing, pixels_of
 from clip_core.text import Tokenizer
 
 if TYPE_CHECKING:
     from clip_core.data.store import Store
 
-MEMORY = 4 * 2**30  # bytes of decoded pictures to keep; larger sets are decoded as they are needed
-Pictures = Callable[[np.ndarray], Tensor]  # rows of the store -> pixels or features
+PART = 256  # rows that a worker makes at a time
+SPARES = 100  # how many pictures in a row may fail
 
 
 @dataclass(frozen=True)
 class Batch:
-    images: Tensor  # (batch, 3, side, side) pixels, or (batch, embed_dim) features
-    token_ids: Tensor  # (batch, length)
+    images: Tensor  # (local batch, 3, side, side) pixels, or (local batch, embed_dim) features
+    token_ids: Tensor  # (local batch, length)
+
+
+class Part(NamedTuple):
+    """Some rows of a step, to be made."""
+
+    step: int
+    rows: slice  # of the global batch
+    images: np.ndarray
+    captions: list[str]
+
+
+class Made(NamedTuple):
+    """They are made."""
+
+    step: int
+    rows: slice
+    images: Tensor
+    token_ids: Tensor
+    broken: dict[int, str]  # row of the global batch -> why its picture, all zeros, can not be decoded
+    num_truncated: int
+
+
+@dataclass(frozen=True)
+class Maker:
+    """Makes parts, in whatever process."""
+
+    pictures: Pictures
+    tokenizer: Tokenizer
+    augmentation: Augmentation
+    global_batch: int
+    seed: int
+
+    def __call__(self, part: Part) -> Made:
+        images, before = self.pictures(part.images), self.tokenizer.num_truncated
+        if images.dtype == torch.uint8:
+            random = random_at(self.seed, "augmentation", part.step)
+            images = augment(images, self.augmentation, random, self.global_batch, part.rows)
+        token_ids = torch.from_numpy(self.tokenizer(part.captions))
+        why = self.pictures.broken
+        broken = {row: why[i] for row, i in enumerate(part.images.tolist(), part.rows.start) if i in why}
+        return Made(part.step, part.rows, images, token_ids, broken, self.tokenizer.num_truncated - before)
 
 
 class TrainingBatches:
-    """The training pairs of a store as global batches: `batch(step)` is a function of (seed, step)."""
+    """The training rows of a store as batches: `batch(step)` is a function of (seed, step), of which a rank has a part.
 
-    def __init__(self, store: "Store", images: Pictures, tokenizer: Tokenizer, params: Training, seed: int) -> None:
+    Steps asked for one after the other are made ahead of time by worker processes, until `close`.
+    """
+
+    def __init__(
+        self,
+        store: "Store",
+        images: Pictures,
+        tokenizer: Tokenizer,
+        params: Training,
+        seed: int,
+        loader: Loader = IN_PROCESS,
+        rank: int = 0,
+        num_ranks: int = 1,
+    ) -> None:
         self.params, self.seed = params, seed
-        self._image_ids = store.image_ids
-        self._images = images
-        self._tokenizer = tokenizer
-        self._described = describe(store.pairs, store.image_ids, params.captions.language)
-        self.num_pairs = sum(described.num_captions for described in self._described.values())
-        self._pictures = np.array(list(self._described))  # those that have captions in the language
-        self._concepts = _numbered_concepts(store)[self._pictures]
-        self._epoch = -1, np.empty((0, 0), dtype=int)
+        self.broken: dict[str, str] = {}  # pictures that could not be decoded, and why
+        self._store = store
+        self._order = Order(store, params.captions.language, params.global_batch, seed)
+        self._make = Maker(images, tokenizer, params.augmentation, params.global_batch, seed)
+        self._workers, self._prefetch = num_workers(loader, isinstance(images, Kept)), loader.prefetch
+        self._local = slice(*(params.global_batch * bound // num_ranks for bound in (rank, rank + 1)))
+        self._stream: Generator[Batch] | None = None
+        self._next = 0  # the step that the stream gives next
+
+    @property
+    def num_rows(self) -> int:
+        """In an epoch."""
+        return sum(self._order.epochs.num_rows)
 
     def batch(self, step: int) -> Batch:
-        """The batch of step 1, 2, ...; the same for the same seed, whatever was asked before."""
-        rows, captions = self._drawn(step)
-        images = self._images(rows)
-        if images.dtype == torch.uint8:
-            images = augment(images, self.params.augmentation, random_at(self.seed, "augmentation", step))
-        return Batch(images, torch.from_numpy(self._tokenizer(captions)))
+        """This rank's rows of the batch of step 1, 2, ...; the same for the same seed, whatever was asked before."""
+        if self._stream is None or self._next != step:
+            self.close()
+            batches = self._batches(step)
+            self._stream = ahead(batches) if self._workers else batches
+        self._next = step + 1
+        return next(self._stream)
 
     def named(self, step: int) -> list[str]:
-        """The pairs of that batch for a person: the picture's id and the caption drawn for it."""
-        rows, captions = self._drawn(step)
-        return [f"{self._image_ids[row]}: {caption}" for row, caption in zip(rows, captions, strict=True)]
+        """The pairs of the global batch for a person: the picture's id and the caption drawn for it."""
+        part = self._part(step, slice(0, self.params.global_batch))
+        image_ids = self._store.ids_of(part.images.tolist())
+        return [f"{image_id}: {caption}" for image_id, caption in zip(image_ids, part.captions, strict=True)]
 
-    def _drawn(self, step: int) -> tuple[np.ndarray, list[str]]:
-        rows, random = self._rows(step), random_at(self.seed, "caption", step)
-        return rows, [draw_caption(self._described[row], self.params.captions, random) for row in rows]
+    def close(self) -> None:
+        """Ends the worker processes."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
 
-    def _rows(self, step: int) -> np.ndarray:
-        batch = self.params.global_batch
-        epoch, number = divmod(step - 1, max(1, len(self._concepts) // batch))
-        if self._epoch[0] != epoch:
-            self._epoch = epoch, batches_of_epoch(self._concepts, batch, self.seed, epoch)
-        return self._pictures[self._epoch[1][number]]
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _batches(self, first_step: int) -> Generator[Batch]:
+        parts: list[Made] = []
+        for made in in_workers(self._make, self._parts(first_step), self._workers, self._prefetch):
+            if self._workers:
+                self._make.tokenizer.num_truncated += made.num_truncated  # of another process
+            parts.append(self._repaired(made))
+            if made.rows.stop == self._local.stop:
+                yield _joined(parts)
+                parts = []
+
+    def _parts(self, first_step: int) -> Iterator[Part]:
+        num_rows = PART if self._workers else self.params.global_batch
+        for step in count(first_step):
+            whole = self._part(step, self._local)
+            for start in range(0, len(whole.images), num_rows):
+                some = slice(start, min(start + num_rows, len(whole.images)))
+                rows = slice(self._local.start + some.start, self._local.start + some.stop)
+                yield Part(step, rows, whole.images[some], whole.captions[some])
+
+    def _part(self, step: int, rows: slice) -> Part:
+        """Captions are drawn for the whole batch, whoever makes which of its rows."""
+        random, global_batch = random_at(self.seed, "caption", step), self._order.rows(step)
+        captions = [draw_caption(row.caption, self.params.captions, random) for row in global_batch]
+        return Part(step, rows, np.array([row.image for row in global_batch[rows]]), captions[rows])
+
+    def _repaired(self, made: Made) -> Made:
+        """In the place of each broken picture's row another one, the same for any number of workers and ranks."""
+        for place, why in made.broken.items():
+            spare, row = self._spare(made.step, place, why), place - made.rows.start
+            images = [made.images[:row], spare.images, made.images[row + 1 :]]
+            texts = [made.token_ids[:row], spare.token_ids, made.token_ids[row + 1 :]]
+            made = made._replace(images=torch.cat(images), token_ids=_padded(texts))
+        return made
+
+    def _spare(self, step: int, place: int, why: str) -> Made:
+        """The row that comes a batch later in the order, or the first after it whose picture can be decoded."""
+        random, rows = random_at(self.seed, "spare", step, place), slice(place, place + 1)
+        (told,) = self._store.ids_of(self._part(step, rows).images.tolist())
+        for row in islice(self._order.after(step, place), SPARES):
+            caption = draw_caption(row.caption, self.params.captions, random)
+            spare = self._make(Part(step, rows, np.array([row.image]), [caption]))
+            if not spare.broken:
+                if told not in self.broken:
+                    print(f"picture {told}: {why}; other rows take its place", flush=True)
+                    self.broken[told] = why
+                return spare
+        raise UserError(f"picture {told}: {why}; nor can the {SPARES} after it be decoded. Run `dvc repro -f -s pack`")
 
 
-def decoded(store: "Store", image_size: int, preprocessing: Preprocessing) -> Pictures:
-    """Pixels of the store's pictures by row: decoded once and kept if they fit into `MEMORY`, else as needed."""
-
-    def decode(row: int) -> np.ndarray:
-        try:
-            return pixels_of(store.image_bytes(row), image_size, preprocessing)
-        except ValueError as error:
-            raise UserError(f"picture {store.image_ids[row]}: {error}") from None
-
-    if len(store) * 3 * image_size**2 > MEMORY:
-        return lambda rows: torch.from_numpy(np.stack([decode(row) for row in rows.tolist()]))
-    pixels = np.empty((len(store), 3, image_size, image_size), dtype=np.uint8)
-    told = time.monotonic()
-    for row in range(len(store)):
-        pixels[row] = decode(row)
-        if time.monotonic() - told > 2 or row + 1 == len(store):
-            told = time.monotonic()
-            print(f"decoded {row + 1:,} of {len(store):,} pictures", flush=True)
-    everything = torch.from_numpy(pixels)
-    return lambda rows: everything[rows]
+def _joined(parts: list[Made]) -> Batch:
+    """On a machine with CUDA in memory from where a copy to the device does not keep the processor."""
+    is_pinned = torch.cuda.is_available()
+    images, token_ids = [part.images for part in parts], _padded([part.token_ids for part in parts])
+    if not is_pinned:
+        return Batch(images[0] if len(images) == 1 else torch.cat(images), token_ids)
+    num_rows = sum(map(len, images))
+    pinned = torch.empty((num_rows, *images[0].shape[1:]), dtype=images[0].dtype, pin_memory=True)
+    return Batch(torch.cat(images, out=pinned), token_ids.pin_memory())
 
 
-def _numbered_concepts(store: "Store") -> np.ndarray:
-    """Each picture's concept as a number; a picture without one stands under its caption."""
-    pairs = store.pairs.drop_duplicates("image_id").set_index("image_id").loc[store.image_ids]
-    return np.unique(pairs["concept_id"].fillna(pairs["caption"]).to_numpy(dtype=str), return_inverse=True)[1]
+def _padded(token_ids: list[Tensor]) -> Tensor:
+    """All rows, as long as the longest."""
+    longest = max(some.shape[1] for some in token_ids)
+    return torch.cat([pad(some, (0, longest - some.shape[1])) for some in token_ids])

@@ -1,4 +1,4 @@
-"""The captions of each training picture, and drawing one of them."""
+"""The captions of training pictures: sentences as they are, others drawn from what is known of the picture."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from clip_core.config.training import CaptionMix, Captions
-from clip_core.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from clip_core.data.store import Store
 
 MARKS = {"zh": ("\N{FULLWIDTH COMMA}", "\N{FULLWIDTH COLON}"), "en": (", ", ": ")}
 MAX_KEYWORDS = 3
@@ -19,40 +20,28 @@ MAX_KEYWORDS = 3
 
 @dataclass
 class Described:
-    """What is known of one picture, in one language."""
+    """What is known of one picture without sentences, in one language."""
 
-    captions: list[str] = field(default_factory=list)  # sentences, used as they are
     names: list[str] = field(default_factory=list)
     keywords: list[str] = field(default_factory=list)
     group: str | None = None
 
-    @property
-    def num_captions(self) -> int:
-        return len(self.captions) + len(self.names) + len(self.keywords)
 
-
-def describe(pairs: "pd.DataFrame", image_ids: list[str], language: str) -> dict[int, Described]:
-    """What the pair table says in `language` of each picture (by its place in `image_ids`) that has captions in it."""
-    place = {image_id: i for i, image_id in enumerate(image_ids)}
-    rows = pairs[(pairs["language"] == language) & pairs["image_id"].notna()].sort_values("pair_id")
+def describe(pairs: "pd.DataFrame") -> dict[int, Described]:
+    """What these pairs, names and keywords in one language, say of each picture by its `image_index`."""
     by_image: defaultdict[int, Described] = defaultdict(Described)
-    columns = ("image_id", "caption_kind", "caption", "group")
-    for image_id, kind, caption, group in zip(*(rows[column] for column in columns), strict=True):
-        described = by_image[place[image_id]]
-        {"caption": described.captions, "name": described.names, "keyword": described.keywords}[kind].append(caption)
+    columns = ("image_index", "caption_kind", "caption", "group")
+    for image, kind, caption, group in zip(*(pairs[column].tolist() for column in columns), strict=True):
+        described = by_image[image]
+        {"name": described.names, "keyword": described.keywords}[kind].append(caption)
         described.group = group
-    if not by_image:
-        raise UserError(
-            f"the training pictures have no captions in language {language!r}: set `captions.language` of this "
-            f"training to one of {sorted(pairs['language'].unique())}"
-        )
-    return dict(sorted(by_image.items()))
+    return by_image
 
 
-def draw_caption(described: Described, params: Captions, random: np.random.Generator) -> str:
+def draw_caption(described: str | Described, params: Captions, random: np.random.Generator) -> str:
     """One caption of the picture: a sentence as it is, else made of name, keywords and group as `params` says."""
-    if described.captions:
-        return _any(described.captions, random)
+    if isinstance(described, str):
+        return described
     comma, colon = MARKS[params.language]
     kind = _draw_kind(params.mix, random)
     name = _any(described.names or described.keywords, random)
@@ -72,6 +61,12 @@ def texts_of(pairs: "pd.DataFrame", params: Captions) -> Iterator[str]:
     yield from rows["group"].dropna().unique()
     yield from (template.replace("{}", " ") for template in params.templates)
     yield from MARKS[params.language]
+
+
+def texts_of_store(store: "Store", params: Captions) -> Iterator[str]:
+    """`texts_of` the store's pairs, a shard's in memory at a time."""
+    for shard in range(len(store.manifest["shards"])):
+        yield from texts_of(store.pairs_of([shard], ("language", "caption", "group")), params)
 
 
 def _draw_kind(mix: CaptionMix, random: np.random.Generator) -> str:

@@ -199,7 +199,7 @@ class Store:
     def pairs_of(self, shards: Sequence[int], columns: Sequence[str]) -> "pd.DataFrame":
         """These columns of the shards' pairs, of each shard by pair_id, and `image_index`, the place of the picture.
 
-        It is -1 in a text without picture. Shards are numbered as in the manifest.
+        It is -1 in a text without picture. Shards are numbered as in the manifest. A column they lack is null.
         """
         import numpy as np
         import pandas as pd
@@ -208,11 +208,22 @@ class Store:
         tables = []
         wanted = list(dict.fromkeys([*columns, "image_id", "pair_id"]))
         for shard in (self.manifest["shards"][number] for number in shards):
-            table = pq.read_table(self.folder / _file_of(shard, "pairs"), columns=wanted).to_pandas()
+            file = self.folder / _file_of(shard, "pairs")
+            known = set(pq.read_schema(file).names)
+            table = pq.read_table(file, columns=[name for name in wanted if name in known]).to_pandas()
             place = pd.Index(self._image_ids(shard)).get_indexer(table["image_id"])
             table["image_index"] = np.where(place < 0, place, place + shard["first"])
-            tables.append(table.sort_values("pair_id", kind="stable")[[*columns, "image_index"]])
+            tables.append(table.sort_values("pair_id", kind="stable").reindex(columns=[*columns, "image_index"]))
         return pd.concat(tables, ignore_index=True)
+
+    def ids_of(self, images: Sequence[int]) -> list[str]:
+        """The ids of the pictures at these places, with those of one shard in memory at a time."""
+        firsts = [shard["first"] for shard in self.manifest["shards"]]
+        shard_of, ids = {image: bisect_right(firsts, image) - 1 for image in images}, {}
+        for number in set(shard_of.values()):
+            of_shard = self._image_ids(self.manifest["shards"][number])
+            ids |= {image: of_shard[image - firsts[number]] for image, at in shard_of.items() if at == number}
+        return [ids[image] for image in images]
 
     def _image_ids(self, shard: dict) -> list[str]:
         import pyarrow.parquet as pq

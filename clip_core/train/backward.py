@@ -56,6 +56,6 @@ def _prepared(encode: Encode, precision: str, model: CLIP) -> Encode:
 
     def prepared(rows: Tensor) -> Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            return encode(rows.to(device))
+            return encode(rows.to(device, non_blocking=True))  # from pinned memory
 
     return prepared

@@ -2,6 +2,8 @@
 
 import os
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 from clip_core.files import atomic_write
@@ -44,6 +46,14 @@ class Progress:
         self._title, self._num_steps, self._batch = title, num_steps, batch
         self._first = self._told = time.monotonic()
         self._done = self._done_first = done
+        self._waited = 0.0  # seconds since the last line
+
+    @contextmanager
+    def waiting(self) -> Generator[None]:
+        """Around what waits for the step's pairs."""
+        start = time.monotonic()
+        yield
+        self._waited += time.monotonic() - start
 
     def __call__(self, step: int, loss: float, lr: float, is_due: bool) -> None:
         """A line for the first step, for a step that is due, and when there was none for a while."""
@@ -52,10 +62,11 @@ class Progress:
             return
         per_step = (now - self._first) / (step - self._done_first)
         speed = self._batch * (step - self._done) / max(now - self._told, 1e-9)
+        share = self._waited / max(now - self._told, 1e-9)
         minutes, seconds = divmod(round(per_step * (self._num_steps - step)), 60)
-        self._told, self._done = now, step
+        self._told, self._done, self._waited = now, step, 0.0
         print(
             f"{self._title}  step {step:>{len(str(self._num_steps))}}/{self._num_steps}  loss {loss:.4f}  lr {lr:.2e}  "
-            f"{speed:,.0f} samples/s  {minutes}:{seconds:02d} left",
+            f"{speed:,.0f} samples/s ({share:.0%} of the time waiting for them)  {minutes}:{seconds:02d} left",
             flush=True,
         )

@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,7 +11,9 @@ from torch.nn.utils import clip_grad_norm_
 
 from clip_core.config.intervals import Interval
 from clip_core.data.batches import TrainingBatches
+from clip_core.data.rows import count_rows
 from clip_core.data.sampler import random_at
+from clip_core.data.store import Store
 from clip_core.errors import UserError
 from clip_core.files import atomic_write
 from clip_core.model.clip import CLIP
@@ -23,9 +24,6 @@ from clip_core.train.log import CsvLog, Progress
 from clip_core.train.optimizer import make_optimizer, set_lr
 from clip_core.train.schedule import lr_at, num_steps_of, warmup_of
 from clip_core.train.state import resume, save
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ def train(
     """Trains to the last step, continuing by itself from a checkpoint in `work`; the curves stay in `work`."""
     torch.use_deterministic_algorithms(True)
     params = batches.params
-    num_steps = num_steps_of(params.schedule, batches.num_pairs, params.global_batch)
+    num_steps = num_steps_of(params.schedule, batches.num_rows, params.global_batch)
     if (warmup := warmup_of(params.schedule, num_steps)) < (asked := params.schedule.warmup_steps):
         print(f"{num_steps} steps are few for a warm-up of {asked}: it takes {warmup}", flush=True)
     model.to(pick_device("auto")).image_tower.to(memory_format=torch.channels_last)  # faster convolutions
@@ -65,7 +63,9 @@ def train(
         model.train()
         set_lr(optimizer, lr := lr_at(step, params.schedule, num_steps))
         seed = int(random_at(batches.seed, "dropout", step).integers(2**63))
-        measured = backward(params, model, encode_images, batches.batch(step), seed)
+        with progress.waiting():
+            batch = batches.batch(step)
+        measured = backward(params, model, encode_images, batch, seed)
         norm = clip_grad_norm_(model.parameters(), params.optimizer.max_grad_norm or math.inf)
         loss, grad_norm = _finite(measured, norm, step, lr, batches, work)  # before the optimizer moves
         optimizer.step()
@@ -81,14 +81,14 @@ def train(
     model.eval()
 
 
-def check_batch(name: str, global_batch: int, language: str, pairs: "pd.DataFrame") -> None:
-    """Raises UserError where the batch of the training `name` is larger than its pictures are many."""
-    num_pictures = pairs.loc[pairs["language"] == language, "image_id"].nunique()
-    if global_batch > num_pictures:
+def check_batch(name: str, global_batch: int, language: str, store: Store) -> None:
+    """Raises UserError where the batch of the training `name` is larger than its rows are many."""
+    num_rows = sum(count_rows(store, language))
+    if global_batch > num_rows:
         raise UserError(
-            f"{name}.global_batch is {global_batch:,}, but only {num_pictures:,} training pictures have captions in "
-            f"language {language!r}: lower it, and {name}.schedule.peak_lr with it. Behind a finetuning recipe "
-            "the recipe `small-batch` does both: a batch of 48"
+            f"{name}.global_batch is {global_batch:,}, but only {num_rows:,} training pairs (or pictures with "
+            f"names) are in language {language!r}: lower it, and {name}.schedule.peak_lr with it. Behind a finetuning "
+            "recipe the recipe `small-batch` does both: a batch of 48"
         )
 
 

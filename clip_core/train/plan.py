@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from clip_core.config.loader import Loader
 from clip_core.config.stage2 import Lora
 from clip_core.config.training import Training
-from clip_core.data.batches import Pictures
+from clip_core.data.pictures import Pictures
 from clip_core.model.clip import CLIP
 from clip_core.train.backward import Encode
 from clip_core.train.feature_cache import freeze_image_tower, image_features_of
@@ -25,14 +26,13 @@ class Plan:
     patch_dropout: float = 0.0
     lora: Lora | None = None
 
-    def prepare(self, model: CLIP, pictures: Pictures, num_pictures: int) -> tuple[Pictures, Encode]:
+    def prepare(self, model: CLIP, pictures: Pictures, num_pictures: int, loader: Loader) -> tuple[Pictures, Encode]:
         """Makes `model` train what the plan says; gives what a batch holds of its pictures, and how it is encoded."""
         if self.is_image_tower_frozen:
             freeze_image_tower(model)
             if self.params.augmentation.name == "none" and self.params.schedule.num_steps != 0:
                 # the pictures never change: neither do their features
-                features = image_features_of(model, pictures, num_pictures)
-                return lambda rows: features[rows], lambda cached: cached
+                return image_features_of(model, pictures, num_pictures, loader), lambda cached: cached
             return pictures, lambda pixels: _encode_frozen(model, pixels)
         if self.patch_dropout:
             drop_patches(model, self.patch_dropout)

@@ -1,0 +1,72 @@
+"""The pictures of a store as pixels: all of them kept in memory where they fit, else decoded as they are needed."""
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clip_core.image import Preprocessing, pixels_of, scaled_pixels_of
+
+if TYPE_CHECKING:
+    from clip_core.data.store import Store
+
+MEMORY = 4 * 2**30  # bytes of decoded pictures to keep
+Decoding = Literal["exact", "scaled"]
+
+
+class Pictures(Protocol):
+    """Pixels (n, 3, side, side) or features (n, embed_dim) of a store's pictures, by place in the store."""
+
+    broken: dict[int, str]  # those that can not be decoded, as far as it is known, and why; they come as zeros
+
+    def __call__(self, images: np.ndarray) -> Tensor: ...
+
+
+@dataclass
+class Kept:
+    """In memory."""
+
+    rows: Tensor
+    broken: dict[int, str]
+
+    def __call__(self, images: np.ndarray) -> Tensor:
+        return self.rows[images]
+
+
+@dataclass
+class AsNeeded:
+    """Decoded each time; it may be pickled."""
+
+    store: "Store"
+    image_size: int
+    preprocessing: Preprocessing
+    decoding: Decoding
+    broken: dict[int, str] = field(default_factory=dict)
+
+    def __call__(self, images: np.ndarray) -> Tensor:
+        decode = {"exact": pixels_of, "scaled": scaled_pixels_of}[self.decoding]
+        pixels = np.zeros((len(images), 3, self.image_size, self.image_size), np.uint8)
+        for row, image in enumerate(images.tolist()):
+            try:
+                pixels[row] = decode(self.store.image_bytes(image), self.image_size, self.preprocessing)
+            except ValueError as error:  # a UserError too; nothing in a picture may stop a training
+                self.broken[image] = str(error)
+        return torch.from_numpy(pixels)
+
+
+def decoded(store: "Store", image_size: int, preprocessing: Preprocessing, decoding: Decoding = "exact") -> Pictures:
+    """The store's pictures, decoded now if they fit into `MEMORY`."""
+    pictures = AsNeeded(store, image_size, preprocessing, decoding)
+    if len(store) * 3 * image_size**2 > MEMORY:
+        return pictures
+    pixels = torch.empty((len(store), 3, image_size, image_size), dtype=torch.uint8)
+    told = time.monotonic()
+    for row in range(len(store)):
+        pixels[row] = pictures(np.array([row]))[0]
+        if time.monotonic() - told > 2 or row + 1 == len(store):
+            told = time.monotonic()
+            print(f"decoded {row + 1:,} of {len(store):,} pictures", flush=True)
+    return Kept(pixels, pictures.broken)
