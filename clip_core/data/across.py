@@ -63,7 +63,7 @@ class KeyFacts:
 
 
 def duplicates_across(shards: Sequence[Path]) -> "pd.DataFrame":
-    """The rows (shard, row from 0, reason) whose pair_id an earlier shard has, or whose image_id it has with other bytes.
+    """The rows (shard, row from 0, reason) whose pair_id an earlier shard has, or whose image_id with other bytes.
 
     `shards` are the pair tables, earlier ones first; what repeats within one of them is not looked for.
     """
@@ -75,6 +75,12 @@ def duplicates_across(shards: Sequence[Path]) -> "pd.DataFrame":
         found = database.sql(f"{REPEATED_PAIRS} UNION ALL ({OTHER_PICTURES}) ORDER BY ALL").fetchall()
     rows = [(names[shard], row, reason) for shard, row, reason in found]
     return pd.DataFrame(rows, columns=["shard", "row", "reason"])
+
+
+def rows_by_rule(repeated: "pd.DataFrame", shard: str) -> dict[str, list[int]]:
+    """The rows of one shard from `duplicates_across`, by the rule that they break."""
+    rows = repeated[repeated["shard"] == shard]
+    return {str(rule): of_rule.tolist() for rule, of_rule in rows.groupby("reason")["row"]}
 
 
 def key_facts(shards: Sequence[Path]) -> KeyFacts:

@@ -16,8 +16,10 @@ Histograms = dict[str, list[int]]
 
 
 def population_stability_index(now: list[int], before: list[int]) -> float:
-    """The sum over bins of (p - q) ln(p / q), where p and q are their shares now and before; half a value is added
-    to each bin, so that an empty one is not infinitely far."""
+    """The sum over bins of (p - q) ln(p / q), where p and q are their shares now and before.
+
+    Half a value is added to each bin, so that an empty one is not infinitely far.
+    """
     p, q = (np.add(counts, 0.5) / np.add(counts, 0.5).sum() for counts in (now, before))
     return float(((p - q) * np.log(p / q)).sum())
 
@@ -25,11 +27,14 @@ def population_stability_index(now: list[int], before: list[int]) -> float:
 def drift_of(histograms: Histograms, baseline: Histograms) -> dict[str, float | None]:
     """The drift of each of DRIFTING; null where there are too few values to tell."""
     return {
-        name: population_stability_index(histograms[name], baseline[name])
-        if sum(histograms.get(name, ())) >= LEAST
-        else None
+        name: population_stability_index(histograms[name], baseline[name]) if sum(histograms[name]) >= LEAST else None
         for name in DRIFTING
     }
+
+
+def is_enough(histograms: Histograms) -> bool:
+    """Whether there are enough values in any of DRIFTING to tell a drift."""
+    return any(sum(histograms.get(name, ())) >= LEAST for name in DRIFTING)
 
 
 def read_baseline(path: Path) -> Histograms:

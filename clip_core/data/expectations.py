@@ -14,7 +14,11 @@ BETWEEN, LENGTH = "ColumnValuesToBeBetween", "ColumnValueLengthsToBeBetween"
 MATCH, NO_MATCH, IN_SET = "ColumnValuesToMatchRegex", "ColumnValuesToNotMatchRegex", "ColumnValuesToBeInSet"
 MEAN = "ColumnMeanToBeBetween"
 # A histogram of the aggregate -> what it is of, for a reader.
-DRIFTING = {"caption_length": "the captions' lengths", "side": "the pictures' shorter sides", "bytes": "the encoded pictures' sizes"}
+DRIFTING = {
+    "caption_length": "the captions' lengths",
+    "side": "the pictures' shorter sides",
+    "bytes": "the encoded pictures' sizes",
+}
 # A benchmark that loses its hard pictures and its odd texts is an easier one. So a row of valid or test that breaks one
 # of these rules stays, and the ids that do are counted.
 QUALITY = {

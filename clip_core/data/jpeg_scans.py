@@ -1,4 +1,4 @@
-"""How many passes a JPEG asks its decoder for: a small file of many passes over a large picture keeps it busy for hours."""
+"""How many passes a JPEG asks its decoder for: many of them over a large picture keep it busy for hours."""
 
 import re
 

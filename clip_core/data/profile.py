@@ -79,7 +79,9 @@ def profile_image(data: bytes, max_pixels: int) -> dict:
         if side * longer > max_pixels:
             return facts
         check_decodable(image, data, max_pixels)
-        image.draft(None, (width * ENOUGH // side, height * ENOUGH // side))  # a JPEG's coded bits are read all the same
+        image.draft(
+            None, (width * ENOUGH // side, height * ENOUGH // side)
+        )  # a JPEG's coded bits are read all the same
         image = read_image(image)
     except ValueError:
         return facts | {"picture_decodes": False}

@@ -136,8 +136,9 @@ def _percent(counts: list[int]) -> list[float]:
 
 def _bins(name: str) -> list[str]:
     edges = [_size(edge) if name == "bytes" else f"{edge:g}" for edge in EDGES[name]]
-    return [first if name == "caption_length" and b - a == 1 else f"{first} to {second}"
-            for (first, second), (a, b) in zip(pairwise(edges), pairwise(EDGES[name]), strict=True)] + [f"{edges[-1]} or more"]  # fmt: skip
+    is_single = [name == "caption_length" and b - a == 1 for a, b in pairwise(EDGES[name])]
+    named = [a if single else f"{a} to {b}" for (a, b), single in zip(pairwise(edges), is_single, strict=True)]
+    return [*named, f"{edges[-1]} or more"]
 
 
 def _size(num_bytes: float) -> str:

@@ -65,7 +65,7 @@ def judge_shard(
 def judge(
     pairs: "pd.DataFrame", pictures: "pd.DataFrame", profile: "pd.DataFrame", findings: list[Finding], file: Path
 ) -> ShardVerdict:
-    """Rejects each row under the first rule that it breaks; one of valid or test that breaks a rule of QUALITY stays."""
+    """Rejects each row under the first rule that it breaks; one of valid or test that breaks a QUALITY rule stays."""
     import pandas as pd
 
     reason: dict[int, str] = {}

@@ -7,7 +7,7 @@ from pathlib import Path
 from clip_core.config.validation import Validate
 from clip_core.data.across import KeyFacts
 from clip_core.data.aggregate import Aggregate, merged
-from clip_core.data.drift import DRIFTING, Histograms, drift_of, read_baseline
+from clip_core.data.drift import DRIFTING, Histograms, drift_of, is_enough, read_baseline
 from clip_core.data.expectations import Finding, Rule, findings_of, rules_about_all, rules_of
 
 
@@ -36,7 +36,7 @@ def judge_all(aggregates: Iterable[Aggregate], facts: KeyFacts, params: Validate
     import pandas as pd
 
     total = merged(aggregates)
-    baseline = read_baseline(Path(params.baseline)) if params.baseline else None
+    baseline = read_baseline(Path(params.baseline)) if params.baseline and is_enough(total.histograms) else None
     observed = _observed(total, facts, baseline)
     rules = rules_about_all(params)
     findings = findings_of(pd.DataFrame([{"row": 0} | observed], dtype="float64").astype({"row": "int64"}), rules)
@@ -75,8 +75,8 @@ def _refusal(finding: Finding, verdict: Verdict, params: Validate) -> str:
         if verdict.rejected == verdict.read:
             bad = f"every one of {verdict.read:,} rows is bad"
         else:
-            share = verdict.rejected / verdict.read
-            bad = f"{verdict.rejected} of {verdict.read} rows are bad ({share:.1%}), allowed: {params.max_bad_share:.1%}"
+            share, most = verdict.rejected / verdict.read, params.max_bad_share
+            bad = f"{verdict.rejected} of {verdict.read} rows are bad ({share:.1%}), allowed: {most:.1%}"
         return f"{rule.name}: {bad}; {number:,} of them break {worst} ({what})"
     return f"{rule.name}: {rule.description} is {told(verdict.observed[rule.name])}, allowed: {allowed(rule)}"
 
