@@ -16,18 +16,15 @@ from clip_core.data.aggregate import (
     histogram,
 )
 from clip_core.data.expectations import QUALITY, Finding, findings_of, rules_of
-from clip_core.data.pairs import COLUMNS, HELD_OUT, ORIGIN
+from clip_core.data.pairs import COLUMNS, FACTS, HELD_OUT, ORIGIN
 from clip_core.data.profile import profile_images
 from clip_core.data.profile_table import profile_pairs
 
 if TYPE_CHECKING:
     import pandas as pd
 
-FACTS = {  # facts-<shard>.parquet <- the profile of a picture
-    "image_id": "image_id",
+MEASURED_AS = {  # a column of FACTS, where the profile of a picture has another name for it
     "image_sha256": "actual_sha256",
-    "difference_hash": "difference_hash",
-    "thumbnail": "thumbnail",
     "width": "actual_width",
     "height": "actual_height",
     "num_bytes": "bytes",
@@ -42,7 +39,7 @@ class ShardVerdict:
 
     kept: "pd.DataFrame"  # rows of the pair table, as they were
     rejected: "pd.DataFrame"  # with reason, file and line
-    facts: "pd.DataFrame"  # a row for each picture that a kept row names: the columns of FACTS
+    facts: "pd.DataFrame"  # a row for each picture that a kept row names
     aggregate: Aggregate
 
 
@@ -86,7 +83,7 @@ def judge(
     return ShardVerdict(
         kept,
         profile.loc[~is_kept, [*ORIGIN, *COLUMNS]],
-        facts[list(FACTS.values())].set_axis(list(FACTS), axis="columns"),
+        facts[[MEASURED_AS.get(name, name) for name in FACTS]].set_axis(list(FACTS), axis="columns"),
         _aggregate(profile, facts, findings),
     )
 
