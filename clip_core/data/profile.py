@@ -5,7 +5,9 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from hashlib import sha256
+from threading import Lock
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,6 +35,7 @@ MEASURED = (
     "pixels",
     "aspect",
 )
+LARGE, LARGE_PIXELS = Lock(), 8_000_000  # decoding takes up to 28 bytes a pixel: one large picture at a time
 STEP = 4  # grey levels that neighbours must differ by, so that JPEG's noise in a flat area sets no bit
 
 
@@ -82,7 +85,8 @@ def profile_image(data: bytes, max_pixels: int) -> dict:
         image.draft(
             None, (width * ENOUGH // side, height * ENOUGH // side)
         )  # a JPEG's coded bits are read all the same
-        image = read_image(image)
+        with LARGE if image.width * image.height > LARGE_PIXELS else nullcontext():
+            image = read_image(image)
     except ValueError:
         return facts | {"picture_decodes": False}
     return facts | {
