@@ -1,10 +1,12 @@
 """Rows and pictures of a test judged as the stage `validate` judges a shard."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from clip_core.all_params import load_params
+from clip_core.config.validation import Validate
 from clip_core.data.across import KeyFacts
 from clip_core.data.verdict import ShardVerdict, judge_shard
 from clip_core.data.verdict_on_all import Verdict, judge_all
@@ -17,11 +19,16 @@ SMALL = PARAMS.model_copy(update={"limits": LIMITS, "max_bad_share": 0.5})
 NO_DUPLICATES = KeyFacts(12, 12, 12, 12, 0)
 
 
-def judged(rows: list[dict], images: dict[str, bytes], **repeats: list[int]) -> ShardVerdict:
+Repeats = Mapping[str, Sequence[int]]
+
+
+def judged(
+    rows: list[dict], images: dict[str, bytes], repeats: Repeats | None = None, params: Validate = SMALL
+) -> ShardVerdict:
     """The verdict on a shard; `repeats` are the rows that earlier shards forbid, by rule."""
-    return judge_shard(pd.DataFrame(rows), sorted(images.items()), SMALL, Path("pairs-small.parquet"), repeats)
+    return judge_shard(pd.DataFrame(rows), sorted(images.items()), params, Path("pairs-small.parquet"), repeats)
 
 
-def judged_alone(verdict: ShardVerdict, facts: KeyFacts = NO_DUPLICATES, **params: object) -> Verdict:
+def judged_alone(verdict: ShardVerdict, facts: KeyFacts = NO_DUPLICATES, params: Validate = SMALL) -> Verdict:
     """The verdict on data that are this shard."""
-    return judge_all([verdict.aggregate], facts, SMALL.model_copy(update=params))
+    return judge_all([verdict.aggregate], facts, params)

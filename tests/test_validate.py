@@ -87,14 +87,14 @@ def test_every_rule_about_rows_has_a_planted_fault() -> None:
 def test_a_planted_fault_is_found_under_its_rule_and_by_no_other(name: str) -> None:
     rows, images = small_raw()
     PLANTED[name](rows, images)
-    verdict = judged(rows, images, **ELSEWHERE.get(name, {}))
+    verdict = judged(rows, images, ELSEWHERE.get(name))
     assert verdict.rejected["reason"].tolist() == [name]
     assert verdict.rejected["image_id"].tolist() == ["planted"]
     assert verdict.rejected["line"].tolist() == [13] or name == "picture_has_pair"
     assert verdict.aggregate.counts["broken"] == {name: 1}
     assert len(verdict.kept) == 12
     pictures = profile_images(sorted(images.items()), MAX_PIXELS)
-    profile = profile_pairs(pd.DataFrame(rows), pictures, ELSEWHERE.get(name, {}))
+    profile = profile_pairs(pd.DataFrame(rows), pictures, ELSEWHERE.get(name))
     others = findings_of(profile, [rule for rule in RULES if rule.name != name])
     assert all(finding.passed for finding in others)
 
@@ -107,7 +107,7 @@ def test_in_valid_and_test_a_row_that_breaks_a_rule_about_quality_stays_and_is_c
     PLANTED[name](rows, images)
     if len(rows) > 12 and name != "split_known":
         rows[-1]["split"] = split
-    verdict = judged(rows, images, **ELSEWHERE.get(name, {}))
+    verdict = judged(rows, images, ELSEWHERE.get(name))
     if name in QUALITY:
         assert verdict.rejected.empty and verdict.aggregate.stay == {split: {name: 1}}
         assert verdict.aggregate.counts["broken"] == {name: 1}
@@ -181,6 +181,8 @@ def test_data_of_which_everything_is_bad_are_refused_with_what_is_wrong(tmp_path
     rows, images = small_raw()
     broken = dict.fromkeys(images, b"no picture")
     rows = [pair_row(row["image_id"], b"no picture", row["caption"], row["split"]) for row in rows]
-    with pytest.raises(ValueError, match=r"every one of 12 rows is bad; 12 of them break picture_decodes \(the picture"):
+    with pytest.raises(
+        ValueError, match=r"every one of 12 rows is bad; 12 of them break picture_decodes \(the picture"
+    ):
         run_validate(write_raw(rows, broken, tmp_path / "raw"), tmp_path)
     assert not (tmp_path / "valid").exists()

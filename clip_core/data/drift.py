@@ -46,7 +46,7 @@ def read_baseline(path: Path) -> Histograms:
         edges = {name: tuple(one["edges"]) for name, one in found.items()}
     except FileNotFoundError:
         raise UserError(f"{path}: no such baseline (validate.baseline in params.yaml); {renew}") from None
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: not a baseline ({error!r}); {renew}") from None
     for name in DRIFTING:
         counts = bins.get(name)

@@ -45,7 +45,7 @@ def profile_images(images: Iterable[tuple[str, bytes]], max_pixels: int) -> "pd.
 
     rows: list[dict] = []
     spoke_at = time.monotonic()
-    for facts in _in_threads(images, max_pixels):
+    for facts in facts_of(images, max_pixels):
         rows.append(facts)
         if time.monotonic() - spoke_at > 3:
             print(f"validate: {len(rows)} pictures decoded", flush=True)
@@ -53,8 +53,8 @@ def profile_images(images: Iterable[tuple[str, bytes]], max_pixels: int) -> "pd.
     return pd.DataFrame(rows, columns=["image_id", *MEASURED, *FINGERPRINT])
 
 
-def _in_threads(images: Iterable[tuple[str, bytes]], max_pixels: int) -> Iterator[dict]:
-    """The facts of each picture, in order; Pillow decodes outside Python's lock."""
+def facts_of(images: Iterable[tuple[str, bytes]], max_pixels: int) -> Iterator[dict]:
+    """The facts about each picture, in order, with its id; Pillow decodes outside Python's lock."""
 
     def profile(image_id: str, data: bytes) -> dict:
         return {"image_id": image_id, **profile_image(data, max_pixels)}
