@@ -13,6 +13,7 @@ from clip_core.data.across import KeyFacts, duplicates_across, key_facts, num_te
 from clip_core.data.aggregate import EDGES, NUM_VALUES, OTHER, Aggregate, histogram, merged
 from clip_core.data.baseline import write_baseline
 from clip_core.data.drift import drift_of, population_stability_index, read_baseline
+from clip_core.data.expectations import DRIFTING
 from clip_core.data.pairs import write_pairs
 from clip_core.data.verdict import judge_shard
 from clip_core.data.verdict_on_all import judge_all
@@ -186,8 +187,22 @@ def test_a_drift_is_told_only_of_a_thousand_values_and_refuses_above_its_limit(t
         assert [refusal.split(":")[0] for refusal in refusals] == ["drift_of_caption_length"] * number
 
 
+WRONG_COUNTS = {name: {"edges": EDGES[name], "counts": [1] * 19} for name in DRIFTING}  # captions' lengths: 20 bins
+
+
 @pytest.mark.parametrize(
-    "text", [None, "", "[]", "{}", '{"side": 3}', '{"side": {"edges": [1], "counts": [2]}}', "\xff", "[" * 10_000]
+    "text",
+    [
+        None,
+        "",
+        "[]",
+        "{}",
+        '{"side": 3}',
+        '{"side": {"edges": [1], "counts": [2]}}',
+        "\xff",
+        "[" * 10_000,
+        json.dumps(WRONG_COUNTS),
+    ],
 )
 def test_a_baseline_that_is_missing_or_none_of_this_version_is_named_with_the_remedy(
     text: str | None, tmp_path: Path

@@ -12,7 +12,6 @@ from PIL import Image
 
 from clip_core.config.validation import Validate
 from clip_core.data.across import KeyFacts
-from clip_core.data.aggregate import NUM_EXAMPLES
 from clip_core.data.validation import picture_of
 from clip_core.data.validation_page import write_page
 from clip_core.data.verdict_on_all import judge_all
@@ -57,7 +56,7 @@ def test_the_page_names_each_rule_that_failed_with_its_number_and_at_most_five_p
     rows, images = small_raw()
     for row in rows[:7]:
         row["licence"] = ""
-    images["long"] = encoded(drawing(99, 16, 65))
+    images["long"] = encoded(drawing(99, 20, 240))
     rows.append(pair_row("long", images["long"], "长图", "test"))
     html, summary = page_of(rows, images, tmp_path)
     page = Page(html)
@@ -65,9 +64,9 @@ def test_the_page_names_each_rule_that_failed_with_its_number_and_at_most_five_p
     assert broken == {"picture_aspect": 1, "licence_given": 7}
     assert summary["counts"]["rejected"] == {"licence_given": 6}  # one of the seven is in valid
     pictures = [link for link in page.links if link.startswith("data:image/png")]
-    assert len(pictures) == NUM_EXAMPLES + 1
+    assert len(pictures) == 5 + 1
     shown = Image.open(io.BytesIO(base64.b64decode(pictures[0].partition("base64,")[2])))
-    assert shown.format == "PNG" and max(shown.size) <= 96
+    assert shown.format == "PNG" and shown.height == 96
     assert "stays in the benchmark" in page.text and "rejected under licence_given" in page.text
     assert "7 of 13 rows kept, 6 in quarantine" in page.text
     refused = Page(page_of(rows, images, tmp_path, SMALL.model_copy(update={"max_bad_share": 0.1}))[0]).text
