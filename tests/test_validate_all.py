@@ -16,7 +16,7 @@ from clip_core.data.drift import drift_of, population_stability_index, read_base
 from clip_core.data.expectations import DRIFTING
 from clip_core.data.pairs import write_pairs
 from clip_core.data.verdict import judge_shard
-from clip_core.data.verdict_on_all import judge_all
+from clip_core.data.verdict_on_all import judge_all, told
 from clip_core.errors import UserError
 from tests.conftest import ROOT
 from tests.judged import NO_DUPLICATES, PARAMS, SMALL, judged, judged_alone
@@ -212,6 +212,10 @@ def test_a_baseline_that_is_missing_or_none_of_this_version_is_named_with_the_re
         path.write_bytes(text.encode("latin-1"))
     with pytest.raises(UserError, match=r"baseline\.json: .*renew it: python -m clip_core\.data\.baseline data/valid"):
         read_baseline(path)
+
+
+def test_what_was_observed_is_told_in_numbers_that_people_read() -> None:
+    assert [told(107_445), told(0.00598), told(0.0)] == ["107,445", "0.00598", "0"]
 
 
 def test_the_committed_baseline_is_one_of_this_version() -> None:

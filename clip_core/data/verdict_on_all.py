@@ -93,4 +93,6 @@ def allowed(rule: Rule) -> str:
 
 def told(observed: float | None) -> str:
     """What a rule about all saw, in words."""
-    return "unknown, since there is nothing to observe" if observed is None else f"{observed:,.4g}"
+    if observed is None:
+        return "unknown, since there is nothing to observe"
+    return f"{observed:,.4g}" if observed < 1000 else f"{observed:,.0f}"
