@@ -95,20 +95,30 @@ def decoded_size(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     return _with_whole_tiles(_open(data, max_pixels))
 
 
-def _open(data: bytes, max_pixels: int) -> Image.Image:
+def open_image(data: bytes) -> Image.Image:
+    """The picture with its header read and nothing decoded yet; raises UserError for what is no picture."""
     if not isinstance(data, bytes):
         raise TypeError(f"a picture must be encoded bytes or a PIL image, not {type(data).__name__}")
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        return Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.UnidentifiedImageError:
         raise UserError(f"not a picture in one of the formats {', '.join(FORMATS)}") from None
     except Image.DecompressionBombError as error:
         raise UserError(f"too many pixels: {error}") from None
     except BROKEN as error:
         raise UserError(f"broken picture: {error}") from None
+
+
+def check_pixels(image: Image.Image, max_pixels: int) -> None:
+    """Raises UserError when the picture, or all that its decoding makes, has more than `max_pixels` pixels."""
     for width, height in (image.size, _with_whole_tiles(image)):
         if width * height > max_pixels:
             raise UserError(f"too many pixels: {width} x {height} are more than the allowed {max_pixels:,}")
+
+
+def _open(data: bytes, max_pixels: int) -> Image.Image:
+    image = open_image(data)
+    check_pixels(image, max_pixels)
     return image
 
 

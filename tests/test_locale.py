@@ -17,12 +17,13 @@ from pathlib import Path
 
 import clip_core
 from clip_core.config.sources import TableSource
-from clip_core.data.expectations import findings_of, rules_of
+from clip_core.data.across import key_facts
 from clip_core.data.pairs import write_counts, write_pairs, write_rejected
-from clip_core.data.profile import profile_images, profile_pairs
 from clip_core.data.sources import emoji_families, emoji_packages
 from clip_core.data.sources.npm_packages import pinned_packages
-from clip_core.data.verdict import judge, write_page
+from clip_core.data.validation_page import write_page
+from clip_core.data.verdict import judge_shard
+from clip_core.data.verdict_on_all import judge_all
 from clip_core.model.weights import save_weights
 from clip_core.all_params import load_params
 from clip_core.text import build_tokenizer
@@ -37,8 +38,9 @@ write_rejected(found.rejected, folder)
 write_counts(folder, 2, 1, found.rejected["reason"], **{"图": 1})
 pairs = found.pairs.assign(image_sha256="0", width=1, height=1, num_bytes=1)
 write_pairs(pairs, folder / "pairs.parquet")
-profile = profile_pairs(pairs, profile_images(found.images, 100))
-write_page(judge(profile, findings_of(profile, rules_of(params)), 1.0, folder / "pairs.parquet"), folder)
+verdict = judge_shard(pairs, found.images, params, folder / "pairs.parquet")
+of_all = judge_all([verdict.aggregate], key_facts([folder / "pairs.parquet"]), params)
+write_page(of_all, folder, lambda file, image_id: None, 100)
 assert emoji_families.rules() and pinned_packages(emoji_packages.TABLE)
 tokenizer = build_tokenizer(["白猫，睡着了"])
 save_weights(tiny_clip(tokenizer), tokenizer, folder / "weights", MADE)

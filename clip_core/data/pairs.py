@@ -45,6 +45,15 @@ CURATED = {
     "seen": "bool",  # the concept occurs in train (or the source has no concepts)
     "near_duplicate_group": "string",  # the image_id of the picture that this one resembles, be it itself
 }
+FACTS = {  # of a picture, as validation measured it
+    "image_id": "string",
+    "image_sha256": "string",
+    "difference_hash": "uint64",
+    "thumbnail": "binary",  # 16 x 16 RGB pixels
+    "width": "int32",
+    "height": "int32",
+    "num_bytes": "int64",
+}
 ORIGIN = {"reason": "string", "file": "string", "line": "int64"}  # of a rejected row
 
 
@@ -168,13 +177,9 @@ def read_images(path: Path) -> Iterator[tuple[str, bytes]]:
                     yield image_id.as_py(), image.as_py()
 
 
-def write_fingerprints(images: "pd.DataFrame", path: Path) -> None:
-    """Writes the fingerprints of a shard's pictures, which curation compares."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    schema = pa.schema([("image_id", pa.string()), ("difference_hash", pa.uint64()), ("thumbnail", pa.binary())])
-    pq.write_table(pa.Table.from_pandas(images[schema.names], schema, preserve_index=False), path)
+def write_facts(facts: "pd.DataFrame", path: Path) -> None:
+    """Writes what validation has measured on a shard's pictures; their fingerprints are what curation compares."""
+    _write_table(facts, FACTS, path)
 
 
 def read_fingerprints(folder: Path) -> "pd.DataFrame":

@@ -1,59 +1,92 @@
-"""What validation and curation need to know of every pair: the profile table, and a fingerprint of every picture."""
+"""The facts about pictures that validation and curation need: a full decode and a fingerprint of every one."""
 
 import os
-import sys
 import time
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from hashlib import sha256
-from itertools import islice
+from threading import Lock
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from clip_core.data.pairs import HELD_OUT
-from clip_core.image import read_image, read_size
+from clip_core.data.jpeg_scans import MAX_SCANS, has_too_many_scans
+from clip_core.errors import UserError
+from clip_core.image import check_pixels, open_image, read_image
 
 if TYPE_CHECKING:
     import pandas as pd
     from PIL import Image
 
-CHUNK = 500  # pictures in memory at a time
+IN_FLIGHT = 4  # pictures in memory at a time, for each thread
 THUMBNAIL_SIDE = 16
+ENOUGH = 192  # pixels of the shorter side, for a fingerprint: 12 for each of the thumbnail's
 FINGERPRINT = ("difference_hash", "thumbnail")
-MEASURED = ("actual_sha256", "bytes", "picture_decodes", "side", "pixels", "aspect")
+MEASURED = (
+    "actual_sha256",
+    "bytes",
+    "picture_decodes",
+    "mode",
+    "actual_width",
+    "actual_height",
+    "side",
+    "pixels",
+    "aspect",
+)
+LARGE, LARGE_PIXELS = Lock(), 8_000_000  # decoding takes up to 28 bytes a pixel: one large picture at a time
 STEP = 4  # grey levels that neighbours must differ by, so that JPEG's noise in a flat area sets no bit
-CJK = r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]"
 
 
 def profile_images(images: Iterable[tuple[str, bytes]], max_pixels: int) -> "pd.DataFrame":
     """A row a picture: what it truly is, and its fingerprint for curation; null where it can not be decoded."""
     import pandas as pd
 
-    def profile(named: tuple[str, bytes]) -> dict:
-        return {"image_id": named[0], **profile_image(named[1], max_pixels)}
-
     rows: list[dict] = []
     spoke_at = time.monotonic()
-    images = iter(images)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes outside Python's lock
-        while chunk := list(islice(images, CHUNK)):
-            rows += pool.map(profile, chunk)
-            if time.monotonic() - spoke_at > 3:
-                print(f"validate: {len(rows)} pictures decoded", flush=True)
-                spoke_at = time.monotonic()
+    for facts in facts_of(images, max_pixels):
+        rows.append(facts)
+        if time.monotonic() - spoke_at > 3:
+            print(f"validate: {len(rows)} pictures decoded", flush=True)
+            spoke_at = time.monotonic()
     return pd.DataFrame(rows, columns=["image_id", *MEASURED, *FINGERPRINT])
+
+
+def facts_of(images: Iterable[tuple[str, bytes]], max_pixels: int) -> Iterator[dict]:
+    """The facts about each picture, in order, with its id; Pillow decodes outside Python's lock."""
+
+    def profile(image_id: str, data: bytes) -> dict:
+        return {"image_id": image_id, **profile_image(data, max_pixels)}
+
+    workers = os.cpu_count() or 1
+    waiting: deque[Future[dict]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        for named in images:
+            if len(waiting) == workers * IN_FLIGHT:
+                yield waiting.popleft().result()
+            waiting.append(pool.submit(profile, *named))
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def profile_image(data: bytes, max_pixels: int) -> dict:
     """The facts about one picture's bytes; one with more than `max_pixels` is measured, but not decoded."""
     facts: dict[str, object] = {"actual_sha256": sha256(data).hexdigest(), "bytes": len(data)}
     try:
-        sides = sorted(read_size(data, sys.maxsize))
-        facts |= {"side": sides[0], "pixels": sides[0] * sides[1], "aspect": sides[1] / sides[0]}
-        if sides[0] * sides[1] > max_pixels:
+        image = open_image(data)
+        width, height = image.size
+        side, longer = sorted(image.size)
+        facts |= {"mode": f"{image.format} {image.mode}", "actual_width": width, "actual_height": height}
+        facts |= {"side": side, "pixels": side * longer, "aspect": longer / side}
+        if side * longer > max_pixels:
             return facts
-        image = read_image(data, max_pixels)
+        check_decodable(image, data, max_pixels)
+        image.draft(
+            None, (width * ENOUGH // side, height * ENOUGH // side)
+        )  # a JPEG's coded bits are read all the same
+        with LARGE if image.width * image.height > LARGE_PIXELS else nullcontext():
+            image = read_image(image)
     except ValueError:
         return facts | {"picture_decodes": False}
     return facts | {
@@ -61,6 +94,13 @@ def profile_image(data: bytes, max_pixels: int) -> dict:
         "difference_hash": difference_hash(image),
         "thumbnail": thumbnail(image),
     }
+
+
+def check_decodable(image: "Image.Image", data: bytes, max_pixels: int) -> None:
+    """Raises UserError for what would take too much memory or time to decode."""
+    check_pixels(image, max_pixels)  # a TIFF's tiles may be larger than its picture
+    if has_too_many_scans(data):
+        raise UserError(f"broken picture: a JPEG of more than {MAX_SCANS} scans")
 
 
 def difference_hash(image: "Image.Image") -> int:
@@ -77,33 +117,3 @@ def thumbnail(image: "Image.Image") -> bytes:
     from PIL import Image
 
     return image.resize((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.BOX).tobytes()
-
-
-def profile_pairs(pairs: "pd.DataFrame", images: "pd.DataFrame") -> "pd.DataFrame":
-    """The table that the suite runs over: a row of the pair table, and a row for each picture that it does not name.
-
-    A value that is not there to be judged (the size of a picture that can not be decoded, the caption of a picture
-    without text) is null, and passes the rules about values: one fault is then found by one rule.
-    """
-    import pandas as pd
-
-    facts = images.drop(columns=list(FINGERPRINT))
-    profile = pairs.merge(facts, on="image_id", how="left", validate="many_to_one")
-    lacks = profile[["image_id", "text_id"]].isna()
-    is_alone = profile["split"].isin(HELD_OUT) & (lacks.sum(axis="columns") == 1)  # a picture, or a text, without pair
-    profile["picture_has_pair"] = True
-    profile["pair_has_picture"] = profile["actual_sha256"].notna() | (is_alone & lacks["image_id"])
-    is_recorded = profile["actual_sha256"] == profile["image_sha256"]
-    profile["picture_unchanged"] = is_recorded | profile["actual_sha256"].isna()
-    profile["pair_is_new"] = ~profile["pair_id"].duplicated()
-    given = profile[["pair_id", "image_id", "text_id"]].fillna("") != ""
-    profile["ids_given"] = given["pair_id"] & (given[["image_id", "text_id"]].all(axis="columns") | is_alone)
-    profile["licence"] = profile["licence"].fillna("")
-    profile["caption"] = profile["caption"].fillna("").where(~(is_alone & lacks["text_id"]))
-    profile["caption_length"] = profile["caption"].str.len()
-    share = profile["caption"].str.count(CJK) / profile["caption_length"].clip(lower=1)
-    profile["cjk_share"] = share.where(profile["language"] == "zh")
-    orphans = facts[~facts["image_id"].isin(pairs["image_id"])].assign(picture_has_pair=False)
-    profile = pd.concat([profile, orphans], ignore_index=True)
-    profile["row"] = range(len(profile))
-    return profile
