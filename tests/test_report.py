@@ -172,7 +172,7 @@ def test_all_headings_links_and_heads_of_tables_have_their_chinese(run: Run) -> 
 def test_a_mixture_is_counted_by_source_in_both_languages(run: Run) -> None:
     assert "Sources of the mixture" not in page(run)
     found = {"pairs": 1234, "pictures": 56, "left_out_by_weight": 7, "left_out_by_max_pairs": 8}
-    counts = run.counts | {"ingest": {**run.counts["ingest"], "sources": {"my<b>": found}}}
+    counts = dict(run.counts) | {"ingest": {**run.counts["ingest"], "sources": {"my<b>": found}}}
     html = page(replace(run, counts=counts))
     assert "<th>my&lt;b&gt;</th><td>1,234</td><td>56</td><td>7</td><td>8</td>" in html
     for phrase in ("Sources of the mixture", "left out by weight", "left out by cap"):

@@ -19,7 +19,8 @@ from tests import shard_work
 from tests.conftest import ENVIRONMENT, ROOT
 from tests.prefect_api import until
 
-LOCAL = Engine(maps="local", processes=2, address=None)
+PROCESSES = 2
+LOCAL = Engine(maps="local", processes=PROCESSES, address=None)
 LETTERS = ("ab", "cd", "kill", "ef", "gh")
 
 
@@ -108,7 +109,7 @@ def test_a_stage_killed_half_way_goes_on_where_it_was(project: Path) -> None:
     assert 0 < len(before) < len(LETTERS)
     assert mapped(shard_work.reverse_slowly) == {name: name[::-1] for name in LETTERS}
     assert max(times_done().values()) <= 2
-    assert sum(times_done().values()) <= len(LETTERS) + LOCAL.processes
+    assert sum(times_done().values()) <= len(LETTERS) + PROCESSES
 
 
 def test_the_command_lists_what_is_kept_and_empties_it(capsys: pytest.CaptureFixture[str], project: Path) -> None:

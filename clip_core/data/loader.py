@@ -55,7 +55,7 @@ def in_workers(make: Callable[[Item], Made], items: Iterable[Item], workers: int
         DataLoader(
             _Calls(make),
             batch_size=None,
-            sampler=items,  # ty: ignore[invalid-argument-type]  (any iterable does)
+            sampler=items,  # any iterable does
             num_workers=workers,
             prefetch_factor=prefetch,
             collate_fn=_as_it_is,

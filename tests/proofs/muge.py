@@ -11,7 +11,7 @@ from pathlib import Path
 from clip_core.recipe import apply_recipes
 from tests.conftest import new_project
 from tests.made_pairs import write_muge
-from tests.watched import repro_each, size_of
+from tests.watched import counts_of, repro_each, size_of
 
 DATA = ("check", "ingest", "validate", "curate", "pack")
 TRAINING = ("init", "stage1", "stage2", "evaluate@valid", "evaluate@test")
