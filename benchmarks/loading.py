@@ -1,16 +1,22 @@
-"""What each side of the loader's benchmark does in a run: our loader, and cn_clip's own data set and DataLoader."""
+"""What each side of the loader's benchmark does in a run: our loader; cn_clip's own data set; WebDataset; plain files.
+
+The last two get cn_clip's transform and tokenizer, as there is none that is theirs.
+"""
 
 import base64
 import io
 import pickle
+import tarfile
 from argparse import Namespace
 from collections.abc import Callable
+from functools import cache
 from itertools import chain, count, islice, repeat
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from PIL import Image
+from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.data import photos
 from clip_core.config.loader import Loader
@@ -37,13 +43,14 @@ def prepare(folder: Path, num: int) -> None:
     for name, size in sizes.items():
         _write_store(folder / name, [_at(size, photo) for photo in photos(num)], texts)
     _write_lmdb(folder / "cn_clip", photos(num), texts)
+    _write_files(folder, photos(num), texts)
     (folder / "done").touch()
 
 
 def make(spec: dict) -> Run:
     """Goes on through so many pairs a run; workers go on in between until they have ready what they may."""
-    folder, num_batches = Path(spec["folder"]), spec["num"] // BATCH
-    return (_ours if spec["side"] == "ours" else _cn_clip)(folder, num_batches, spec)
+    sides = {"ours": _ours, "cn_clip": _cn_clip, "webdataset": _webdataset, "files": _files}
+    return sides[spec["side"]](Path(spec["folder"]), spec["num"] // BATCH, spec)
 
 
 def _ours(folder: Path, num_batches: int, spec: dict) -> Run:
@@ -70,6 +77,58 @@ def _cn_clip(folder: Path, num_batches: int, spec: dict) -> Run:
     asked = {"train_data": str(folder / "cn_clip"), "val_data": None, "vision_model": "ViT-B-16", "seed": 1}
     more = {"use_augment": False, "batch_size": BATCH, "num_workers": spec["workers"]}
     loader = get_data(Namespace(**asked, **more), max_txt_length=CONTEXT_LENGTH)["train"].dataloader
+    return _through(loader, num_batches)
+
+
+def _webdataset(folder: Path, num_batches: int, spec: dict) -> Run:
+    from webdataset import WebDataset  # ty: ignore[missing-module-member]
+
+    tars = [str(path) for path in sorted((folder / "tars").glob("*.tar"))]
+    pairs = WebDataset(tars, shardshuffle=len(tars)).shuffle(1000).decode("pil")
+    made = pairs.to_tuple("jpg", "txt").map(_as_cn_clip)
+    return _through(DataLoader(made, batch_size=BATCH, num_workers=spec["workers"], drop_last=True), num_batches)
+
+
+def _files(folder: Path, num_batches: int, spec: dict) -> Run:
+    loader = DataLoader(
+        _Files(sorted((folder / "files").glob("*.jpg"))),
+        batch_size=BATCH,
+        shuffle=True,
+        num_workers=spec["workers"],
+        pin_memory=False,
+        drop_last=True,
+    )
+    return _through(loader, num_batches)
+
+
+class _Files(Dataset):
+    """Pictures with a text beside each, as most people's first data set reads them."""
+
+    def __init__(self, pictures: list[Path]) -> None:
+        self.pictures = pictures
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int) -> tuple:
+        picture = self.pictures[index]
+        return _as_cn_clip((Image.open(picture), picture.with_suffix(".txt").read_text(encoding="utf-8")))
+
+
+def _as_cn_clip(pair: tuple[Image.Image, str]) -> tuple:
+    from cn_clip.clip import tokenize
+
+    return _transform()(pair[0]), tokenize([pair[1]], context_length=CONTEXT_LENGTH)[0]
+
+
+@cache
+def _transform() -> Callable:
+    from cn_clip.training.data import LMDBDataset
+
+    return LMDBDataset._build_transform(Namespace(split="val", use_augment=False), SIDE)  # ty: ignore[invalid-argument-type]
+
+
+def _through(loader: DataLoader, num_batches: int) -> Run:
     batches = chain.from_iterable(repeat(loader))
     return lambda: np.array([[sum(len(images) for images, *_ in islice(batches, num_batches))]])
 
@@ -106,3 +165,17 @@ def _write_lmdb(folder: Path, pictures: list[bytes], texts: list[str]) -> None:
         with lmdb.open(str(folder / name), map_size=2**36) as environment, environment.begin(write=True) as transaction:
             for key, value in (values | {counts[name]: str(len(values)).encode()}).items():
                 transaction.put(key.encode(), value)
+
+
+def _write_files(folder: Path, pictures: list[bytes], texts: list[str]) -> None:
+    """Plain files, and the same in tars as img2dataset cuts them, several for each worker."""
+    (folder / "files").mkdir()
+    (folder / "tars").mkdir()
+    num_tars = 8
+    for tar_number in range(num_tars):
+        with tarfile.open(folder / "tars" / f"{tar_number:05}.tar", "w") as tar:
+            for number in range(tar_number, len(pictures), num_tars):
+                for ending, content in (("jpg", pictures[number]), ("txt", texts[number].encode())):
+                    file = folder / "files" / f"{number:06}.{ending}"
+                    file.write_bytes(content)
+                    tar.add(file, file.name)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks import loading
+from benchmarks import loading, packing
 from benchmarks.data import captions, photos
 from benchmarks.models import Model, model_at
 from clip_core.inference.torch_towers import TorchTowers
@@ -22,6 +22,8 @@ def make(spec: dict) -> Run:
     torch.set_num_threads(spec["threads"])
     if spec["task"] == "load":
         return loading.make(spec)
+    if spec["task"] == "pack":
+        return packing.make(spec)
     model = model_at(spec["model"])
     sides = {"ours": _ours, "cn_clip": _cn_clip, "transformers": _transformers}
     return sides[spec["side"]](model, spec)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import loading
+from benchmarks import loading, packing
 from benchmarks.command import Row
 from benchmarks.encode_images import ROWS as IMAGES
 from benchmarks.encode_texts import ROWS as TEXTS
@@ -109,9 +109,17 @@ def test_what_other_processes_do_is_seen_and_what_ours_do_is_not() -> None:
     assert other_cores(start_others, end_others) - other_cores(start_ours, end_ours) > 0.1
 
 
-def test_both_loaders_go_through_the_same_number_of_pairs(tmp_path: Path) -> None:
+def test_all_loaders_go_through_the_same_number_of_pairs(tmp_path: Path) -> None:
     loading.prepare(tmp_path, 64)
     spec = {"task": "load", "folder": str(tmp_path), "num": 64, "threads": 1, "workers": 0}
     for ours in ({"store": "original", "decoding": "scaled"}, {"store": "squashed", "decoding": "exact"}):
         assert make({**spec, "side": "ours", **ours})().tolist() == [[64]]
-    assert make({**spec, "side": "cn_clip"})().tolist() == [[64]]
+    for peer in ("cn_clip", "webdataset", "files"):
+        assert make({**spec, "side": peer})().tolist() == [[64]]
+
+
+def test_both_ways_to_shards_pack_the_same_pairs_and_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    packing.prepare(tmp_path, 40)
+    spec = {"task": "pack", "folder": str(tmp_path), "num": 40, "threads": 1}
+    assert [make({**spec, "side": side})().tolist() for side in ("ours", "cn_clip")] == [[[40, 40]]] * 2
