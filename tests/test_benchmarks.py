@@ -120,6 +120,6 @@ def test_all_loaders_go_through_the_same_number_of_pairs(tmp_path: Path) -> None
 
 def test_both_ways_to_shards_pack_the_same_pairs_and_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    packing.prepare(tmp_path, 40)
-    spec = {"task": "pack", "folder": str(tmp_path), "num": 40, "threads": 1}
-    assert [make({**spec, "side": side})().tolist() for side in ("ours", "cn_clip")] == [[[40, 40]]] * 2
+    packing.prepare(tmp_path, 200)
+    spec = {"task": "pack", "folder": str(tmp_path), "num": 200, "threads": 1}
+    assert [make({**spec, "side": side})().tolist() for side in ("ours", "cn_clip")] == [[[200, 200]]] * 2
