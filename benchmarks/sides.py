@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks import loading, packing
+from benchmarks import loading, packing, validation
 from benchmarks.data import captions, photos
 from benchmarks.models import Model, model_at
 from clip_core.inference.torch_towers import TorchTowers
@@ -24,6 +24,8 @@ def make(spec: dict) -> Run:
         return loading.make(spec)
     if spec["task"] == "pack":
         return packing.make(spec)
+    if spec["task"] == "validate":
+        return validation.make(spec)
     model = model_at(spec["model"])
     sides = {"ours": _ours, "cn_clip": _cn_clip, "transformers": _transformers}
     return sides[spec["side"]](model, spec)

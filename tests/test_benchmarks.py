@@ -123,3 +123,11 @@ def test_both_ways_to_shards_pack_the_same_pairs_and_pictures(tmp_path: Path, mo
     packing.prepare(tmp_path, 200)
     spec = {"task": "pack", "folder": str(tmp_path), "num": 200, "threads": 1}
     assert [make({**spec, "side": side})().tolist() for side in ("ours", "cn_clip")] == [[[200, 200]]] * 2
+
+
+def test_validating_and_decoding_go_over_the_same_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packing.prepare(tmp_path, 200)
+    spec = {"task": "validate", "folder": str(tmp_path), "num": 200, "threads": 1}
+    for side in ("ours", "decoding"):
+        monkeypatch.chdir(ROOT)
+        assert make({**spec, "side": side})().tolist() == [[200]]
