@@ -118,16 +118,25 @@ def test_all_loaders_go_through_the_same_number_of_pairs(tmp_path: Path) -> None
         assert make({**spec, "side": peer})().tolist() == [[64]]
 
 
-def test_both_ways_to_shards_pack_the_same_pairs_and_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    packing.prepare(tmp_path, 200)
-    spec = {"task": "pack", "folder": str(tmp_path), "num": 200, "threads": 1}
-    assert [make({**spec, "side": side})().tolist() for side in ("ours", "cn_clip")] == [[[200, 200]]] * 2
+@pytest.fixture(scope="module")
+def muge(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("packing")
+    packing.prepare(folder, 200)
+    return folder
 
 
-def test_validating_and_decoding_go_over_the_same_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    packing.prepare(tmp_path, 200)
-    spec = {"task": "validate", "folder": str(tmp_path), "num": 200, "threads": 1}
-    for side in ("ours", "decoding"):
-        monkeypatch.chdir(ROOT)
-        assert make({**spec, "side": side})().tolist() == [[200]]
+@pytest.mark.parametrize(
+    ("task", "side", "counted"),
+    [
+        ("pack", "ours", [200, 200]),
+        ("pack", "cn_clip", [200, 200]),
+        ("validate", "ours", [200]),
+        ("validate", "decoding", [200]),
+    ],
+)
+def test_both_sides_over_a_data_set_go_through_all_of_it(
+    task: str, side: str, counted: list[int], muge: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    spec = {"task": task, "side": side, "folder": str(muge), "num": 200, "threads": 1}
+    assert make(spec)().tolist() == [counted]
