@@ -31,7 +31,7 @@ class Files(NamedTuple):
     def texts(self, data: MugeSource) -> Path:
         return Path(data.path) / f"{self.name}_texts.jsonl"
 
-    def index(self, data: MugeSource) -> Index:
+    def indexed(self, data: MugeSource) -> Index:
         return index_of(self.pictures(data), self.texts(data), self.splits[0] in HELD_OUT)
 
     def split_of(self, key: str, data: MugeSource) -> str:
@@ -48,7 +48,7 @@ def parts_of(data: MugeSource) -> list[Part]:
     """
     parts = []
     for files in _files_of(data):
-        index = files.index(data)
+        index = files.indexed(data)
         about = index.about()
         _check(about, index, files, data)
         for table, ending in (("pictures", ""), ("rest", "-texts")):
@@ -83,7 +83,10 @@ def _check(about: dict[str, Any], index: Index, files: Files, data: MugeSource) 
     if not about["pairs"]:
         refused = (f"line {row['line']}, {row['fault']}" for row in index.rows("rest", 0) if row["fault"])
         first = next(refused, "there is none")
-        raise UserError(f"{file}: not one of its {num_texts} lines makes a pair; the first: {first}")
+        raise UserError(
+            f"{file}: not one of its {num_texts} lines makes a pair; the first: {first}. Are the pictures that it "
+            f"names in {files.pictures(data)}?"
+        )
 
 
 def harvest(data: MugeSource, part: Part) -> Harvest:
@@ -94,7 +97,7 @@ def harvest(data: MugeSource, part: Part) -> Harvest:
     """
     name, splits, table, number, _digest = part.at
     files = Files(str(name), tuple(str(splits).split()))
-    index = files.index(data)
+    index = files.indexed(data)
     if table == "rest":
         found = index.rows("rest", int(number))
         rows = [_row(row, files, data) for row in found if not row["fault"]]
@@ -149,7 +152,7 @@ def _row(found: dict[str, Any], files: Files, data: MugeSource) -> dict[str, str
 
 def _refused(found: dict[str, Any], file: Path, files: Files) -> dict[str, Any]:
     """The rejected row of a line, or of a picture that a line names."""
-    ids = {name: f"{files.name}/{found[name]}" for name in ("image_id", "text_id") if found.get(name)}
+    ids = {name: f"{files.name}/{found[name]}" if found.get(name) else None for name in ("image_id", "text_id")}
     origin = {"reason": found["fault"], "file": str(file), "line": found["line"]}
     return origin | ids | {"caption": found.get("caption")}
 
