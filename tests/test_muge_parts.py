@@ -152,6 +152,8 @@ def test_a_changed_line_is_work_for_its_part_alone(folder: Path, monkeypatch: py
         file.write(pictures(100))
     assert parts_of(data)[:-1] == before and len(before) == 10
     rows = (folder / "train_imgs.tsv").read_text()
+    (folder / "train_imgs.tsv").write_text("\n" + rows)  # all others stand elsewhere
+    assert parts_of(data)[:-1] == before
     (folder / "train_imgs.tsv").write_text(rows.replace(pictures(33), picture_line(33, PICTURES[5])))
     assert [old.name for old, new in zip(before, parts_of(data), strict=False) if old != new] == ["train-00003"]
 

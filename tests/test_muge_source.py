@@ -20,6 +20,12 @@ from tests.stage_calls import call
 PICTURES = [encoded(drawing(i)) for i in range(8)]
 
 
+@pytest.fixture(autouse=True)
+def _beside_the_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The index is kept in the folder that the process runs in."""
+    monkeypatch.chdir(tmp_path)
+
+
 def text_line(text_id: int | str, text: str, image_ids: list) -> str:
     return json.dumps({"text_id": text_id, "text": text, "image_ids": image_ids}, ensure_ascii=False) + "\n"
 
