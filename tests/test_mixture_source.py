@@ -16,6 +16,12 @@ CACHE = ROOT / ".cache" / "iconpark"
 ICONPARK = {"source": "iconpark", "path": str(CACHE), "valid_percent": 10, "test_percent": 10}
 
 
+@pytest.fixture(autouse=True)
+def _beside_the_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MUGE's index is kept in the folder that the process runs in."""
+    monkeypatch.chdir(tmp_path)
+
+
 def mixed(name: str, source: dict, **change: object) -> dict:
     return {"name": name, "weight": 1.0, "max_pairs": None, "licence": None, "source": source} | change
 

@@ -2,13 +2,15 @@
 
 import base64
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from clip_core.config.sources import MugeSource
-from clip_core.data.pairs import read_images, read_pairs, read_rejected
-from clip_core.data.sources.muge import LONGEST_LINE
+from clip_core.data.pairs import SPLITS, read_images, read_pairs, read_rejected
+from clip_core.data.sources import Harvest
+from clip_core.data.sources.muge_lines import LONGEST_LINE
 from clip_core.recipe import apply_recipe
 from tests.conftest import ROOT
 from tests.harvested import harvested
@@ -16,6 +18,12 @@ from tests.small_raw import drawing, encoded
 from tests.stage_calls import call
 
 PICTURES = [encoded(drawing(i)) for i in range(8)]
+
+
+@pytest.fixture(autouse=True)
+def _beside_the_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The index is kept in the folder that the process runs in."""
+    monkeypatch.chdir(tmp_path)
 
 
 def text_line(text_id: int | str, text: str, image_ids: list) -> str:
@@ -51,8 +59,16 @@ def data_set(folder: Path) -> MugeSource:
     )
 
 
+def found_in(data: MugeSource) -> Harvest:
+    """All that the source gives; train first, as parts come in the order of their names."""
+    found = harvested(data)
+    return replace(
+        found, pairs=found.pairs.sort_values("split", key=lambda split: split.map(SPLITS.index), kind="stable")
+    )
+
+
 def test_a_text_becomes_a_pair_with_each_of_its_pictures(tmp_path: Path) -> None:
-    found = harvested(data_set(tmp_path))
+    found = found_in(data_set(tmp_path))
     train = found.pairs[found.pairs["split"] == "train"]
     assert train[["text_id", "image_id", "caption"]].to_numpy().tolist() == [
         ["train/7", "train/0", "红色的包"],
@@ -74,7 +90,7 @@ def test_urlsafe_base64_without_padding_and_text_ids_are_read_too(tmp_path: Path
     urlsafe = base64.urlsafe_b64encode(picture).decode().rstrip("=")
     assert "-" in urlsafe and "_" in urlsafe
     write_split(tmp_path, "train", text_line("t-1", "猫", ["a/b"]), f"a/b\t{urlsafe}\r\n")
-    found = harvested(data)
+    found = found_in(data)
     assert found.pairs["pair_id"].iloc[0] == "train/t-1/a/b"
     assert dict(found.images)["train/a/b"] == picture
 
@@ -98,7 +114,7 @@ def test_a_bad_text_is_set_aside_with_file_and_line(line: str, reason: str, tmp_
     data = data_set(tmp_path)
     file = tmp_path / "train_texts.jsonl"
     file.write_text(text_line(7, "红色的包", [0]) + "\n" + line + text_line(8, "一双鞋", [2]), encoding="utf-8")
-    found = harvested(data)
+    found = found_in(data)
     assert found.rejected[["reason", "file", "line"]].to_numpy().tolist() == [[reason, str(file), 3]]
     assert found.pairs["caption"].tolist()[:2] == ["红色的包", "一双鞋"]
 
@@ -116,7 +132,7 @@ def test_a_bad_picture_is_set_aside_with_file_and_line(line: str, reason: str, t
     data = data_set(tmp_path)
     file = tmp_path / "train_imgs.tsv"
     file.write_text(file.read_text() + line)
-    found = harvested(data)
+    found = found_in(data)
     assert found.rejected[["reason", "file", "line"]].to_numpy().tolist() == [[reason, str(file), 5]]
     assert dict(found.images)["train/0"] == PICTURES[0]  # the first of that id
 
@@ -124,7 +140,7 @@ def test_a_bad_picture_is_set_aside_with_file_and_line(line: str, reason: str, t
 def test_one_picture_of_a_text_may_be_missing_and_others_stay(tmp_path: Path) -> None:
     data = data_set(tmp_path)
     write_split(tmp_path, "train", text_line(1, "猫", [2, 99, 0, 2]), "".join(map(picture_line, range(4), PICTURES)))
-    found = harvested(data)
+    found = found_in(data)
     assert found.pairs["image_id"].tolist()[:2] == ["train/2", "train/0"]
     assert found.rejected[["reason", "image_id"]].to_numpy().tolist() == [["image_missing", "train/99"]]
     assert found.more == {
@@ -143,16 +159,16 @@ def test_pictures_that_no_text_names_and_texts_without_a_picture_stay_in_valid_a
     lines = text_line(1, "猫", [0]) + text_line(2, "狗", []) + text_line(3, "鸟", [98, 99]) + text_line(4, "猫", [0])
     write_split(tmp_path, split, lines, "".join(map(picture_line, range(3), PICTURES)))
     write_split(tmp_path, "train", lines, "".join(map(picture_line, range(3), PICTURES)))
-    found = harvested(data)
+    found = found_in(data)
     columns = ["pair_id", "image_id", "text_id", "caption", "language", "caption_kind"]
     mine = found.pairs[found.pairs["split"] == split]
     assert mine[columns].fillna("null").to_numpy().tolist() == [
         [f"{split}/1/0", f"{split}/0", f"{split}/1", "猫", "zh", "caption"],
-        [f"{split}/2/", "null", f"{split}/2", "狗", "zh", "caption"],
-        [f"{split}/3/", "null", f"{split}/3", "鸟", "zh", "caption"],
         [f"{split}/4/0", f"{split}/0", f"{split}/4", "猫", "zh", "caption"],
         [f"{split}//1", f"{split}/1", *["null"] * 4],
         [f"{split}//2", f"{split}/2", *["null"] * 4],
+        [f"{split}/2/", "null", f"{split}/2", "狗", "zh", "caption"],
+        [f"{split}/3/", "null", f"{split}/3", "鸟", "zh", "caption"],
     ]
     assert [name for name, _ in found.images if name.startswith(split)] == [f"{split}/{i}" for i in range(3)]
     assert found.pairs[found.pairs["split"] == "train"]["pair_id"].tolist() == ["train/1/0", "train/4/0"]
@@ -171,7 +187,7 @@ def test_pictures_that_no_text_names_and_texts_without_a_picture_stay_in_valid_a
 def test_a_picture_of_train_that_no_text_names_is_a_candidate_where_valid_is_taken_from_train(tmp_path: Path) -> None:
     data = data_set(tmp_path).model_copy(update={"valid": None, "valid_percent": 40})
     write_split(tmp_path, "train", text_line(1, "猫", [0, 1, 2, 3]), "".join(map(picture_line, range(8), PICTURES)))
-    pairs = harvested(data).pairs
+    pairs = found_in(data).pairs
     alone = pairs[pairs["text_id"].isna()]
     assert len(alone) and set(alone["split"]) == {"valid"}
 
@@ -180,10 +196,10 @@ def test_a_test_without_answers_is_refused_with_the_way_out_and_valid_can_be_tak
     data = data_set(tmp_path)
     write_split(tmp_path, "test", text_line(1, "猫", []) + text_line(2, "狗", []), picture_line(0, PICTURES[6]))
     with pytest.raises(ValueError, match=r"none of its 2 texts names a picture.*\(MUGE: `test: valid`"):
-        harvested(data)
+        found_in(data)
     lines = [text_line(i, f"第{i}个", [i % 4]) for i in range(30)]
     write_split(tmp_path, "train", "".join(lines), "".join(map(picture_line, range(4), PICTURES)))
-    pairs = harvested(data.model_copy(update={"valid": None, "test": "valid", "valid_percent": 40})).pairs
+    pairs = found_in(data.model_copy(update={"valid": None, "test": "valid", "valid_percent": 40})).pairs
     by_name = pairs.groupby(pairs["image_id"].str.partition("/")[0])["split"].unique().map(sorted).to_dict()
     assert by_name == {"train": ["train", "valid"], "valid": ["test"]}
     assert pairs.groupby("image_id")["split"].nunique().eq(1).all()
@@ -192,21 +208,21 @@ def test_a_test_without_answers_is_refused_with_the_way_out_and_valid_can_be_tak
 def test_an_unusable_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = data_set(tmp_path)
     assert LONGEST_LINE > 2**26
-    monkeypatch.setattr("clip_core.data.sources.muge.LONGEST_LINE", 50)
+    monkeypatch.setattr("clip_core.data.sources.muge_lines.LONGEST_LINE", 50)
     with pytest.raises(ValueError, match=r"train_imgs\.tsv, line 1: longer than 50 bytes"):
-        harvested(data)
+        found_in(data)
     monkeypatch.undo()
     (tmp_path / "train_texts.jsonl").write_bytes("红".encode("gb18030") + b"\n")
     with pytest.raises(ValueError, match=r"train_texts\.jsonl: not one of its 1 lines .* line 1, not_utf8"):
-        harvested(data)
+        found_in(data)
     (tmp_path / "valid_imgs.tsv").unlink()
     data_set(tmp_path)
     (tmp_path / "valid_imgs.tsv").unlink()
     with pytest.raises(ValueError, match=r"valid_imgs\.tsv: no such file\. `data\.path` names the folder"):
-        harvested(data)
+        found_in(data)
     (tmp_path / "valid_imgs.tsv").mkdir()
     with pytest.raises(ValueError, match=r"valid_imgs\.tsv: can not be read: Is a directory\. `data` in params"):
-        harvested(data)
+        found_in(data)
 
 
 def test_such_a_data_set_is_ingested_and_its_counts_add_up(tmp_path: Path) -> None:

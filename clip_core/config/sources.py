@@ -57,16 +57,18 @@ class MugeSource(Section):
 
     source: Literal["muge"]
     path: Name  # the folder
-    licence: Name  # of the pictures
-    train: Name  # the name before `_imgs.tsv` of the files for the split
-    valid: Name | None  # null: part of train's pictures
-    test: Name  # one whose texts name their pictures; of MUGE's own test those are not published
-    valid_percent: Percent  # of train's pictures; used where valid is null
+    licence: Name | None  # of the pictures; null: unknown
+    train: Inside | None  # the name before `_imgs.tsv` of the files for the split; null: `train`
+    valid: Inside | None  # null: part of train's pictures
+    # One whose texts name their pictures; of MUGE's own test those are not published.
+    test: Inside | None  # null: `test`, else `valid`, if free, there and such a one; else part of train's pictures
+    valid_percent: Percent | None  # of train's pictures, for each split that is part of them; null: 5
 
     @model_validator(mode="after")
     def _splits_are_distinct(self) -> "MugeSource":
-        if len({self.train, self.valid, self.test}) < 3:
-            raise ValueError("train, valid and test must name different files")
+        names = [name for name in (self.train or "train", self.valid, self.test) if name]
+        if len(set(names)) < len(names):
+            raise ValueError("train, valid and test must name different files; train: null names `train`")
         return self
 
 

@@ -56,7 +56,7 @@ def record_of(line: int, content: bytes, names: dict[str, str]) -> Record:
     if len(content) > LONGEST_RECORD:
         return Record(line, {}, "record_too_long")
     try:
-        found = json.loads(content.decode("utf-8"), object_pairs_hook=_each_once)
+        found = json.loads(content.decode("utf-8"), object_pairs_hook=each_once)
     except UnicodeDecodeError:
         return Record(line, {}, "not_utf8")
     except KeyError:
@@ -78,7 +78,8 @@ def record_of(line: int, content: bytes, names: dict[str, str]) -> Record:
     return Record(line, cells, fault)
 
 
-def _each_once(items: list[tuple[str, object]]) -> dict[str, object]:
+def each_once(items: list[tuple[str, object]]) -> dict[str, object]:
+    """The object of a JSON text; raises KeyError where a key comes again."""
     found = dict(items)
     if len(found) < len(items):
         raise KeyError
