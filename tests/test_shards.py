@@ -1,6 +1,7 @@
 """The map over shards: what is done is kept, and where and how often it runs changes no byte."""
 
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -9,9 +10,11 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
+import ray
 
 from clip_core import kept
 from clip_core.config.engine import Engine
+from clip_core.data import shards
 from clip_core.data.shards import Task, map_shards
 from clip_core.errors import UserError
 from clip_core.guard import free_port
@@ -124,25 +127,37 @@ def test_the_command_lists_what_is_kept_and_empties_it(capsys: pytest.CaptureFix
     assert times_done() == dict.fromkeys(LETTERS, 2)
 
 
+def is_listening(port: int) -> bool:
+    with socket.socket() as asked:
+        return asked.connect_ex(("127.0.0.1", port)) == 0
+
+
 @pytest.fixture
 def cluster(tmp_path: Path) -> Generator[tuple[str, list[subprocess.Popen]]]:
     """A Ray cluster on loopback whose head does no work, with two workers of one core: its address, the workers."""
-    ray, port = str(Path(sys.executable).parent / "ray"), free_port()
+    command_of_ray, port = str(Path(sys.executable).parent / "ray"), free_port()
     address, environment = f"127.0.0.1:{port}", ENVIRONMENT | {"PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
     options = ["--block", "--disable-usage-stats", "--node-ip-address=127.0.0.1", "--object-store-memory=80000000"]
 
     def start(*arguments: str) -> subprocess.Popen:
-        command = [ray, "start", *options, *arguments]
+        command = [command_of_ray, "start", *options, *arguments]
         return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
 
     head = start("--head", f"--port={port}", "--num-cpus=0", "--include-dashboard=false", f"--temp-dir=/tmp/ray-{port}")
-    time.sleep(5)
-    workers = [start(f"--address={address}", "--num-cpus=1") for _ in range(2)]
-    yield address, workers
-    for process in (*workers, head):
-        process.terminate()
-    for process in (*workers, head):
-        process.wait()
+    processes = [head]
+    try:
+        until(lambda: is_listening(port))
+        ray.init(address, log_to_driver=False)
+        for number in (1, 2):  # one after the other: two that start at once may want the same port
+            processes.append(start(f"--address={address}", "--num-cpus=1"))
+            until(lambda number=number: ray.cluster_resources().get("CPU") == number)
+        ray.shutdown()
+        yield address, processes[1:]
+    finally:
+        for process in reversed(processes):
+            process.terminate()
+        for process in processes:
+            process.wait()
 
 
 def kill_when_work_has_begun(worker: subprocess.Popen) -> None:
@@ -151,17 +166,22 @@ def kill_when_work_has_begun(worker: subprocess.Popen) -> None:
 
 
 def test_two_workers_of_a_ray_cluster_make_the_same_bytes_also_when_one_is_killed(
-    cluster: tuple[str, list[subprocess.Popen]],
+    cluster: tuple[str, list[subprocess.Popen]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     address, workers = cluster
     alone, kept_from = mapped(shard_work.reverse), kept.KEPT / "ingest"
     kept_bytes = {path.name: (path / "reversed.txt").read_bytes() for path in kept_from.iterdir()}
     shutil.rmtree(kept.KEPT)
-    ray = Engine(maps="ray", processes=None, address=address)
+    on_ray = Engine(maps="ray", processes=None, address=address)
     for log in Path().glob("*.log"):
         log.unlink()
     threading.Thread(target=kill_when_work_has_begun, args=(workers[0],)).start()  # a machine, in the midst of it
-    assert mapped(shard_work.reverse_or_be_killed, engine=ray) == alone
+    assert mapped(shard_work.reverse_or_be_killed, engine=on_ray) == alone
     assert sorted(path.name for path in kept_from.iterdir()) == sorted(kept_bytes)
     assert {path.name: (path / "reversed.txt").read_bytes() for path in kept_from.iterdir()} == kept_bytes
-    workers[0].wait()
+    for worker in workers:
+        worker.kill()
+        worker.wait()
+    monkeypatch.setattr(shards, "WITHOUT_WORKERS", 1)
+    with pytest.raises(UserError, match=f"at {address} has no machine that works"):
+        mapped(shard_work.reverse, engine=on_ray, decides=("something else",))

@@ -25,6 +25,7 @@ from clip_core.guard import end_with_parent
 from clip_core.kept import hashes_of, keep, kept, state_of
 
 SPEAKS_EVERY = 3  # seconds
+WITHOUT_WORKERS = 120  # seconds that Ray's cluster may be without a machine that works, as while one starts again
 ALSO_READ = "also-read"  # a file of a result: `record_files`
 
 
@@ -153,10 +154,19 @@ def _on_ray(works: list[Work], engine: Engine) -> Iterator[None]:
     try:
         remote: Any = ray.remote(max_retries=3)(_make_in)
         waiting = [remote.remote(str(Path.cwd()), *work) for work in works]
+        seen = time.monotonic()
         while waiting:
-            done, waiting = ray.wait(waiting)
-            ray.get(done)
-            yield
+            done, waiting = ray.wait(waiting, timeout=1)
+            if done:
+                ray.get(done)
+                yield
+            if done or ray.cluster_resources().get("CPU"):
+                seen = time.monotonic()
+            elif time.monotonic() - seen > WITHOUT_WORKERS:
+                raise UserError(
+                    f"Ray's cluster at {engine.address} has no machine that works: start one with `ray start "
+                    f"--address={engine.address}`, or take engine.maps: local. What is finished is kept: run again"
+                )
     except RayTaskError as error:
         raise error.cause from None  # as on this machine
     finally:
