@@ -16,8 +16,8 @@ class Params(Section):
 
 def main(params: Params, engine: Engine, curated: Path, raw: Path, out: Path) -> None:
     """Writes a store for each split into `out`, and how many pairs each took."""
-    from clip_core.data.packing import pack_shard
-    from clip_core.data.pairs import SPLITS, pictures_of_earlier_shards, read_counts, shards_in
+    from clip_core.data.packing import pack_shard, pictures_of_earlier_shards
+    from clip_core.data.pairs import SPLITS, read_counts, shards_in
     from clip_core.data.shards import Task, map_shards
     from clip_core.data.store import join_stores
     from clip_core.files import replacing_folder

@@ -49,7 +49,7 @@ EDITS = {
         {"deploy"},
     ),
     "a stage's own file": (
-        replace("stages/pack.py", "* 2**20", "* 2**20 * 1"),
+        replace("stages/pack.py", "/ 2**20", "/ 2**20 / 1"),
         {"pack"},
     ),
     "a module that no stage reaches": (

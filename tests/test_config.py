@@ -129,7 +129,7 @@ def test_a_wrong_key_of_the_data_is_named_as_the_file_has_it(recipe: Path | None
         check_params(merged(tree, {"data": {"sorce": "emoji"}}), params_file)
     with pytest.raises(ValueError, match=r"  data\.path: .*valid string"):
         check_params(merged(tree, {"data": {"path": 3}}), params_file)
-    with pytest.raises(ValueError, match=r"  data\.source: .*'emoji', 'table', 'muge'"):
+    with pytest.raises(ValueError, match=r"  data\.source: .*'emoji', 'iconpark', 'table', 'muge'"):
         check_params(merged(tree, {"data": {**tree["data"], "source": "emoij"}}), params_file)
 
 

@@ -1,6 +1,7 @@
 """Packing of one shard: a store for each split that it has, the training pictures made smaller if wanted."""
 
 import io
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from PIL import Image
@@ -32,6 +33,24 @@ def pack_shard(params: Pack, curated: Path, images: Path, elsewhere: frozenset[s
     numbers = {split: manifest["num_images"] for split, manifest in manifests.items()}
     num_packed = sum(manifest["num_pairs"] for manifest in manifests.values())
     write_counts(out, len(pairs), num_packed, [], images=numbers, bytes_saved=saved)
+
+
+def pictures_of_earlier_shards(folder: Path, shards: Iterable[str]) -> Iterator[tuple[str, frozenset[str]]]:
+    """Each shard with those of its valid and test pictures that an earlier one has, too: few, since ids are unique."""
+    import duckdb
+
+    held_out = """
+        SELECT image_id, min(filename) AS first, list(DISTINCT filename) AS files
+        FROM read_parquet(?, filename = true)
+        WHERE split IN ('valid', 'test') AND image_id IS NOT NULL GROUP BY image_id HAVING first < max(filename)
+    """
+    later: dict[str, set[str]] = {}
+    for image_id, first, files in duckdb.execute(held_out, [f"{folder}/pairs-*.parquet"]).fetchall():
+        for file in files:
+            if file != first:
+                later.setdefault(Path(file).stem.removeprefix("pairs-"), set()).add(image_id)
+    for shard in shards:
+        yield shard, frozenset(later.get(shard, ()))
 
 
 def resized(image: bytes, params: Resize) -> bytes:

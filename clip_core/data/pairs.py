@@ -85,24 +85,6 @@ def read_pairs(path: Path) -> "pd.DataFrame":
     return pa.concat_tables([pq.read_table(file) for file in files]).to_pandas()
 
 
-def pictures_of_earlier_shards(folder: Path, shards: Iterable[str]) -> Iterator[tuple[str, frozenset[str]]]:
-    """Each shard with those of its valid and test pictures that an earlier one has, too: few, since ids are unique."""
-    import duckdb
-
-    held_out = """
-        SELECT image_id, min(filename) AS first, list(DISTINCT filename) AS files
-        FROM read_parquet(?, filename = true)
-        WHERE split IN ('valid', 'test') AND image_id IS NOT NULL GROUP BY image_id HAVING first < max(filename)
-    """
-    later: dict[str, set[str]] = {}
-    for image_id, first, files in duckdb.execute(held_out, [f"{folder}/pairs-*.parquet"]).fetchall():
-        for file in files:
-            if file != first:
-                later.setdefault(Path(file).stem.removeprefix("pairs-"), set()).add(image_id)
-    for shard in shards:
-        yield shard, frozenset(later.get(shard, ()))
-
-
 def write_rejected(rejected: "pd.DataFrame", folder: Path) -> None:
     """Writes the quarantine of a stage: the rows with the reason, and the file and line they came from."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -24,8 +24,8 @@ SAME = "the same program: "
 JUDGED: dict[tuple[str, str, str], str] = {
     (
         "clip_core/data/captions.py",
-        "for image_id, kind, caption, group in zip(*(rows[column] for column in columns), strict=True):",
-        "for image_id, kind, caption, group in zip(*(rows[column] for column in columns), strict=False):",
+        "for image, kind, caption, group in zip(*(pairs[column].tolist() for column in columns), strict=True):",
+        "for image, kind, caption, group in zip(*(pairs[column].tolist() for column in columns), strict=False):",
     ): SAME + "columns of one table are equally long",
     (
         "clip_core/data/captions.py",
