@@ -109,8 +109,9 @@ def harvest(data: MugeSource, part: Part) -> Harvest:
     candidates = sorted(key for key in unnamed if files.split_of(key, data) in HELD_OUT)
     rows = [_row(row, files, data) for row in [*pairs, *({"image_id": key, "text_id": None} for key in candidates)]]
     refused = [_refused(row, files.pictures(data), files) for row in pictures if row["fault"]]
-    found = _harvest(rows, refused, len(unnamed) - len(candidates))
-    kept = [places[key] for key in sorted(places) if key not in unnamed or key in set(candidates)]
+    unused = unnamed.difference(candidates)
+    found = _harvest(rows, refused, len(unused))
+    kept = [places[key] for key in sorted(places.keys() - unused)]
     return replace(found, images=_pictures_at(kept, files, data))
 
 
