@@ -3,15 +3,18 @@
 `ROWS="20000 40000"` in the environment takes other sizes.
 """
 
+import json
 import os
 import shutil
+import sys
 import tempfile
+import time
 from pathlib import Path
 
 from clip_core.recipe import apply_recipes
 from tests import made_pairs
-from tests.conftest import new_project
-from tests.watched import counts_of, repro_each, size_of
+from tests.conftest import ROOT, new_project
+from tests.watched import counts_of, repro_each, size_of, watch
 
 STAGES = ("check", "ingest", "validate", "curate", "pack")
 OVERLAY = """
@@ -38,11 +41,39 @@ def prove() -> dict:
             curve[str(size)] = measured(project, size)
         made_pairs.write_tables(source, written, 1)
         curve["one table more"] = measured(project, made_pairs.ROWS, forget=False)
+        first_batch = watch(
+            ROOT, sys.executable, "-m", "tests.proofs.million", str(project / "data" / "packed" / "train")
+        )
         return {
             "rows_of_a_table": made_pairs.ROWS,
+            "first_batch": json.loads(first_batch.said.splitlines()[-1]) | {"peak_mib": first_batch.peak_mib},
             "curve": curve,
             "packed_bytes": size_of(project / "data" / "packed"),
         }
+
+
+def first_batch_of(folder: Path) -> dict[str, float]:
+    """Seconds from an open process to the first batch, and again with all imported."""
+    import cn_clip
+
+    from clip_core.config.training import NoAugmentation
+    from clip_core.data.batches import TrainingBatches
+    from clip_core.data.pictures import AsNeeded
+    from clip_core.data.store import open_store
+    from clip_core.image import Preprocessing
+    from clip_core.text import parse_tokenizer, tokenizer_of_vocabulary
+    from tests.tiny import tiny_training
+
+    params = tiny_training().model_copy(update={"global_batch": 64, "augmentation": NoAugmentation(name="none")})
+    tokenizer = parse_tokenizer(tokenizer_of_vocabulary(Path(cn_clip.__file__).parent / "clip/vocab.txt"), 52)
+    found: dict[str, float] = {}
+    for name in ("seconds_with_imports", "seconds"):
+        start = time.monotonic()
+        store = open_store(folder)
+        with TrainingBatches(store, AsNeeded(store, 224, Preprocessing(), "exact"), tokenizer, params, 1) as batches:
+            batches.batch(1)
+            found |= {"pairs": batches.num_rows, name: round(time.monotonic() - start, 2)}
+    return found
 
 
 def measured(project: Path, pairs: int, *, forget: bool = True) -> dict:
@@ -58,3 +89,7 @@ def measured(project: Path, pairs: int, *, forget: bool = True) -> dict:
         "peak_mib": max(stage["peak_mib"] for stage in stages.values()),
         "counts": counts_of(project),
     }
+
+
+if __name__ == "__main__":
+    print(json.dumps(first_batch_of(Path(sys.argv[1]))))
