@@ -6,10 +6,11 @@ import tracemalloc
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from clip_core.config.sources import MugeSource
-from clip_core.data.sources import parts_of
+from clip_core.data.sources import muge_lines, parts_of
 from clip_core.errors import UserError
 from tests.damage import refused_or_read
 from tests.harvested import harvested
@@ -166,3 +167,15 @@ def test_pictures_are_in_memory_one_at_a_time(folder: Path) -> None:
     assert sum(len(picture) for _, picture in found.images) == 40 * 2**20
     assert tracemalloc.get_traced_memory()[1] - before < 8 * 2**20
     tracemalloc.stop()
+
+
+def test_what_is_taken_for_base64_is_what_gives_bytes() -> None:
+    random = np.random.default_rng(0)
+    alphabet = np.frombuffer(b"Az09+/-_==\n ~", np.uint8)
+    seen = {True: 0, False: 0}
+    for _ in range(20_000):
+        encoded = random.choice(alphabet, random.integers(0, 9)).tobytes()
+        answer = muge_lines._is_base64(encoded)
+        assert answer == bool(muge_lines.decoded(encoded)), encoded
+        seen[answer] += 1
+    assert min(seen.values()) > 1000

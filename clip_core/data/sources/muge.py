@@ -163,7 +163,7 @@ def _pictures_at(places: list[dict[str, Any]], files: Files, data: MugeSource) -
     with file.open("rb") as opened:
         for place in places:
             opened.seek(place["offset"])
-            picture = decoded(opened.read(place["length"]))
-            if sha256(picture).hexdigest() != place["sha256"]:
+            encoded = opened.read(place["length"])
+            if sha256(encoded).hexdigest() != place["sha256"]:
                 raise UserError(f"{file}, line {place['line']}: the file changed while it was read. Run again.")
-            yield f"{files.name}/{place['image_id']}", picture
+            yield f"{files.name}/{place['image_id']}", decoded(encoded)

@@ -4,6 +4,7 @@ import base64
 import binascii
 import json
 import re
+import string
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -16,7 +17,7 @@ from clip_core.errors import UserError
 
 LONGEST_LINE = 2**27  # bytes: a file without line ends is none of these
 LONGEST_CAPTION, LONGEST_ID = 2**14, 2**10  # characters; an id of pictures may have fourfold as many bytes
-URLSAFE = bytes.maketrans(b"-_", b"+/")
+ALPHABET, URLSAFE = (string.ascii_letters + string.digits + "+/-_").encode(), bytes.maketrans(b"-_", b"+/")
 SURROGATE = re.compile("[\ud800-\udfff]")
 OF_TEXT = ("text_id", "text", "image_ids")
 
@@ -34,7 +35,7 @@ class Picture(NamedTuple):
     offset: int
     length: int
     image_id: str
-    sha256: str  # of the decoded picture
+    sha256: str  # of the base64 as it stands there
     fault: str | None
 
 
@@ -53,13 +54,12 @@ def pictures_in(file: Path) -> Iterator[Picture]:
     for line in lines_of(file):
         key, tab, encoded = line.content.partition(b"\t")
         image_id, fault = _image_id_of(key.strip())
-        picture = b"" if fault else decoded(encoded)
         if not encoded.strip() or not (image_id or fault):
             fault = "no_id_and_base64"
-        elif not picture:
+        elif not _is_base64(encoded):
             fault = fault or "not_base64"
         place = (line.offset + len(key) + len(tab), len(encoded))
-        yield Picture(line.number, *place, image_id, sha256(picture).hexdigest(), fault)
+        yield Picture(line.number, *place, image_id, sha256(encoded).hexdigest(), fault)
 
 
 def _image_id_of(key: bytes) -> tuple[str, str | None]:
@@ -69,6 +69,15 @@ def _image_id_of(key: bytes) -> tuple[str, str | None]:
         return key.decode("utf-8").strip(), None
     except UnicodeDecodeError:
         return shown(key.decode("utf-8", "backslashreplace")), "image_id_not_utf8"
+
+
+def _is_base64(encoded: bytes) -> bool:
+    """Whether `decoded` gives bytes; decoding takes five times as long as a look at what is there."""
+    encoded = encoded.strip()
+    body = encoded.rstrip(b"=")
+    if len(encoded) % 4 == 0 and len(encoded) - len(body) <= 2 and not body.translate(None, ALPHABET):
+        return bool(body)
+    return bool(decoded(encoded))
 
 
 def decoded(encoded: bytes) -> bytes:
