@@ -11,6 +11,7 @@ from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -290,3 +291,17 @@ def test_a_split_without_pictures_is_refused_by_name(tmp_path: Path, empty: str)
 def test_a_missing_store_says_what_to_run(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Run `dvc repro pack`"):
         open_store(tmp_path)
+
+
+@pytest.mark.parametrize(("kilobytes", "most"), [(10, 1.25), (20, 1.12), (76, 1.06)])  # LMDB rounds up to pages
+def test_a_store_takes_little_more_than_its_pictures(kilobytes: int, most: float, tmp_path: Path) -> None:
+    random, size = np.random.default_rng(0), 0
+    writer = StoreWriter(tmp_path / "store", 2**30)
+    for number in range(300):
+        picture = random.bytes(int(1000 * kilobytes * random.uniform(0.6, 1.4)))
+        writer.add(f"{number:03}", picture)
+        size += len(picture)
+    rows, _ = small_raw()
+    pairs = pd.DataFrame([rows[0] | {"image_id": image_id} for image_id in writer.image_ids])
+    writer.finish(pairs.assign(image_sha256=writer.sums, seen=True))
+    assert sum(path.stat().st_size for path in (tmp_path / "store").glob("*.lmdb")) <= most * size
