@@ -55,11 +55,11 @@ def test_an_edited_value_reruns_only_what_depends_on_it(
     assert stages_run(run_in(project_copy, "dvc", "repro").stdout) == reruns
 
 
-def test_another_file_in_the_folder_for_the_start_reruns_init_and_nothing_that_comes_out_the_same(
+def test_another_file_in_the_folder_of_what_is_brought_reruns_who_names_it_and_nothing_that_comes_out_the_same(
     project_copy: Path,
 ) -> None:
     (project_copy / "pretrained" / "another.safetensors").write_bytes(b"weights")
-    assert stages_run(run_in(project_copy, "dvc", "repro").stdout) == {"init"}
+    assert stages_run(run_in(project_copy, "dvc", "repro").stdout) == {"curate", "init"}
 
 
 def test_a_misspelt_key_stops_the_pipeline_before_any_stage_works(project_copy: Path) -> None:
