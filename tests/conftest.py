@@ -72,7 +72,8 @@ def new_project(folder: Path) -> Path:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
     (folder / "dvc.lock").unlink(missing_ok=True)  # it is of the full recipe
-    shutil.copytree(ROOT / ".cache" / "emoji", folder / ".cache" / "emoji", copy_function=os.link)
+    for source in ("emoji", "iconpark"):
+        shutil.copytree(ROOT / ".cache" / source, folder / ".cache" / source, copy_function=os.link)
     commit_all(folder, "init", "-q", "-b", "main")
     return folder
 
