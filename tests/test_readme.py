@@ -69,6 +69,18 @@ def test_the_ablation_is_the_committed_one(page: str) -> None:
     assert after("ablation", page) == ablation_table(json.loads((ROOT / "reports" / "ablation.json").read_text()))
 
 
+@pytest.mark.parametrize("page", [README, CHINESE], ids=["English", "Chinese"])
+def test_what_is_said_of_the_longer_scratch_with_each_seed_is_the_committed_ablation(page: str) -> None:
+    arms = json.loads((ROOT / "reports" / "ablation.json").read_text())["arms"]
+    longer, two = (
+        arms[arm]["seen"]["text_to_image_mean_recall"]["by_seed"] for arm in ("longer_scratch", "two_stages")
+    )
+    said = re.split(r"unseen: longer_scratch.*\n```", page)[1].partition("\n## ")[0]
+    assert re.findall(r"[+-]\d\.\d", said) == [
+        f"{100 * (one - other):+.1f}" for one, other in zip(longer, two, strict=True)
+    ]
+
+
 def test_the_chinese_page_has_the_same_commands_figures_and_links_and_each_leads_to_the_other() -> None:
     assert blocks(CHINESE) == blocks(README)
     assert links(CHINESE.replace("(README.md)", "(README.zh.md)", 1)) == links(README)
