@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from clip_core.errors import UserError
+from clip_core.locks import try_lock
 from clip_core.train import work_folder as work_folders
 from clip_core.train.fingerprint import Decisive, decisive
 from clip_core.train.state import save
@@ -230,6 +231,15 @@ def test_a_training_at_work_is_neither_removed_nor_adopted(tmp_path: Path, holde
     with pytest.raises(UserError, match=f"process {holder.pid} is training this"):
         adopt(other)
     assert holder.is_alive()
+
+
+def test_a_training_that_has_only_just_locked_its_folder_is_at_work_and_of_no_older_version(tmp_path: Path) -> None:
+    folder = tmp_path / "stage1" / "0123456789abcdef"
+    folder.mkdir(parents=True)
+    with (folder / "lock").open("a+", encoding="utf-8") as lock:
+        assert try_lock(lock.fileno())
+        assert described(folder, PARAMS_FILE) == f"{folder}  just begun  at work"
+    assert "of an older version" in described(folder, PARAMS_FILE)
 
 
 def test_a_killed_trainers_folder_is_free_at_once(tmp_path: Path, holder: SpawnProcess) -> None:

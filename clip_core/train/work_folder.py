@@ -109,14 +109,16 @@ def interrupted(root: Path = ROOT) -> Iterator[Path]:
 
 def described(folder: Path, params_file: Path) -> str:
     """A training's line in the list, and what of it is no longer as it was."""
+    at_work = "  at work" if _is_locked(folder) else ""
     about, checkpoints = _about(folder), checkpoints_in(folder)
+    if about is None and at_work:
+        return f"{folder}  just begun{at_work}"
     if about is None:
         return f"{folder}\n  of an older version, which cannot go on: {COMMAND} remove {folder}"
     progress = f"step {progress_in(checkpoints[-1])}" if checkpoints else "no checkpoint"
     hours = (time.time() - (checkpoints or [folder / ABOUT])[-1].stat().st_mtime) / 3600
     num_bytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     changed = differences_from_now(about.decisive, params_file)
-    at_work = "  at work" if _is_locked(folder) else ""
     lines = [f"{folder}  {progress}  {hours:.1f} h old  {num_bytes / 2**20:,.1f} MiB{at_work}"]
     lines += [f"  differs from now: {what}" for what in changed] or ["  nothing differs from now: `dvc repro` goes on"]
     return "\n".join(lines)
