@@ -94,7 +94,9 @@ def test_a_killed_process_is_told_with_the_remedy_and_the_next_run_does_the_rest
     with pytest.raises(UserError, match=r"killed.*memory.*engine\.processes"):
         mapped(shard_work.reverse_or_be_killed)
     assert mapped(shard_work.reverse_or_be_killed) == {name: name[::-1] for name in LETTERS}
-    assert times_done() == dict.fromkeys(LETTERS, 1)
+    times = times_done()
+    assert times.keys() == set(LETTERS)
+    assert sum(times.values()) < len(LETTERS) + PROCESSES  # what the others were in the midst of ended with the pool
 
 
 def test_a_stage_killed_half_way_goes_on_where_it_was(project: Path) -> None:
