@@ -152,7 +152,7 @@ def _write_store(folder: Path, pictures: list[bytes], texts: list[str]) -> None:
 
 
 def _write_lmdb(folder: Path, pictures: list[bytes], texts: list[str]) -> None:
-    """As cn_clip.preprocess.build_lmdb_dataset writes it."""
+    """As cn_clip.preprocess.build_lmdb_dataset writes it, whose pairs are pickled; nothing of ours reads a pickle."""
     import lmdb
 
     records = {

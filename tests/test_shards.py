@@ -4,6 +4,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Generator
@@ -135,7 +136,7 @@ def is_listening(port: int) -> bool:
 
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> Generator[tuple[str, list[subprocess.Popen]]]:
+def cluster() -> Generator[tuple[str, list[subprocess.Popen]]]:
     """A Ray cluster on loopback whose head does no work, with two workers of one core: its address, the workers."""
     command_of_ray, port = str(Path(sys.executable).parent / "ray"), free_port()
     address, environment = f"127.0.0.1:{port}", ENVIRONMENT | {"PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
@@ -145,7 +146,8 @@ def cluster(tmp_path: Path) -> Generator[tuple[str, list[subprocess.Popen]]]:
         command = [command_of_ray, "start", *options, *arguments]
         return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
 
-    head = start("--head", f"--port={port}", "--num-cpus=0", "--include-dashboard=false", f"--temp-dir=/tmp/ray-{port}")
+    folder = tempfile.mkdtemp(prefix="ray-")  # short: sockets lie in it, whose paths are limited
+    head = start("--head", f"--port={port}", "--num-cpus=0", "--include-dashboard=false", f"--temp-dir={folder}")
     processes = [head]
     try:
         until(lambda: is_listening(port))
@@ -156,10 +158,12 @@ def cluster(tmp_path: Path) -> Generator[tuple[str, list[subprocess.Popen]]]:
         ray.shutdown()
         yield address, processes[1:]
     finally:
+        ray.shutdown()
         for process in reversed(processes):
             process.terminate()
         for process in processes:
             process.wait()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def kill_when_work_has_begun(worker: subprocess.Popen) -> None:
