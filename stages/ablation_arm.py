@@ -36,11 +36,11 @@ def main(
     for stage, schedule in chosen.trains.items():
         steps = num_steps(schedule)
         section = getattr(params, stage).model_copy(update={"schedule": schedule})
-        plan = {"stage1": stage1.plan_of, "stage2": stage2.plan_of}[stage](section, seed)
+        setup = {"stage1": stage1.setup_of, "stage2": stage2.setup_of}[stage](section, seed)
         interval = getattr(intervals, stage).model_copy(update={"evaluate_every": max(steps, 1)})
         print(f"{arm}, seed {seed}: {steps} steps of {stage}", flush=True)
         paths = Paths(packed, start, work / stage, work / "curves")
-        train_stage(stage, "stages.ablation_arm", plan, interval, loader, paths)
+        train_stage(stage, "stages.ablation_arm", setup, interval, loader, paths)
         start = work / stage
     store = open_store(packed / "test")
     benchmark = read_benchmark(store)

@@ -10,7 +10,7 @@ from clip_core.config.training import Training
 from stages.command import run
 
 if TYPE_CHECKING:
-    from clip_core.train.plan import Plan
+    from clip_core.train.setup import Setup
 
 
 class Params(Section):
@@ -24,14 +24,14 @@ def main(
     """Trains the weights in `start` on the pairs in `packed`; the new ones go to `out`, the curves to `curves`."""
     from stages.training import Paths, train_stage
 
-    plan = plan_of(params.stage1, params.seed)
-    train_stage("stage1", "stages.stage1", plan, intervals.stage1, loader, Paths(packed, start, out, curves))
+    setup = setup_of(params.stage1, params.seed)
+    train_stage("stage1", "stages.stage1", setup, intervals.stage1, loader, Paths(packed, start, out, curves))
 
 
-def plan_of(stage1: Training, seed: int) -> "Plan":
-    from clip_core.train.plan import Plan
+def setup_of(stage1: Training, seed: int) -> "Setup":
+    from clip_core.train.setup import Setup
 
-    return Plan(stage1, seed, is_image_tower_frozen=True)
+    return Setup(stage1, seed, is_image_tower_frozen=True)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from clip_core.config.stage2 import Stage2
 from stages.command import run
 
 if TYPE_CHECKING:
-    from clip_core.train.plan import Plan
+    from clip_core.train.setup import Setup
 
 
 class Params(Section):
@@ -24,14 +24,14 @@ def main(
     """Trains the weights in `start` on the pairs in `packed`; the new ones go to `out`, the curves to `curves`."""
     from stages.training import Paths, train_stage
 
-    plan = plan_of(params.stage2, params.seed)
-    train_stage("stage2", "stages.stage2", plan, intervals.stage2, loader, Paths(packed, start, out, curves))
+    setup = setup_of(params.stage2, params.seed)
+    train_stage("stage2", "stages.stage2", setup, intervals.stage2, loader, Paths(packed, start, out, curves))
 
 
-def plan_of(stage2: Stage2, seed: int) -> "Plan":
-    from clip_core.train.plan import Plan
+def setup_of(stage2: Stage2, seed: int) -> "Setup":
+    from clip_core.train.setup import Setup
 
-    return Plan(stage2, seed, is_image_tower_frozen=False, patch_dropout=stage2.patch_dropout, lora=stage2.lora)
+    return Setup(stage2, seed, is_image_tower_frozen=False, patch_dropout=stage2.patch_dropout, lora=stage2.lora)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the stages `stage1` and `stage2` have in common: all but the plan."""
+"""What the stages `stage1` and `stage2` have in common: all but the set-up."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +24,7 @@ from clip_core.train.fingerprint import decisive
 from clip_core.train.log import publish_curves
 from clip_core.train.loop import Validation, check_batch, train
 from clip_core.train.lora import merge_adapters
-from clip_core.train.plan import Plan
+from clip_core.train.setup import Setup
 from clip_core.train.work_folder import adoptions_in, work_folder
 
 
@@ -38,13 +38,13 @@ class Paths:
     curves: Path
 
 
-def train_stage(name: str, module: str, plan: Plan, interval: StageInterval, loader: Loader, paths: Paths) -> None:
-    """Trains as `plan` says; `module` is the stage's own, whose code decides the result."""
-    plan = replace(plan, params=with_precision_resolved(plan.params))
+def train_stage(name: str, module: str, setup: Setup, interval: StageInterval, loader: Loader, paths: Paths) -> None:
+    """Trains as `setup` says; `module` is the stage's own, whose code decides the result."""
+    setup = replace(setup, params=with_precision_resolved(setup.params))
     store, benchmark = open_store(paths.packed / "train"), open_store(paths.packed / "valid")
-    is_passed_through = plan.params.schedule.num_steps == 0
+    is_passed_through = setup.params.schedule.num_steps == 0
     if not is_passed_through:
-        check_batch(name, plan.params.global_batch, plan.params.captions.language, store)
+        check_batch(name, setup.params.global_batch, setup.params.captions.language, store)
     contract = read_contract(paths.start)
     tokenizer = load_tokenizer(paths.start / contract.tokenizer, contract.context_length)
 
@@ -54,16 +54,16 @@ def train_stage(name: str, module: str, plan: Plan, interval: StageInterval, loa
             predictor.encode_texts, predictor.encode_images, benchmark, contract.architecture.matryoshka
         )
 
-    decides = decisive(name, module, {"seed": plan.seed, name: plan.params}, [paths.packed / "train", paths.start])
+    decides = decisive(name, module, {"seed": setup.seed, name: setup.params}, [paths.packed / "train", paths.start])
     with work_folder(decides) as work:
         pictures = Kept(torch.empty(0), {})  # where nothing trains, nobody asks for any
         if not is_passed_through:
-            pictures = decoded(store, contract.image_size, contract.preprocessing, plan.params.decoding)
+            pictures = decoded(store, contract.image_size, contract.preprocessing, setup.params.decoding)
         if num_workers(loader, isinstance(pictures, Kept)):
             start_workers_early()
         model = load_weights(paths.start)
-        images, encode_images = plan.prepare(model, pictures, len(store), loader)
-        with TrainingBatches(store, images, tokenizer, plan.params, plan.seed, loader) as batches:
+        images, encode_images = setup.prepare(model, pictures, len(store), loader)
+        with TrainingBatches(store, images, tokenizer, setup.params, setup.seed, loader) as batches:
             train(batches, model, encode_images, work, interval, Validation(interval.evaluate_every, recall))
         if batches.broken:
             print(f"{len(batches.broken):,} pictures could not be decoded; other rows took their place", flush=True)
@@ -72,7 +72,7 @@ def train_stage(name: str, module: str, plan: Plan, interval: StageInterval, loa
         merge_adapters(model)
         made = Made(
             stage=name,
-            params=hash_of(plan.params, plan.seed),
+            params=hash_of(setup.params, setup.seed),
             data=hash_of(store.manifest),
             parent=weights_id(paths.start),
             text_tower=contract.made.text_tower,

@@ -17,7 +17,7 @@ from clip_core.train.patch_dropout import drop_patches
 
 
 @dataclass(frozen=True)
-class Plan:
+class Setup:
     """A training stage, laid out before its first step."""
 
     params: Training
@@ -27,7 +27,7 @@ class Plan:
     lora: Lora | None = None
 
     def prepare(self, model: CLIP, pictures: Pictures, num_pictures: int, loader: Loader) -> tuple[Pictures, Encode]:
-        """Makes `model` train what the plan says; gives what a batch holds of its pictures, and how it is encoded."""
+        """Makes `model` train what this says; gives what a batch holds of its pictures, and how it is encoded."""
         if self.is_image_tower_frozen:
             freeze_image_tower(model)
             if self.params.augmentation.name == "none" and self.params.schedule.num_steps != 0:
