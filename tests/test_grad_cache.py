@@ -11,10 +11,10 @@ from torch.autograd.graph import saved_tensors_hooks
 from clip_core.config.training import Training
 from clip_core.data.batches import Batch
 from clip_core.model.clip import CLIP
-from clip_core.train import grad_cache
+from clip_core.train import loss as losses
 from clip_core.train.backward import backward, encode_texts
 from clip_core.train.feature_cache import freeze_image_tower
-from clip_core.train.loss import contrastive_loss, loss_of_rows, nested_loss
+from clip_core.train.loss import contrastive_loss, nested_loss
 from tests.tiny import tiny_clip, tiny_training
 from tests.variants import vit_clip
 
@@ -60,15 +60,8 @@ def test_the_gradients_are_those_of_the_plain_step(micro_batch: int, matryoshka:
 def test_logits_some_rows_at_a_time_give_the_same_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     model = vit_clip(dropout=0.0)
     whole = step(model, with_micro_batch(None))
-    monkeypatch.setattr(grad_cache, "LOSS_ROWS", 5)
+    monkeypatch.setattr(losses, "LOGITS_AT_ONCE", 5 * 12)
     assert_close(step(model, with_micro_batch(4)), whole)
-
-
-def test_the_rows_add_up_to_the_contrastive_loss() -> None:
-    images, texts = (nn.functional.normalize(torch.randn(7, 4, dtype=torch.float64), dim=1) for _ in range(2))
-    scale = torch.tensor(2.0, dtype=torch.float64)
-    parts = [loss_of_rows(images, texts, scale, rows) for rows in torch.arange(7).split(3)]
-    assert torch.allclose(sum(parts, torch.zeros(())), contrastive_loss(images, texts, scale), rtol=1e-12)
 
 
 def step_keeping_all(model: CLIP, micro_batch: int, precision: str = "fp32") -> tuple[float, dict[str, Tensor]]:
@@ -150,5 +143,7 @@ def test_matryoshka_trains_the_mean_of_the_losses_of_all_widths() -> None:
     scale = torch.tensor(1.5)
     first = nn.functional.normalize(images[:, :3]), nn.functional.normalize(texts[:, :3])
     by_hand = (contrastive_loss(images, texts, scale) + contrastive_loss(*first, scale)) / 2
-    assert torch.allclose(nested_loss(images, texts, scale, (8, 3)), by_hand)
-    assert torch.equal(nested_loss(images, texts, scale, (8,)), contrastive_loss(images, texts, scale))
+    assert torch.allclose(nested_loss("contrastive", images, texts, scale, None, (8, 3)), by_hand)
+    assert torch.equal(
+        nested_loss("contrastive", images, texts, scale, None, (8,)), contrastive_loss(images, texts, scale)
+    )

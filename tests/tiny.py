@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 
 from clip_core.config.intervals import Interval
 from clip_core.config.model import ImageTower
-from clip_core.config.training import AffineAugmentation, CaptionMix, Captions, Optimizer, Schedule, Training
+from clip_core.config.training import AffineAugmentation, CaptionMix, Captions, Loss, Optimizer, Schedule, Training
 from clip_core.data.captions import texts_of
 from clip_core.data.store import Store, StoreWriter, open_store
 from clip_core.image import Preprocessing
@@ -132,6 +132,7 @@ def tiny_training(num_steps: int = 12, captions: Captions = CHINESE) -> Training
     return Training(
         schedule=Schedule(num_steps=num_steps, num_epochs=None, warmup_steps=2, peak_lr=0.01),
         optimizer=Optimizer(beta1=0.9, beta2=0.98, eps=1e-6, weight_decay=0.05, max_grad_norm=1.0),
+        loss=Loss(name="contrastive", positives="pair"),
         global_batch=8,
         micro_batch=None,
         precision="fp32",

@@ -86,11 +86,21 @@ class Captions(Section):
     mix: CaptionMix
 
 
+class Loss(Section):
+    """What is minimised."""
+
+    name: Literal["contrastive", "sigmoid"]  # of CLIP, of SigLIP
+    # Whom a pair is no negative of: of itself alone, or of pairs with its caption too, or its picture, or with what
+    # curation found alike (near-duplicates) and what shows the same concept; each takes in those before it.
+    positives: Literal["pair", "caption", "picture", "group"]
+
+
 class Training(Section):
     """One training."""
 
     schedule: Schedule
     optimizer: Optimizer
+    loss: Loss
     global_batch: Annotated[int, Field(ge=2)]
     micro_batch: Count | None  # rows of a forward pass, with the global batch's gradient; null: all rows at once
     precision: Literal["auto", "fp32", "bf16"]  # of the towers' arithmetic; weights, optimizer and loss are fp32

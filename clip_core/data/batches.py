@@ -17,6 +17,7 @@ from clip_core.data.captions import draw_caption
 from clip_core.data.loader import ahead, in_workers, num_workers
 from clip_core.data.order import Order
 from clip_core.data.pictures import Kept, Pictures
+from clip_core.data.rows import components
 from clip_core.data.sampler import random_at
 from clip_core.errors import UserError
 from clip_core.text import Tokenizer
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from clip_core.data.store import Store
 
 PART = 256  # rows that a worker makes at a time
+POSITIVES = ("pair", "caption", "picture", "group")  # each takes in those before it
 SPARES = 100  # how many pictures in a row may fail
 
 
@@ -32,6 +34,7 @@ SPARES = 100  # how many pictures in a row may fail
 class Batch:
     images: Tensor  # (local batch, 3, side, side) pixels, or (local batch, embed_dim) features
     token_ids: Tensor  # (local batch, length)
+    kinds: Tensor | None = None  # (global batch,): rows of the same number are no negatives of each other; none repeats
 
 
 class Part(NamedTuple):
@@ -141,7 +144,7 @@ class TrainingBatches:
                 self._make.tokenizer.num_truncated += made.num_truncated  # of another process
             parts.append(self._repaired(made))
             if made.rows.stop == self._local.stop:
-                yield _joined(parts)
+                yield _joined(parts, self._kinds(made.step))
                 parts = []
 
     def _parts(self, first_step: int) -> Iterator[Part]:
@@ -155,9 +158,22 @@ class TrainingBatches:
 
     def _part(self, step: int, rows: slice) -> Part:
         """Captions are drawn for the whole batch, whoever makes which of its rows."""
-        random, global_batch = random_at(self.seed, "caption", step), self._order.rows(step)
-        captions = [draw_caption(row.caption, self.params.captions, random) for row in global_batch]
-        return Part(step, rows, np.array([row.image for row in global_batch[rows]]), captions[rows])
+        images = np.array([row.image for row in self._order.rows(step)[rows]])
+        return Part(step, rows, images, self._captions(step)[rows])
+
+    def _captions(self, step: int) -> list[str]:
+        random = random_at(self.seed, "caption", step)
+        return [draw_caption(row.caption, self.params.captions, random) for row in self._order.rows(step)]
+
+    def _kinds(self, step: int) -> Tensor | None:
+        """By `loss.positives`; none where no two rows of the global batch are of one kind."""
+        positives = POSITIVES.index(self.params.loss.positives)
+        if positives == 0:
+            return None
+        rows, captions = self._order.rows(step), self._captions(step)
+        shared = [captions, [row.image for row in rows], [row.kind for row in rows]][:positives]
+        kinds = components([np.unique(np.array(column), return_inverse=True)[1] for column in shared])
+        return torch.from_numpy(kinds) if kinds.max() + 1 < len(kinds) else None
 
     def _repaired(self, made: Made) -> Made:
         """In the place of each broken picture's row another one, the same for any number of workers and ranks."""
@@ -183,15 +199,15 @@ class TrainingBatches:
         raise UserError(f"picture {told}: {why}; nor can the {SPARES} after it be decoded. Run `dvc repro -f -s pack`")
 
 
-def _joined(parts: list[Made]) -> Batch:
+def _joined(parts: list[Made], kinds: Tensor | None) -> Batch:
     """On a machine with CUDA in memory from where a copy to the device does not keep the processor."""
     is_pinned = torch.cuda.is_available()
     images, token_ids = [part.images for part in parts], _padded([part.token_ids for part in parts])
     if not is_pinned:
-        return Batch(images[0] if len(images) == 1 else torch.cat(images), token_ids)
+        return Batch(images[0] if len(images) == 1 else torch.cat(images), token_ids, kinds)
     num_rows = sum(map(len, images))
     pinned = torch.empty((num_rows, *images[0].shape[1:]), dtype=images[0].dtype, pin_memory=True)
-    return Batch(torch.cat(images, out=pinned), token_ids.pin_memory())
+    return Batch(torch.cat(images, out=pinned), token_ids.pin_memory(), kinds)
 
 
 def _padded(token_ids: list[Tensor]) -> Tensor:

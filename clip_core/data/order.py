@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 class Row(NamedTuple):
     image: int  # its place in the store
     caption: "str | Described"
+    kind: int  # the same for rows of a block that are of one kind
 
 
 class Order:
@@ -59,8 +60,8 @@ class Order:
         if carried is not None and len(carried):
             used = np.concatenate([np.arange(len(carried)), used + len(carried)])
             rows = pd.concat([carried, rows], ignore_index=True)
-        batches = arranged(used, kinds_of(rows), self.epochs.batch, random)
-        return rows[["image", "caption"]].copy(), batches
+        kinds = kinds_of(rows)
+        return rows[["image", "caption"]].assign(kind=kinds), arranged(used, kinds, self.epochs.batch, random)
 
     def _read(self, epoch: int, block: int) -> "pd.DataFrame":
         shards, _, num_rows = blocks_of(self.epochs, epoch)[block]
@@ -71,5 +72,5 @@ class Order:
 
 def _each(rows: "pd.DataFrame", numbers: np.ndarray) -> Iterator[Row]:
     """The rows of these numbers."""
-    images, captions = (rows[column].to_numpy()[numbers].tolist() for column in ("image", "caption"))
-    return map(Row, images, captions)
+    columns = (rows[column].to_numpy()[numbers].tolist() for column in Row._fields)
+    return map(Row, *columns)

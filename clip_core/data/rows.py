@@ -59,8 +59,6 @@ def kinds_of(rows: "pd.DataFrame") -> np.ndarray:
     numbered in the order of the concepts.
     """
     import pandas as pd
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
 
     concepts = pd.factorize(rows["concept"], sort=True)[0]
     is_sentence = ~rows["is_drawn"].to_numpy(bool)
@@ -69,17 +67,30 @@ def kinds_of(rows: "pd.DataFrame") -> np.ndarray:
         numbers = np.full(len(rows), -1)
         numbers[is_sentence] = pd.factorize(rows[column].to_numpy()[is_sentence])[0]
         shared.append(numbers)
-    ends, num_nodes = [], len(rows)  # a node a row, a node for each thing that rows can share
+    component = components(shared)
+    least = np.full(len(rows), len(rows))
+    np.minimum.at(least, component, concepts)
+    return least[component]
+
+
+def components(shared: list[np.ndarray]) -> np.ndarray:
+    """A number from 0 for each row, the same for rows that have a number in common in one of `shared`; -1 is none.
+
+    Who shares with a row that shares with a third gets the number of that, too.
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    num_rows = num_nodes = len(shared[0])
+    ends = []  # a node a row, a node for each thing that rows can share
     for numbers in shared:
         ends.append(np.where(numbers < 0, -1, num_nodes + numbers))
         num_nodes += int(numbers.max(initial=-1)) + 1
-    row, end = np.tile(np.arange(len(rows)), len(ends)), np.concatenate(ends)
+    row, end = np.tile(np.arange(num_rows), len(ends)), np.concatenate(ends)
     row, end = row[end >= 0], end[end >= 0]
     graph = coo_array((np.ones(len(row), bool), (row, end)), shape=(num_nodes, num_nodes))
     _, component = connected_components(graph, directed=False)
-    least = np.full(num_nodes, len(rows))
-    np.minimum.at(least, component[: len(rows)], concepts)
-    return least[component[: len(rows)]]
+    return np.unique(component[:num_rows], return_inverse=True)[1]
 
 
 def count_rows(store: "Store", language: str) -> tuple[int, ...]:

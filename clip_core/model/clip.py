@@ -11,6 +11,7 @@ from clip_core.model.image_tower import make_image_tower
 from clip_core.model.text_tower import TextTower
 
 MAX_LOGIT_SCALE = math.log(100)  # as in the CLIP paper
+LOGIT_BIAS = -10.0  # at the start, as in the SigLIP paper
 
 
 class CLIP(nn.Module):
@@ -28,6 +29,9 @@ class CLIP(nn.Module):
         self.text_tower = TextTower(architecture.text_tower)
         self.text_projection = nn.Linear(self.text_tower.width, architecture.embed_dim, bias=False)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.logit_bias: nn.Parameter | None = None
+        if architecture.logit_bias:
+            self.add_logit_bias()
         for projection in (self.image_projection, self.text_projection):
             nn.init.normal_(projection.weight, std=projection.in_features**-0.5)
         # Constants of the contract, not weights: they are not saved.
@@ -43,6 +47,11 @@ class CLIP(nn.Module):
     def encode_texts(self, token_ids: Tensor) -> Tensor:
         """(batch, length) padded with 0 -> (batch, embed_dim), L2-normalised."""
         return normalize(self.text_projection(self.text_tower(token_ids)).float(), dim=-1)
+
+    def add_logit_bias(self) -> None:
+        """Gives the model the bias that the sigmoid loss learns, at its published start; nothing else needs it."""
+        self.architecture = self.architecture.model_copy(update={"logit_bias": True})
+        self.logit_bias = nn.Parameter(torch.tensor(LOGIT_BIAS))
 
     @torch.no_grad()
     def clamp_logit_scale(self) -> None:

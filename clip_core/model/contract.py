@@ -36,6 +36,7 @@ class Architecture(Section):
     image_size: Count
     context_length: Count
     preprocessing: Preprocessing
+    logit_bias: bool = False  # of the sigmoid loss
     matryoshka: tuple[Count, ...] = ()  # narrower widths of the features that were trained too
 
     def narrowed(self, width: int | None) -> "Architecture":

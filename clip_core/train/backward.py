@@ -33,10 +33,16 @@ def backward(params: Training, model: CLIP, encode_images: Encode, batch: Batch,
     learns = any(parameter.requires_grad for parameter in image_side)
     images = Side(_prepared(encode_images, params.precision, model), batch.images, learns)
     texts = Side(_prepared(lambda ids: encode_texts(model, ids), params.precision, model), batch.token_ids, True)
+    kinds = None if batch.kinds is None else batch.kinds.to(model.logit_scale.device)
+
+    def loss_of(image_features: Tensor, text_features: Tensor) -> Tensor:
+        learned = model.logit_scale, model.logit_bias
+        return nested_loss(params.loss.name, image_features, text_features, *learned, widths, kinds)
+
     if params.micro_batch is not None:
-        return cached_backward(model, (images, texts), widths, params.micro_batch, seed)
+        return cached_backward((images, texts), loss_of, model, params.micro_batch, seed)
     torch.manual_seed(seed)
-    loss = nested_loss(images.encode(images.rows), texts.encode(texts.rows), model.logit_scale, widths)
+    loss = loss_of(images.encode(images.rows), texts.encode(texts.rows))
     with keeping_statistics(model):
         loss.backward()
     return loss.detach()

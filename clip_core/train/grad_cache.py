@@ -5,18 +5,15 @@ batch again, with activations and from its features' gradient on. Only batch nor
 batch: its means are those of a micro batch.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from clip_core.model.clip import CLIP
 from clip_core.train.activations import keeping_statistics
-from clip_core.train.loss import loss_of_rows, narrowed
-
-LOSS_ROWS = 1024  # rows of logits in memory
 
 
 @dataclass(frozen=True)
@@ -29,7 +26,7 @@ class Side:
 
 
 def cached_backward(
-    model: CLIP, sides: tuple[Side, Side], widths: Sequence[int], micro_batch: int, seed: int
+    sides: tuple[Side, Side], loss_of: Callable[[Tensor, Tensor], Tensor], model: CLIP, micro_batch: int, seed: int
 ) -> Tensor:
     """Puts the gradient of the global batch's loss into the parameters and returns the loss.
 
@@ -37,8 +34,8 @@ def cached_backward(
     """
     with torch.no_grad(), keeping_statistics(model):
         features = [torch.cat(list(_encoded(side, micro_batch, (seed, i)))) for i, side in enumerate(sides)]
-    image_features, text_features = (part.requires_grad_() for part in features)
-    loss = _loss_backward(image_features, text_features, model.logit_scale, widths)
+    loss = loss_of(*(part.requires_grad_() for part in features))
+    loss.backward()
     for i, (side, part) in enumerate(zip(sides, features, strict=True)):
         if not side.trains:
             continue
@@ -47,24 +44,10 @@ def cached_backward(
         for encoded, gradient in zip(_encoded(side, micro_batch, (seed, i)), gradients, strict=True):
             with keeping_statistics(model):
                 encoded.backward(gradient)
-    return loss
+    return loss.detach()
 
 
 def _encoded(side: Side, micro_batch: int, seed: tuple[int, int]) -> Iterator[Tensor]:
     for number, rows in enumerate(side.rows.split(micro_batch)):
         torch.manual_seed(int(np.random.default_rng((*seed, number)).integers(2**63)))
         yield side.encode(rows)
-
-
-def _loss_backward(
-    image_features: Tensor, text_features: Tensor, logit_scale: nn.Parameter, widths: Sequence[int]
-) -> Tensor:
-    """The nested loss, some rows at a time; its gradient goes to the features and to logit_scale."""
-    total = torch.zeros((), device=image_features.device)
-    for width in widths:
-        for rows in torch.arange(len(image_features), device=image_features.device).split(LOSS_ROWS):
-            narrow = narrowed(image_features, width), narrowed(text_features, width)
-            part = loss_of_rows(*narrow, logit_scale, rows) / len(widths)
-            part.backward()
-            total += part.detach()
-    return total

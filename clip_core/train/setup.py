@@ -28,6 +28,8 @@ class Setup:
 
     def prepare(self, model: CLIP, pictures: Pictures, num_pictures: int, loader: Loader) -> tuple[Pictures, Encode]:
         """Makes `model` train what this says; gives what a batch holds of its pictures, and how it is encoded."""
+        if self.params.loss.name == "sigmoid" and model.logit_bias is None:
+            model.add_logit_bias()
         if self.is_image_tower_frozen:
             freeze_image_tower(model)
             if self.params.augmentation.name == "none" and self.params.schedule.num_steps != 0:
