@@ -31,8 +31,9 @@ def run(main: Callable[..., None]) -> None:
     set_switches()
     module = module_of(main)
     arguments = parsed(main, sys.argv[1:])
-    with _outcome(os.environ.get("DVC_STAGE", module.rpartition(".")[2]).rpartition(":")[2]):
-        if "DVC_STAGE" in os.environ:
+    stage = os.environ.get("DVC_STAGE", module.rpartition(".")[2]).rpartition(":")[2]
+    with _outcome(stage) if os.environ.get("RANK", "0") == "0" else told_to_the_user():
+        if "DVC_STAGE" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:
             end_with_owner()
         _refuse_what_check_has_not_seen(module)
         main(**sections_of(main, module), **arguments)

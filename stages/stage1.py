@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from clip_core.config.intervals import Intervals
 from clip_core.config.loader import Loader
 from clip_core.config.section import Section, Seed
+from clip_core.config.train import Train
 from clip_core.config.training import Training
 from stages.command import run
 
@@ -19,13 +20,20 @@ class Params(Section):
 
 
 def main(
-    params: Params, intervals: Intervals, loader: Loader, packed: Path, start: Path, out: Path, curves: Path
+    params: Params,
+    intervals: Intervals,
+    loader: Loader,
+    train: Train,
+    packed: Path,
+    start: Path,
+    out: Path,
+    curves: Path,
 ) -> None:
     """Trains the weights in `start` on the pairs in `packed`; the new ones go to `out`, the curves to `curves`."""
     from stages.training import Paths, train_stage
 
     setup = setup_of(params.stage1, params.seed)
-    train_stage("stage1", "stages.stage1", setup, intervals.stage1, loader, Paths(packed, start, out, curves))
+    train_stage("stage1", "stages.stage1", setup, intervals.stage1, loader, Paths(packed, start, out, curves), train)
 
 
 def setup_of(stage1: Training, seed: int) -> "Setup":

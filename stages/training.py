@@ -1,5 +1,6 @@
 """What the stages `stage1` and `stage2` have in common: all but the set-up."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 from clip_core.config.intervals import StageInterval
 from clip_core.config.loader import Loader
 from clip_core.config.section import hash_of
+from clip_core.config.train import ONE_DEVICE, Train
 from clip_core.data.batches import TrainingBatches
 from clip_core.data.loader import num_workers, start_workers_early
 from clip_core.data.pictures import Kept, decoded
@@ -20,11 +22,14 @@ from clip_core.model.contract import Made, read_contract, weights_id
 from clip_core.model.weights import load_weights, save_weights
 from clip_core.text import load_tokenizer
 from clip_core.train.backward import with_precision_resolved
+from clip_core.train.distributed import agree, check_ranks, gathered_model, num_ranks, process_group, rank
 from clip_core.train.fingerprint import decisive
+from clip_core.train.launch import launched
 from clip_core.train.log import publish_curves
-from clip_core.train.loop import Validation, check_batch, train
+from clip_core.train.loop import check_batch, train
 from clip_core.train.lora import merge_adapters
 from clip_core.train.setup import Setup
+from clip_core.train.watch import Validation
 from clip_core.train.work_folder import adoptions_in, work_folder
 
 
@@ -38,13 +43,26 @@ class Paths:
     curves: Path
 
 
-def train_stage(name: str, module: str, setup: Setup, interval: StageInterval, loader: Loader, paths: Paths) -> None:
+def train_stage(
+    name: str, module: str, setup: Setup, interval: StageInterval, loader: Loader, paths: Paths, on: Train = ONE_DEVICE
+) -> None:
     """Trains as `setup` says; `module` is the stage's own, whose code decides the result."""
+    if launched(on, module):
+        return
+    with process_group():
+        _train_here(name, module, setup, interval, loader, paths, on)
+
+
+def _train_here(
+    name: str, module: str, setup: Setup, interval: StageInterval, loader: Loader, paths: Paths, on: Train
+) -> None:
     setup = replace(setup, params=with_precision_resolved(setup.params))
+    params = setup.params
     store, benchmark = open_store(paths.packed / "train"), open_store(paths.packed / "valid")
-    is_passed_through = setup.params.schedule.num_steps == 0
+    is_passed_through = params.schedule.num_steps == 0
     if not is_passed_through:
-        check_batch(name, setup.params.global_batch, setup.params.captions.language, store)
+        check_batch(name, params.global_batch, params.captions.language, store)
+    check_ranks(name, params, on)
     contract = read_contract(paths.start)
     tokenizer = load_tokenizer(paths.start / contract.tokenizer, contract.context_length)
 
@@ -54,25 +72,31 @@ def train_stage(name: str, module: str, setup: Setup, interval: StageInterval, l
             predictor.encode_texts, predictor.encode_images, benchmark, contract.architecture.matryoshka
         )
 
-    decides = decisive(name, module, {"seed": setup.seed, name: setup.params}, [paths.packed / "train", paths.start])
-    with work_folder(decides) as work:
+    decides = decisive(name, module, {"seed": setup.seed, name: params}, [paths.packed / "train", paths.start])
+    agree(decides.fingerprint)
+    with work_folder(decides) if rank() == 0 else nullcontext(paths.out) as work:
         pictures = Kept(torch.empty(0), {})  # where nothing trains, nobody asks for any
         if not is_passed_through:
-            pictures = decoded(store, contract.image_size, contract.preprocessing, setup.params.decoding)
+            keep = num_ranks() == 1  # a rank decodes its own rows alone
+            pictures = decoded(store, contract.image_size, contract.preprocessing, params.decoding, keep)
         if num_workers(loader, isinstance(pictures, Kept)):
             start_workers_early()
         model = load_weights(paths.start)
         images, encode_images = setup.prepare(model, pictures, len(store), loader)
-        with TrainingBatches(store, images, tokenizer, setup.params, setup.seed, loader) as batches:
-            train(batches, model, encode_images, work, interval, Validation(interval.evaluate_every, recall))
+        ranks = rank(), num_ranks()
+        with TrainingBatches(store, images, tokenizer, params, setup.seed, loader, *ranks) as batches:
+            train(batches, model, encode_images, work, interval, Validation(interval.evaluate_every, recall), on)
         if batches.broken:
             print(f"{len(batches.broken):,} pictures could not be decoded; other rows took their place", flush=True)
         if tokenizer.num_truncated:
             print(f"{tokenizer.num_truncated:,} texts were cut off at {contract.context_length} tokens", flush=True)
+        model = gathered_model(model)
+        if rank():
+            return
         merge_adapters(model)
         made = Made(
             stage=name,
-            params=hash_of(setup.params, setup.seed),
+            params=hash_of(params, setup.seed),
             data=hash_of(store.manifest),
             parent=weights_id(paths.start),
             text_tower=contract.made.text_tower,

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from clip_core.config.training import Training
 from clip_core.model.costs import ADAMW_BYTES, CONTEXT_LENGTH, architecture_of, costs_of, on_meta
-from clip_core.train.grad_cache import LOSS_ROWS
+from clip_core.train.loss import LOGITS_AT_ONCE
 
 LOSS_TENSORS = 6  # logits, their softmax and its gradient, both ways
 
@@ -62,8 +62,8 @@ def gib_needed(training: Training, model: str, is_image_tower_frozen: bool) -> f
     weights = ADAMW_BYTES * trained + 4 * is_image_tower_frozen * image.parameters
     weights += 2 * is_bf16 * (image.parameters + text.parameters)
     if training.micro_batch is None:
-        activations, loss_rows = training.global_batch * sum(per_row), training.global_batch
+        activations = training.global_batch * sum(per_row)
     else:  # one side after the other
-        activations, loss_rows = training.micro_batch * max(per_row), min(LOSS_ROWS, training.global_batch)
-    loss = 4 * LOSS_TENSORS * loss_rows * training.global_batch
+        activations = training.micro_batch * max(per_row)
+    loss = 4 * LOSS_TENSORS * max(LOGITS_AT_ONCE, training.global_batch)
     return (weights + activations + loss) / 2**30

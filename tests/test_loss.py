@@ -95,7 +95,8 @@ def test_at_the_size_of_a_training_both_agree_with_torch_s_own_on_all_logits() -
         return [value.detach(), *(leaf.grad for leaf in leaves if leaf.grad is not None)]
 
     for ours, theirs, more in [(contrastive_loss, dense_contrastive, ()), (sigmoid_loss, dense_sigmoid, (bias,))]:
-        for one, other in zip(found(ours, images, texts, scale, *more), found(theirs, images, texts, scale, *more)):
+        mine, wanted = (found(loss, images, texts, scale, *more) for loss in (ours, theirs))
+        for one, other in zip(mine, wanted, strict=True):
             assert torch.allclose(one, other, rtol=1e-4, atol=1e-4 * float(other.abs().max()))
 
 

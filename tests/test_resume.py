@@ -15,11 +15,12 @@ from clip_core.image import Preprocessing
 from clip_core.model.clip import CLIP
 from clip_core.text import parse_tokenizer
 from clip_core.train.log import publish_curves
-from clip_core.train.loop import Validation, train
+from clip_core.train.loop import train
 from clip_core.train.optimizer import make_optimizer
-from clip_core.train.state import resume, save
+from clip_core.train.state import resume
+from clip_core.train.watch import RECALL, Validation
 from tests.test_full_disk import on_a_disk_of
-from tests.tiny import IMAGE_SIZE, INTERVAL, tiny_clip, tiny_store, tiny_tokenizer_json, tiny_training
+from tests.tiny import IMAGE_SIZE, INTERVAL, saved, tiny_clip, tiny_store, tiny_tokenizer_json, tiny_training
 
 PARAMS = tiny_training(num_steps=12)
 
@@ -52,7 +53,7 @@ def run(store: Store, work: Path, stop_at: int = 0) -> CLIP:
     batches.stop_at = stop_at
     torch.manual_seed(time.time_ns())  # whatever was drawn before must not matter
     model = tiny_clip(tokenizer_json)
-    validation = Validation(4, lambda model: {"scale": model.logit_scale.item()})
+    validation = Validation(4, lambda model: {RECALL: model.logit_scale.item()})
     work.mkdir(parents=True, exist_ok=True)
     train(batches, model, model.encode_images, work, INTERVAL, validation)
     return model
@@ -117,7 +118,7 @@ def test_a_checkpoint_holds_step_model_and_optimizer(tmp_path: Path) -> None:
     optimizer = make_optimizer(model, PARAMS.optimizer)
     torch.stack([parameter.sum() for parameter in model.parameters()]).sum().backward()
     optimizer.step()
-    save(tmp_path, 7, 12, model, optimizer)
+    saved(tmp_path, 7, 12, model, optimizer)
 
     other = tiny_clip(seed=2)
     fresh = make_optimizer(other, PARAMS.optimizer)
@@ -125,9 +126,9 @@ def test_a_checkpoint_holds_step_model_and_optimizer(tmp_path: Path) -> None:
 
     for mine, theirs in zip(model.parameters(), other.parameters(), strict=True):
         assert torch.equal(mine, theirs)
-        saved, loaded = optimizer.state[mine], fresh.state[theirs]
-        assert saved.keys() == loaded.keys() == {"step", "exp_avg", "exp_avg_sq"}
-        assert all(torch.equal(saved[key], loaded[key]) for key in saved)
+        one, other_one = optimizer.state[mine], fresh.state[theirs]
+        assert one.keys() == other_one.keys() == {"step", "exp_avg", "exp_avg_sq"}
+        assert all(torch.equal(one[key], other_one[key]) for key in one)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-00000007.safetensors"]
 
 
@@ -181,19 +182,19 @@ from pathlib import Path
 from clip_core.errors import UserError
 from clip_core.model.weights import save_weights
 from clip_core.train.optimizer import make_optimizer
-from clip_core.train.state import resume, save
-from tests.tiny import MADE, tiny_clip, tiny_training
+from clip_core.train.state import resume
+from tests.tiny import MADE, saved, tiny_clip, tiny_training
 small, model = Path(sys.argv[1]), tiny_clip()
 optimizer = make_optimizer(model, tiny_training().optimizer)
-save(small, 1, 9, model, optimizer)
+saved(small, 1, 9, model, optimizer)
 filler = small / "filler"
 filler.write_bytes(bytes(2**18 - (small / "checkpoint-00000001.safetensors").stat().st_size - 2**15))
-for write in (lambda: save(small, 2, 9, model, optimizer), lambda: save_weights(model, "{}", small / "weights", MADE)):
-    try:
-        write()
-        sys.exit("saved onto a full disk")
-    except UserError as error:
-        print(error)
+saved(small, 2, 9, model, optimizer)  # goes on
+try:
+    save_weights(model, "{}", small / "weights", MADE)
+    sys.exit("saved onto a full disk")
+except UserError as error:
+    print(error)
 print(*sorted(path.name for path in small.iterdir()), resume(small, model, optimizer))
 """
 
@@ -201,6 +202,7 @@ print(*sorted(path.name for path in small.iterdir()), resume(small, model, optim
 def test_a_disk_that_gets_full_leaves_the_checkpoint_before_and_says_what_to_do(tmp_path: Path) -> None:
     small = tmp_path / "small"
     checkpoint, weights, left = on_a_disk_of(2**18, small, SAVE, small)
+    assert checkpoint.startswith("warning: no checkpoint after step 2:") and "the training goes on" in checkpoint
     for said, path in ((checkpoint, small / "checkpoint-00000002.safetensors"), (weights, small / "weights")):
-        assert said.startswith(f"{path}: the disk is full") and "make room and run again" in said
+        assert f"{path}: the disk is full" in said and "make room and run again" in said
     assert left == "checkpoint-00000001.safetensors filler 1"

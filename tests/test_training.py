@@ -11,7 +11,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from clip_core.config.intervals import Interval
-from clip_core.config.training import NoAugmentation, Optimizer, Schedule, Training
+from clip_core.config.training import LrShares, NoAugmentation, Schedule, Training
 from clip_core.data.augmentation import augment
 from clip_core.data.batches import Batch, TrainingBatches
 from clip_core.data.pictures import decoded
@@ -25,10 +25,11 @@ from clip_core.train import loop
 from clip_core.train.backward import encode_texts
 from clip_core.train.feature_cache import freeze_image_tower, image_features_of
 from clip_core.train.log import Progress
-from clip_core.train.loop import Validation, train
-from clip_core.train.optimizer import make_optimizer, set_lr
+from clip_core.train.loop import train
+from clip_core.train.optimizer import lr_shares, make_optimizer, set_lr
 from clip_core.train.schedule import lr_at
 from clip_core.train.warm_start import english_clip, take_image_side
+from clip_core.train.watch import RECALL, Validation
 from tests.tiny import (
     ENGLISH,
     IMAGE_SIZE,
@@ -39,6 +40,7 @@ from tests.tiny import (
     tiny_tokenizer_json,
     tiny_training,
 )
+from tests.variants import vit_clip
 
 EVERY_STEP = Interval(log_every=1, save_every=6)
 
@@ -73,8 +75,11 @@ def test_the_learning_rate_climbs_then_falls_along_a_cosine() -> None:
     assert [round(lr_at(step, few, 8), 3) for step in (1, 2, 3, 6)] == [0.4, 0.8, 0.8, 0.4]
 
 
+OPTIMIZER = tiny_training().optimizer
+
+
 def test_only_matrices_decay() -> None:
-    params = Optimizer(beta1=0.9, beta2=0.98, eps=1e-6, weight_decay=0.05, max_grad_norm=1.0)
+    params = OPTIMIZER
     model = tiny_clip()
     decay_of = {
         id(parameter): group["weight_decay"]
@@ -89,10 +94,33 @@ def test_only_matrices_decay() -> None:
         assert decay == (0.0 if is_vector or is_norm_in_a_sequence else 0.05), name
 
 
+def test_each_part_and_each_layer_learns_at_its_own_share_of_the_learning_rate() -> None:
+    parts = LrShares(image_tower=0.0, text_tower=0.5, projections=1.0)
+    shares = lr_shares(vit_clip(), OPTIMIZER.model_copy(update={"lr_shares": parts, "layer_decay": 0.1}))
+    assert {share for name, share in shares.items() if name.startswith("image_tower")} == {0.0}
+    text = {name.removeprefix("text_tower.encoder."): share for name, share in shares.items()}
+    assert text["embeddings.word_embeddings.weight"] == pytest.approx(0.5 * 0.1**3)
+    assert text["encoder.layer.0.output.dense.weight"] == pytest.approx(0.5 * 0.1**2)
+    assert text["encoder.layer.1.output.dense.weight"] == pytest.approx(0.5 * 0.1)
+    assert shares["image_projection.weight"] == shares["text_projection.weight"] == shares["logit_scale"] == 1.0
+    model = vit_clip()
+    optimizer = make_optimizer(model, OPTIMIZER.model_copy(update={"lr_shares": parts}))
+    set_lr(optimizer, 0.8)
+    lr_of = {id(parameter): group["lr"] for group in optimizer.param_groups for parameter in group["params"]}
+    assert lr_of[id(model.image_tower.get_parameter("pos_embed"))] == 0
+    assert lr_of[id(model.text_projection.weight)] == 0.8
+
+
+def test_after_a_tower_s_layers_the_learning_rate_is_whole() -> None:
+    shares = lr_shares(vit_clip(), OPTIMIZER.model_copy(update={"layer_decay": 0.1}))
+    assert shares["image_tower.norm.weight"] == 1.0
+    assert shares["image_tower.pos_embed"] == min(shares.values()) == pytest.approx(0.1**3)
+
+
 def test_a_vector_without_gradient_does_not_move_and_a_matrix_shrinks() -> None:
     layer = torch.nn.Linear(2, 2)
     weight, bias = layer.weight.detach().clone(), layer.bias.detach().clone()
-    params = Optimizer(beta1=0.9, beta2=0.98, eps=1e-6, weight_decay=0.5, max_grad_norm=1.0)
+    params = OPTIMIZER.model_copy(update={"weight_decay": 0.5})
     optimizer = make_optimizer(layer, params)
     for group in optimizer.param_groups:
         group["lr"] = 0.1
@@ -105,7 +133,7 @@ def test_a_vector_without_gradient_does_not_move_and_a_matrix_shrinks() -> None:
 
 def test_the_optimizer_is_adamw_with_the_betas_and_eps_of_the_params() -> None:
     """The oracle is the formula, on one number."""
-    params = Optimizer(beta1=0.8, beta2=0.7, eps=0.01, weight_decay=0.5, max_grad_norm=None)
+    params = OPTIMIZER.model_copy(update={"beta1": 0.8, "beta2": 0.7, "eps": 0.01, "weight_decay": 0.5})
     layer = torch.nn.Linear(1, 1, bias=False)
     wanted, mean, square = layer.weight.item(), 0.0, 0.0
     optimizer = make_optimizer(layer, params)
@@ -211,7 +239,7 @@ def test_stage_1_leaves_the_image_tower_as_it_was_to_the_bit(store: Store, tmp_p
     features = image_features_of(model, decoded(store, IMAGE_SIZE, Preprocessing()), len(store))
     tokenizer = parse_tokenizer(tiny_tokenizer_json(store), 16)
     batches = TrainingBatches(store, features, tokenizer, params, 1)
-    validation = Validation(3, lambda model: {"mean": model.encode_images(torch.zeros(2, 3, 32, 32)).mean().item()})
+    validation = Validation(3, lambda model: {RECALL: model.encode_images(torch.zeros(2, 3, 32, 32)).mean().item()})
 
     train(batches, model, lambda cached: cached, tmp_path / "tiny" / "run", INTERVAL, validation)
 
@@ -222,7 +250,7 @@ def test_stage_1_leaves_the_image_tower_as_it_was_to_the_bit(store: Store, tmp_p
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert {"logit_scale", "text_projection.weight"} <= moved
     rows = (tmp_path / "tiny" / "run" / "validation.csv").read_text().split()
-    assert [row.split(",")[0] for row in rows] == ["step", "3", "6", "9", "12"]
+    assert [row.split(",")[0] for row in rows] == ["step", "0", "3", "6", "9", "12"]
 
 
 def test_cached_features_are_the_models_own_of_the_unchanged_pictures(store: Store) -> None:

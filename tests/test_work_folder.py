@@ -21,10 +21,9 @@ from clip_core.errors import UserError
 from clip_core.locks import try_lock
 from clip_core.train import work_folder as work_folders
 from clip_core.train.fingerprint import Decisive, decisive
-from clip_core.train.state import save
 from clip_core.train.work_folder import adopt, adoptions_in, described, interrupted, remove, work_folder
 from tests.conftest import ENVIRONMENT, ROOT
-from tests.tiny import tiny_training
+from tests.tiny import saved, tiny_training
 
 PARAMS_FILE = ROOT / "params.yaml"
 
@@ -47,7 +46,7 @@ def interrupt(decides: Decisive, root: Path, step: int = 40) -> Path:
     """Leaves a training with a checkpoint, as a kill would."""
     model = torch.nn.Linear(2, 2)
     with pytest.raises(Stopped), work_folder(decides, root) as work:
-        save(work, step, 600, model, torch.optim.AdamW(model.parameters()))
+        saved(work, step, 600, model, torch.optim.AdamW(model.parameters()))
         raise Stopped
     return root / decides.stage / decides.fingerprint
 

@@ -4,17 +4,29 @@ import io
 from pathlib import Path
 
 import pandas as pd
+import torch
 from PIL import Image, ImageDraw
+from torch import nn
 
 from clip_core.config.intervals import Interval
 from clip_core.config.model import ImageTower
-from clip_core.config.training import AffineAugmentation, CaptionMix, Captions, Loss, Optimizer, Schedule, Training
+from clip_core.config.training import (
+    AffineAugmentation,
+    CaptionMix,
+    Captions,
+    Loss,
+    LrShares,
+    Optimizer,
+    Schedule,
+    Training,
+)
 from clip_core.data.captions import texts_of
 from clip_core.data.store import Store, StoreWriter, open_store
 from clip_core.image import Preprocessing
 from clip_core.model.clip import CLIP, make_clip
 from clip_core.model.contract import Architecture, Made, TextArchitecture
 from clip_core.text import build_tokenizer, parse_tokenizer
+from clip_core.train.state import Saver
 
 COLOURS = {"红色": "red", "绿色": "green", "蓝色": "blue", "黄色": "yellow", "黑色": "black", "紫色": "purple"}
 SHAPES = {"圆形": "circle", "方块": "square"}
@@ -128,11 +140,27 @@ def tiny_clip(tokenizer_json: str | None = None, seed: int = 1) -> CLIP:
     return make_clip(tiny_architecture(tokenizer_json or build_tokenizer(["一只猫", "ok"])), seed)
 
 
+def saved(work: Path, step: int, num_steps: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Writes a checkpoint and waits for it."""
+    with Saver(work, num_steps, model, optimizer) as save:
+        save(step)
+
+
 def tiny_training(num_steps: int = 12, captions: Captions = CHINESE) -> Training:
     return Training(
         schedule=Schedule(num_steps=num_steps, num_epochs=None, warmup_steps=2, peak_lr=0.01),
-        optimizer=Optimizer(beta1=0.9, beta2=0.98, eps=1e-6, weight_decay=0.05, max_grad_norm=1.0),
+        optimizer=Optimizer(
+            beta1=0.9,
+            beta2=0.98,
+            eps=1e-6,
+            weight_decay=0.05,
+            max_grad_norm=1.0,
+            lr_shares=LrShares(image_tower=1.0, text_tower=1.0, projections=1.0),
+            layer_decay=1.0,
+        ),
         loss=Loss(name="contrastive", positives="pair"),
+        keep="last",
+        max_skipped_steps=0,
         global_batch=8,
         micro_batch=None,
         precision="fp32",

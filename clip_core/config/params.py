@@ -21,6 +21,7 @@ from clip_core.config.releases import Releases
 from clip_core.config.section import Section, Seed
 from clip_core.config.sources import Source
 from clip_core.config.stage2 import Stage2
+from clip_core.config.train import Train
 from clip_core.config.training import Training
 from clip_core.config.validation import Validate
 
@@ -40,6 +41,7 @@ class Params(Section):
     stage2: Stage2
     intervals: Intervals
     loader: Loader
+    train: Train
     evaluate: Evaluate
     gates: Gates
     export: Export

@@ -27,6 +27,14 @@ class Schedule(Section):
         return self
 
 
+class LrShares(Section):
+    """Parts of the learning rate; 0: stays as it is."""
+
+    image_tower: Share
+    text_tower: Share
+    projections: Share
+
+
 class Optimizer(Section):
     """AdamW."""
 
@@ -35,6 +43,8 @@ class Optimizer(Section):
     eps: Positive
     weight_decay: Annotated[float, Field(ge=0)]
     max_grad_norm: Positive | None  # null: gradients of any length, as in the reference
+    lr_shares: LrShares
+    layer_decay: Annotated[float, Field(gt=0, le=1)]  # of the learning rate, from each layer of a tower to that below
 
 
 class NoAugmentation(Section):
@@ -95,12 +105,21 @@ class Loss(Section):
     positives: Literal["pair", "caption", "picture", "group"]
 
 
+class Best(Section):
+    """The weights with the highest recall on the validation split, as the paper takes the best epoch."""
+
+    every: Count  # steps between measurements: they decide the weights, so those of `intervals` do not count
+    patience: Count | None  # the training ends after so many without a better one; null: after its last step
+
+
 class Training(Section):
     """One training."""
 
     schedule: Schedule
     optimizer: Optimizer
     loss: Loss
+    keep: Literal["last"] | Best
+    max_skipped_steps: Annotated[int, Field(ge=0)]  # those whose loss or gradient is not finite; one more is an error
     global_batch: Annotated[int, Field(ge=2)]
     micro_batch: Count | None  # rows of a forward pass, with the global batch's gradient; null: all rows at once
     precision: Literal["auto", "fp32", "bf16"]  # of the towers' arithmetic; weights, optimizer and loss are fp32

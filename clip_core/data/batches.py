@@ -36,6 +36,13 @@ class Batch:
     token_ids: Tensor  # (local batch, length)
     kinds: Tensor | None = None  # (global batch,): rows of the same number are no negatives of each other; none repeats
 
+    @property
+    def share_of_kin(self) -> float:
+        """Of the global batch's rows those that are not alone of their kind."""
+        if self.kinds is None:
+            return 0.0
+        return (self.kinds.bincount()[self.kinds] > 1).float().mean().item()
+
 
 class Part(NamedTuple):
     """Some rows of a step, to be made."""

@@ -33,7 +33,8 @@ def num_workers(loader: Loader, is_in_memory: bool) -> int:
     """The number of worker processes: what `loader` says, else one a core where pictures have to be decoded."""
     if loader.workers is not None:
         return loader.workers
-    return 0 if is_in_memory else len(os.sched_getaffinity(0))
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return 0 if is_in_memory else max(1, len(os.sched_getaffinity(0)) // ranks_here)
 
 
 def start_workers_early() -> None:

@@ -57,10 +57,12 @@ class AsNeeded:
         return torch.from_numpy(pixels)
 
 
-def decoded(store: "Store", image_size: int, preprocessing: Preprocessing, decoding: Decoding = "exact") -> Pictures:
-    """The store's pictures, decoded now if they fit into `MEMORY`."""
+def decoded(
+    store: "Store", image_size: int, preprocessing: Preprocessing, decoding: Decoding = "exact", keep: bool = True
+) -> Pictures:
+    """The store's pictures, decoded now if they may be kept and fit into `MEMORY`."""
     pictures = AsNeeded(store, image_size, preprocessing, decoding)
-    if len(store) * 3 * image_size**2 > MEMORY:
+    if not keep or len(store) * 3 * image_size**2 > MEMORY:
         return pictures
     pixels = torch.empty((len(store), 3, image_size, image_size), dtype=torch.uint8)
     told = time.monotonic()

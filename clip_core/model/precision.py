@@ -15,10 +15,10 @@ Precision = Literal["auto", "fp32", "bf16"]
 
 
 def pick_device(device: str) -> torch.device:
-    """The device by its name; `auto` is the first GPU, or the CPU where there is none."""
+    """The device by its name; `auto` is the current GPU (the first, unless told otherwise), or the CPU."""
     num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device == "auto":
-        return torch.device("cuda:0" if num_gpus else "cpu")
+        return torch.device("cuda", torch.cuda.current_device()) if num_gpus else torch.device("cpu")
     if device == "cpu":
         return torch.device("cpu")
     name, _, number = device.partition(":")

@@ -11,6 +11,7 @@ from clip_core.data.batches import Batch
 from clip_core.model.clip import CLIP
 from clip_core.model.precision import pick_device, pick_precision
 from clip_core.train.activations import keeping_statistics
+from clip_core.train.distributed import average_scalars
 from clip_core.train.grad_cache import Side, cached_backward
 from clip_core.train.loss import nested_loss
 
@@ -40,11 +41,14 @@ def backward(params: Training, model: CLIP, encode_images: Encode, batch: Batch,
         return nested_loss(params.loss.name, image_features, text_features, *learned, widths, kinds)
 
     if params.micro_batch is not None:
-        return cached_backward((images, texts), loss_of, model, params.micro_batch, seed)
+        loss = cached_backward((images, texts), loss_of, model, params.micro_batch, seed)
+        average_scalars(model)
+        return loss
     torch.manual_seed(seed)
     loss = loss_of(images.encode(images.rows), texts.encode(texts.rows))
     with keeping_statistics(model):
         loss.backward()
+    average_scalars(model)
     return loss.detach()
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from clip_core.model.clip import CLIP
 from clip_core.train.activations import keeping_statistics
+from clip_core.train.distributed import average_next
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ def cached_backward(
     A micro batch drops the same units both times: each seeds itself by (seed, side, micro batch).
     """
     with torch.no_grad(), keeping_statistics(model):
-        features = [torch.cat(list(_encoded(side, micro_batch, (seed, i)))) for i, side in enumerate(sides)]
+        features = [torch.cat(list(_encoded(model, side, micro_batch, (seed, i)))) for i, side in enumerate(sides)]
     loss = loss_of(*(part.requires_grad_() for part in features))
     loss.backward()
     for i, (side, part) in enumerate(zip(sides, features, strict=True)):
@@ -41,13 +42,15 @@ def cached_backward(
             continue
         assert part.grad is not None
         gradients = part.grad.split(micro_batch)
-        for encoded, gradient in zip(_encoded(side, micro_batch, (seed, i)), gradients, strict=True):
+        for encoded, gradient in zip(_encoded(model, side, micro_batch, (seed, i)), gradients, strict=True):
             with keeping_statistics(model):
                 encoded.backward(gradient)
     return loss.detach()
 
 
-def _encoded(side: Side, micro_batch: int, seed: tuple[int, int]) -> Iterator[Tensor]:
-    for number, rows in enumerate(side.rows.split(micro_batch)):
+def _encoded(model: CLIP, side: Side, micro_batch: int, seed: tuple[int, int]) -> Iterator[Tensor]:
+    portions = side.rows.split(micro_batch)
+    for number, rows in enumerate(portions):
+        average_next(model, number + 1 == len(portions))
         torch.manual_seed(int(np.random.default_rng((*seed, number)).integers(2**63)))
         yield side.encode(rows)

@@ -2,11 +2,12 @@
 
 import os
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
 from clip_core.files import atomic_write
+from clip_core.train.distributed import rank
 
 LINE_EVERY = 3.0  # seconds
 NO_STEPS = "step,loss\n"  # the curve of no training
@@ -29,6 +30,11 @@ class CsvLog:
             file.write(",".join([str(step), *(f"{value:.8g}" for value in values.values())]) + "\n")
             file.flush()
             os.fsync(file.fileno())  # no checkpoint may be newer than the rows before it
+
+
+def csv_log(path: Path, last_step: int) -> Callable[..., None]:
+    """The curve at `path`, which rank 0 writes and the others do not."""
+    return CsvLog(path, last_step) if rank() == 0 else lambda step, **values: None
 
 
 def publish_curves(work: Path, curves: Path) -> None:

@@ -1,15 +1,13 @@
-"""The training loop: one screen, the same for the warm start, stage 1 and stage 2."""
+"""The training loop: one screen, the same for the warm start, stage 1 and stage 2, on one device or many."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
 
 from clip_core.config.intervals import Interval
+from clip_core.config.train import ONE_DEVICE, Train
 from clip_core.data.batches import TrainingBatches
 from clip_core.data.rows import count_rows
 from clip_core.data.sampler import random_at
@@ -20,18 +18,13 @@ from clip_core.model.clip import CLIP
 from clip_core.model.precision import pick_device
 from clip_core.train.activations import checkpoint_activations
 from clip_core.train.backward import Encode, backward
-from clip_core.train.log import CsvLog, Progress
-from clip_core.train.optimizer import make_optimizer, set_lr
+from clip_core.train.distributed import rank, spread, summed
+from clip_core.train.interruption import Interruption
+from clip_core.train.log import Progress, csv_log
+from clip_core.train.optimizer import clip_gradients, make_optimizer, set_lr
 from clip_core.train.schedule import lr_at, num_steps_of, warmup_of
-from clip_core.train.state import resume, save
-
-
-@dataclass(frozen=True)
-class Validation:
-    """What is measured every so many steps, and at the last."""
-
-    every: int
-    measure: Callable[[CLIP], dict[str, float]]
+from clip_core.train.state import Saver, resume
+from clip_core.train.watch import Validation, Watch
 
 
 def train(
@@ -41,8 +34,12 @@ def train(
     work: Path,
     interval: Interval,
     validation: Validation | None = None,
+    on: Train = ONE_DEVICE,
 ) -> None:
-    """Trains to the last step, continuing by itself from a checkpoint in `work`; the curves stay in `work`."""
+    """Trains to the last step, continuing by itself from a checkpoint in `work`; the curves stay in `work`.
+
+    Raises SystemExit with a checkpoint written when a signal asks for an end.
+    """
     torch.use_deterministic_algorithms(True)
     params = batches.params
     num_steps = num_steps_of(params.schedule, batches.num_rows, params.global_batch)
@@ -51,34 +48,42 @@ def train(
     model.to(pick_device("auto")).image_tower.to(memory_format=torch.channels_last)  # faster convolutions
     if params.checkpoint_activations:
         checkpoint_activations(model)
+    spread(model, on.sharded)
     optimizer = make_optimizer(model, params.optimizer)
     done = resume(work, model, optimizer)  # 0 when there is nothing to resume
     if done:
         print(f"resuming at step {done + 1} of {num_steps}", flush=True)
-    train_log, validation_log = CsvLog(work / "train.csv", done), CsvLog(work / "validation.csv", done)
-    progress = Progress(work.parent.name, done, num_steps, params.global_batch)
-    if num_steps == 0 and validation:
-        validation_log(0, **_printed(0, validation.measure(model.eval())))
-    for step in range(done + 1, num_steps + 1):
-        model.train()
-        set_lr(optimizer, lr := lr_at(step, params.schedule, num_steps))
-        seed = int(random_at(batches.seed, "dropout", step).integers(2**63))
-        with progress.waiting():
-            batch = batches.batch(step)
-        measured = backward(params, model, encode_images, batch, seed)
-        norm = clip_grad_norm_(model.parameters(), params.optimizer.max_grad_norm or math.inf)
-        loss, grad_norm = _finite(measured, norm, step, lr, batches, work)  # before the optimizer moves
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        model.clamp_logit_scale()
-        progress(step, loss, lr, _is_due(step, interval.log_every, num_steps))
-        if _is_due(step, interval.log_every, num_steps):
-            train_log(step, loss=loss, lr=lr, grad_norm=grad_norm, logit_scale=model.logit_scale.exp().item())
-        if validation and _is_due(step, validation.every, num_steps):
-            validation_log(step, **_printed(step, validation.measure(model.eval())))
-        if _is_due(step, interval.save_every, num_steps):
-            save(work, step, num_steps, model, optimizer)
-    model.eval()
+    log, progress = csv_log(work / "train.csv", done), Progress(work.parent.name, done, num_steps, params.global_batch)
+    watch = Watch(validation, None if params.keep == "last" else params.keep, work, done, num_steps)
+    watch(0, model)  # where the training starts from
+    with Saver(work, num_steps, model, optimizer) as save, Interruption() as interruption:
+        for step in range(done + 1, num_steps + 1):
+            model.train()
+            set_lr(optimizer, lr := lr_at(step, params.schedule, num_steps))
+            with progress.waiting():
+                batch = batches.batch(step)
+            seed = int(random_at(batches.seed, "dropout", step, rank()).integers(2**63))
+            measured = backward(params, model, encode_images, batch, seed)
+            norm = clip_gradients(model, params.optimizer.max_grad_norm)
+            loss, grad_norm, is_interrupted = _told(measured, norm, interruption)
+            if math.isfinite(loss) and math.isfinite(grad_norm):  # before the optimizer moves
+                optimizer.step()
+                model.clamp_logit_scale()
+            else:
+                _skip(step, lr, loss, grad_norm, batches, work)
+            optimizer.zero_grad(set_to_none=True)
+            progress(step, loss, lr, _is_due(step, interval.log_every, num_steps))
+            if _is_due(step, interval.log_every, num_steps):
+                factor = model.logit_scale.exp().item()
+                log(step, loss=loss, lr=lr, grad_norm=grad_norm, logit_scale=factor, kin=batch.share_of_kin)
+            has_stalled = watch(step, model)
+            if is_interrupted or has_stalled or _is_due(step, interval.save_every, num_steps):
+                save(step)
+            if is_interrupted and step < num_steps:
+                interruption.end(step, num_steps)
+            if has_stalled:
+                break
+    watch.take_best(model.eval())
 
 
 def check_batch(name: str, global_batch: int, language: str, store: Store) -> None:
@@ -96,22 +101,23 @@ def _is_due(step: int, every: int, num_steps: int) -> bool:
     return step % every == 0 or step == num_steps
 
 
-def _finite(
-    loss: Tensor, grad_norm: Tensor, step: int, lr: float, batches: TrainingBatches, work: Path
-) -> tuple[float, float]:
-    """Both as numbers, at the price of one synchronisation; raises UserError unless both are finite."""
-    numbers = torch.stack([loss.float(), grad_norm.float()]).tolist()
-    if not all(map(math.isfinite, numbers)):
-        pairs, file = batches.named(step), work / f"not-finite-at-step-{step}.txt"
-        atomic_write(file, "\n".join(pairs) + "\n")
+def _told(loss: Tensor, grad_norm: Tensor, interruption: Interruption) -> tuple[float, float, bool]:
+    """Loss, length of the gradient, and whether any rank is to end: the step's one synchronisation."""
+    asked = summed(torch.tensor(float(interruption.signal), device=loss.device))
+    numbers = torch.stack([loss.float(), grad_norm.float(), asked]).tolist()
+    return numbers[0], numbers[1], numbers[2] > 0
+
+
+def _skip(step: int, lr: float, loss: float, grad_norm: float, batches: TrainingBatches, work: Path) -> None:
+    """Writes down the pairs of a step that is not finite; raises UserError when there are more than may be skipped."""
+    pairs, file = batches.named(step), work / f"not-finite-at-step-{step}.txt"
+    atomic_write(file, "\n".join(pairs) + "\n")
+    skipped = sum(int(file.stem.rpartition("-")[2]) <= step for file in work.glob("not-finite-at-step-*.txt"))
+    what = f"with learning rate {lr:.3g}, the loss is {loss} and the gradient's norm {grad_norm}"
+    if skipped > batches.params.max_skipped_steps:
         raise UserError(
-            f"at step {step}, with learning rate {lr:.3g}, the loss is {numbers[0]} and the gradient's norm "
-            f"{numbers[1]}; nothing of this step is kept. Lower `schedule.peak_lr` or lengthen `warmup_steps`, or look "
-            f"at the pairs of the batch: {'; '.join(pairs[:4])}; all {len(pairs)} stand in {file}"
+            f"at step {step}, {what}; nothing of this step is kept. Lower `schedule.peak_lr` or lengthen "
+            f"`warmup_steps`, or look at the pairs of the batch: {'; '.join(pairs[:4])}; all {len(pairs)} stand in "
+            f"{file}. `max_skipped_steps` ({batches.params.max_skipped_steps}) says how many such steps may be left out"
         )
-    return numbers[0], numbers[1]
-
-
-def _printed(step: int, metrics: dict[str, float]) -> dict[str, float]:
-    print(f"validation at step {step}: " + "  ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
-    return metrics
+    print(f"warning: step {step} is left out: {what}; its {len(pairs)} pairs stand in {file}", flush=True)

@@ -1,0 +1,105 @@
+"""What validation says on a training's way, from the start on: the best weights, a stall, a fall below the start."""
+
+import csv
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from clip_core.config.training import Best
+from clip_core.files import replacing_file
+from clip_core.model.clip import CLIP
+from clip_core.model.weights import write_tensors
+from clip_core.train.distributed import fill, rank, whole
+from clip_core.train.log import csv_log
+
+RECALL = "text_to_image_mean_recall"  # over all of the split's pictures, never over a batch
+BEST = "best.safetensors"
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What is measured every so many steps, at the start and at the last."""
+
+    every: int
+    measure: Callable[[CLIP], dict[str, float]]
+
+
+class Watch:
+    """Measures, tells, and keeps the best weights in `work` where `keep` asks for them."""
+
+    def __init__(self, validation: Validation | None, keep: Best | None, work: Path, done: int, num_steps: int) -> None:
+        self._validation, self._keep, self._num_steps = validation, keep, num_steps
+        self._every = keep.every if keep else validation.every if validation else 0
+        self._file = work / BEST
+        self._log = csv_log(work / "validation.csv", done)
+        self._recalls = _recalls_in(work / "validation.csv", done)  # step -> recall, of the start (0) and since
+        self._has_warned = False
+
+    def __call__(self, step: int, model: CLIP) -> bool:
+        """Measures where it is due after `step`; whether the training may end here, since its recall has stalled."""
+        is_due = step in (0, self._num_steps) or step % self._every == 0 if self._validation else False
+        if not is_due or (step == 0 and self._recalls):
+            return False
+        assert self._validation
+        measured = self._validation.measure(model.eval())
+        print(f"validation at step {step}: " + "  ".join(f"{name} {value:.4f}" for name, value in measured.items()))
+        self._log(step, **measured)
+        self._recalls[step] = measured[RECALL]
+        self._warn(step)
+        if self._keep and step == self.best:
+            state = {name: whole(tensor).detach().cpu().contiguous() for name, tensor in trained(model)}
+            if rank() == 0:
+                with replacing_file(self._file) as aside:
+                    write_tensors(state, aside)
+        return self._has_stalled()
+
+    @property
+    def best(self) -> int:
+        """The first step with the highest recall; 0 is the start."""
+        return max(self._recalls, key=lambda step: (self._recalls[step], -step))
+
+    def take_best(self, model: CLIP) -> None:
+        """Gives `model` the best weights."""
+        if not self._keep or self.best == max(self._recalls):
+            return
+        best = load_file(self._file) if rank() == 0 else {}
+        for name, tensor in trained(model):
+            fill(tensor, best.get(name))
+        print(f"kept: the weights after step {self.best}, with a recall of {self._recalls[self.best]:.4f}", flush=True)
+
+    def _warn(self, step: int) -> None:
+        start = self._recalls[0]
+        if step and self._recalls[step] < start and not self._has_warned:
+            self._has_warned = True
+            print(
+                f"warning: recall {self._recalls[step]:.4f} is below the start's {start:.4f}: learning rate too high "
+                "for the batch? (`keep: {every: ..., patience: ...}` ends such a training and keeps the best weights)",
+                flush=True,
+            )
+
+    def _has_stalled(self) -> bool:
+        """Whether the last `patience` measurements have brought nothing better."""
+        if not self._keep or self._keep.patience is None:
+            return False
+        since = sum(step > self.best for step in self._recalls)
+        if since < self._keep.patience:
+            return False
+        print(f"recall has not risen since step {self.best}, {since} measurements ago: the training ends", flush=True)
+        return True
+
+
+def trained(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """What a training changes: parameters that train, and buffers that are saved."""
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    return [(name, tensor) for name, tensor in model.state_dict().items() if name not in frozen]
+
+
+def _recalls_in(file: Path, done: int) -> dict[int, float]:
+    if not file.exists():
+        return {}
+    with file.open(encoding="utf-8", newline="") as opened:
+        rows = csv.DictReader(opened)
+        return {int(row["step"]): float(row[RECALL]) for row in rows if int(row["step"]) <= done}
