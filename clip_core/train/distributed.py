@@ -4,6 +4,7 @@ import hashlib
 import os
 import pathlib
 import sys
+import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -140,6 +141,9 @@ def spread(model: CLIP, is_sharded: bool) -> None:
         if is_sharded:
             from torch.distributed.fsdp import fully_shard
 
+            # of features that nothing changes in place
+            warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+            part.to(memory_format=torch.contiguous_format)  # as it demands
             for layer in layers_of(part):
                 fully_shard(layer)
             fully_shard(part)

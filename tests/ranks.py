@@ -1,0 +1,92 @@
+"""Trains small models as one of several ranks: `python -m tests.ranks FOLDER CASE ...`, under a launcher or alone."""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from clip_core.config.loader import IN_PROCESS
+from clip_core.config.stage2 import Lora
+from clip_core.config.train import Train
+from clip_core.config.training import Loss, Training
+from clip_core.data.batches import TrainingBatches
+from clip_core.data.pictures import decoded
+from clip_core.data.store import open_store
+from clip_core.env import set_switches
+from clip_core.errors import told_to_the_user
+from clip_core.image import Preprocessing
+from clip_core.model.clip import make_clip
+from clip_core.text import parse_tokenizer
+from clip_core.train.distributed import gathered_model, num_ranks, process_group, rank
+from clip_core.train.loop import train
+from clip_core.train.setup import Setup
+from tests.tiny import IMAGE_SIZE, INTERVAL, tiny_tokenizer_json, tiny_training
+from tests.variants import vit_architecture
+
+WEIGHTS = "weights.safetensors"
+
+
+@dataclass(frozen=True)
+class Case:
+    """How a training differs from the plain one."""
+
+    params: dict = field(default_factory=dict)
+    is_image_tower_frozen: bool = False
+    lora: Lora | None = None
+    widths: tuple[int, ...] = ()
+    sharded: bool = False
+
+
+START = Case({"schedule": tiny_training().schedule.model_copy(update={"num_steps": 0, "warmup_steps": 0})})
+CASES = {
+    "plain": Case(),
+    "gradient caching": Case({"micro_batch": 1}),
+    "stage 1": Case(is_image_tower_frozen=True),
+    "stage 1, gradient caching": Case({"micro_batch": 1}, is_image_tower_frozen=True),
+    "LoRA": Case(lora=Lora(rank=2, alpha=4, dropout=0.0)),
+    "Matryoshka": Case(widths=(4, 2)),
+    "sigmoid": Case({"loss": Loss(name="sigmoid", positives="pair")}),
+    "kin": Case({"loss": Loss(name="contrastive", positives="group"), "global_batch": 32}),
+    "sharded": Case(sharded=True),
+    "sharded, gradient caching": Case({"micro_batch": 1}, sharded=True),
+    "activations computed again": Case({"checkpoint_activations": True}),
+}
+
+
+def params_of(case: Case) -> Training:
+    """A large `eps` makes AdamW's steps go with the gradient, not with its sign, which the last bit may turn."""
+    params = tiny_training(num_steps=6)
+    schedule = params.schedule.model_copy(update={"peak_lr": 0.3})
+    optimizer = params.optimizer.model_copy(update={"eps": 0.01, "weight_decay": 0.001})
+    return params.model_copy(update={"schedule": schedule, "optimizer": optimizer} | case.params)
+
+
+def trained(case: Case, store_folder: Path, work: Path) -> None:
+    """Trains the case and, on rank 0, writes the weights to `work`."""
+    store, params = open_store(store_folder), params_of(case)
+    tokenizer_json = tiny_tokenizer_json(store)
+    architecture = vit_architecture(tokenizer_json, dropout=0.0).model_copy(update={"matryoshka": case.widths})
+    model, pictures = make_clip(architecture, 1), decoded(store, IMAGE_SIZE, Preprocessing())
+    setup = Setup(params, 1, case.is_image_tower_frozen, lora=case.lora)
+    images, encode = setup.prepare(model, pictures, len(store), IN_PROCESS)
+    ranks = rank(), num_ranks()
+    with TrainingBatches(store, images, parse_tokenizer(tokenizer_json, 16), params, 1, IN_PROCESS, *ranks) as batches:
+        train(batches, model, encode, work, INTERVAL, on=Train(devices=num_ranks(), sharded=case.sharded))
+    model = gathered_model(model)
+    if rank() == 0:
+        save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, work / WEIGHTS)
+
+
+def main(folder: Path, names: list[str]) -> None:
+    for name in names:
+        work = folder / f"{name} on {num_ranks()}" / "run"
+        work.mkdir(parents=True, exist_ok=True)
+        trained(START if name == "start" else CASES[name], folder / "store", work)
+        print(f"{name}: done", flush=True)
+
+
+if __name__ == "__main__":
+    set_switches()
+    with told_to_the_user(), process_group():
+        main(Path(sys.argv[1]), sys.argv[2:])

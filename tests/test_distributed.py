@@ -1,0 +1,52 @@
+"""Several ranks train one model: the same global batch, the same weights as one process to float tolerance."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tests.conftest import ENVIRONMENT, ROOT
+from tests.ranks import CASES, WEIGHTS
+from tests.tiny import tiny_store
+
+ON_FOUR = ("plain", "gradient caching", "stage 1", "kin", "sharded")
+Weights = dict[tuple[str, int], dict[str, Tensor]]  # case, number of ranks -> the model after its training
+
+
+def on_ranks(num: int, *arguments: object) -> subprocess.CompletedProcess:
+    """`python -m tests.ranks` as `torchrun` starts it by hand, or alone."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num)] if num > 1 else []
+    command = [sys.executable, *launcher, "-m", "tests.ranks", *map(str, arguments)]
+    environment = ENVIRONMENT | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ranks")
+    tiny_store(folder / "store")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def weights(folder: Path) -> Weights:
+    """All cases, each number of ranks started once."""
+    found: Weights = {}
+    for num, names in ((1, ("start", *CASES)), (2, tuple(CASES)), (4, ON_FOUR)):
+        result = on_ranks(num, folder, *names)
+        assert result.returncode == 0, result.stdout + result.stderr
+        found |= {(name, num): load_file(folder / f"{name} on {num}" / "run" / WEIGHTS) for name in names}
+    return found
+
+
+@pytest.mark.parametrize(("name", "num"), [*((name, 2) for name in CASES), *((name, 4) for name in ON_FOUR)])
+def test_the_same_global_batch_trains_like_one_process(name: str, num: int, weights: Weights) -> None:
+    one, many, start = weights[name, 1], weights[name, num], weights["start", 1]
+    assert one.keys() == many.keys()
+    moved = max(float((one[key] - start[key]).abs().max()) for key in start if key in one)
+    assert moved > 0.01
+    apart = max(float((many[key] - one[key]).abs().max()) for key in one)
+    assert apart < 0.002 * moved
