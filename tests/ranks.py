@@ -18,7 +18,7 @@ from clip_core.errors import told_to_the_user
 from clip_core.image import Preprocessing
 from clip_core.model.clip import make_clip
 from clip_core.text import parse_tokenizer
-from clip_core.train.distributed import gathered_model, num_ranks, process_group, rank
+from clip_core.train.distributed import agree, gathered_model, num_ranks, process_group, rank
 from clip_core.train.loop import train
 from clip_core.train.setup import Setup
 from tests.tiny import IMAGE_SIZE, INTERVAL, tiny_tokenizer_json, tiny_training
@@ -79,6 +79,8 @@ def trained(case: Case, store_folder: Path, work: Path) -> None:
 
 
 def main(folder: Path, names: list[str]) -> None:
+    if names == ["disagree"]:
+        agree(f"the params of rank {rank()}")
     for name in names:
         work = folder / f"{name} on {num_ranks()}" / "run"
         work.mkdir(parents=True, exist_ok=True)

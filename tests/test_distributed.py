@@ -8,6 +8,8 @@ import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
+from clip_core.errors import UserError
+from clip_core.train.distributed import process_group
 from tests.conftest import ENVIRONMENT, ROOT
 from tests.ranks import CASES, WEIGHTS
 from tests.tiny import tiny_store
@@ -50,3 +52,26 @@ def test_the_same_global_batch_trains_like_one_process(name: str, num: int, weig
     assert moved > 0.01
     apart = max(float((many[key] - one[key]).abs().max()) for key in one)
     assert apart < 0.002 * moved
+
+
+def test_ranks_that_would_train_something_else_refuse_to_start(folder: Path) -> None:
+    result = on_ranks(2, folder, "disagree")
+    assert result.returncode == 1
+    assert "error: rank 1 would train something else than rank 0: other params, data, code or packages" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("environment", "told"),
+    [
+        ({"RANK": "two"}, "RANK is 'two', not a number: start the ranks with torchrun"),
+        ({"RANK": "0"}, "WORLD_SIZE is '', not a number"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK is 2 and WORLD_SIZE 2: ranks are 0 to 1"),
+    ],
+)
+def test_a_wrong_rank_is_named_before_anything_long(
+    environment: dict[str, str], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=told), process_group():
+        pass

@@ -151,6 +151,7 @@ def spread(model: CLIP, is_sharded: bool) -> None:
             from torch.distributed._composable import replicate
 
             replicate(part, gradient_as_bucket_view=True)
+            replicate.state(part).lazy_init()  # now: its first use may be a validation, in inference mode
 
 
 def average_next(model: CLIP, is_due: bool) -> None:
