@@ -58,7 +58,7 @@ def main(precision: str, micro_batch: int | None, checkpoints: bool, model: str,
     steps(setup, vit_architecture(), 8)  # what is loaded on first use is no part of a step
     gc.collect()
     before = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak begins anew
     steps(setup, architecture, batch)
     peak = resident("VmHWM") - before
     memory = Plan(setup, architecture, Devices(KINDS["cpu"], 1)).memory()

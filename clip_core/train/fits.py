@@ -14,7 +14,7 @@ from clip_core.train.planned import Devices, Plan
 from clip_core.train.setup import Setup
 from clip_core.train.usual_lr import unusual_lr
 
-M_MMAP_THRESHOLD, AT_ONCE = -3, 2**20  # glibc's, and a MiB
+M_MMAP_THRESHOLD, AT_ONCE = -3, 2**17  # bytes from which glibc gives back; left alone it raises them to 2**25
 
 
 def refuse_stages(params_file: Path, is_pretrained: bool) -> None:
@@ -60,7 +60,10 @@ def too_large(name: str, plan: Plan) -> str:
 
 
 def give_back_freed_memory() -> None:
-    """Has glibc return what is freed at once: it keeps it in gaps, up to as much again, and this costs about 5 %."""
+    """Has glibc give back to the system what is freed, at once: kept in gaps it is up to as much again.
+
+    It costs a few percent of the time, so it is for where memory is short.
+    """
     try:
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, AT_ONCE)
     except (AttributeError, OSError):  # no glibc

@@ -64,17 +64,14 @@ def read_stages(params_file: Path) -> Stages:
 COLUMNS = "devices", "rows each", "GiB each", "micro_batch", "checkpoints", "s a step", "days", "device hours", "price"
 
 
-def table(
-    setup: Setup, architecture: Architecture, every: list[Devices], pairs: int | None, price: float | None
-) -> str:
-    """A line for each of `every`, as written where that fits, else with the micro batch to write."""
+def table(plans: list[Plan], pairs: int | None, price: float | None) -> str:
+    """A line for each of `plans`, as written where that fits, else with the micro batch to write."""
     rows: list[tuple[str, ...]] = [COLUMNS]
-    for devices in every:
-        plan = Plan(setup, architecture, devices)
+    for plan in plans:
         fitting = plan.that_fits()
         if fitting is None:
             need = f"{sum(plan.memory().values()) / GIB:,.1f}"
-            rows.append((f"{devices.num:,}", f"{plan.local_batch:,}", need, "none fits", *[""] * 5))
+            rows.append((f"{plan.devices.num:,}", f"{plan.local_batch:,}", need, "none fits", *[""] * 5))
             continue
         rows.append(tuple(_cells(fitting, fitting != plan, pairs, price)))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -133,14 +130,15 @@ def _print_stage(
     setup = replace(setup, params=with_precision_resolved(setup.params))
     params = setup.params
     for kind in kinds:
-        every = [Devices(kind, num, arguments.shard) for num in arguments.devices]
+        plans = [Plan(setup, architecture, Devices(kind, num, arguments.shard)) for num in arguments.devices]
         print(
             f"{name}: global batch {params.global_batch:,}, micro_batch {params.micro_batch or 'null'}, "
             f"{params.precision}, on {kind.name} ({kind.memory / GIB:,.1f} GiB)"
         )
-        print(table(setup, architecture, every, arguments.pairs, arguments.price))
-        first = Plan(setup, architecture, every[0])
-        print(f"one of {every[0].num:,} as written:\n{by_part(first)}\nfigures of {kind.name}: {kind.source}\n")
+        print(table(plans, arguments.pairs, arguments.price))
+        print(
+            f"each of {plans[0].devices.num:,} as written:\n{by_part(plans[0])}\nfigures of {kind.name}: {kind.source}\n"
+        )
 
 
 if __name__ == "__main__":

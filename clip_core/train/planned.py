@@ -166,30 +166,27 @@ def _loss_at_once(num_columns: int, widths: tuple[int, ...], num_rows: int | Non
         return live.most
 
 
+_sides: dict[tuple, tuple[Footprint, Footprint]] = {}  # as counting takes seconds
+
+
 def sides_of(setup: Setup, architecture: Architecture) -> tuple[Footprint, Footprint]:
     """What the image and the text side keep and compute in this training."""
-    params = setup.params.model_copy(update={"micro_batch": None, "global_batch": 2})
-    return _sides_of(_Hashable(replace(setup, params=params), architecture))
-
-
-@dataclass(frozen=True)
-class _Hashable:
-    """Compared by what it says: options are a dict, which has no hash."""
-
-    setup: Setup
-    architecture: Architecture
-
-    def __hash__(self) -> int:
-        return hash(self.architecture.model_dump_json())
-
-
-@cache
-def _sides_of(plan: _Hashable) -> tuple[Footprint, Footprint]:
-    model = on_meta(plan.architecture)
-    plan.setup.lay_out(model)
-    if plan.setup.params.checkpoint_activations:
-        checkpoint_activations(model)
-    return footprints(model, plan.setup.params.precision == "bf16")
+    params = setup.params
+    key = (
+        architecture.model_dump_json(),
+        setup.is_image_tower_frozen,
+        setup.patch_dropout,
+        setup.lora,
+        params.checkpoint_activations,
+        params.precision,
+    )
+    if key not in _sides:
+        model = on_meta(architecture)
+        setup.lay_out(model)
+        if params.checkpoint_activations:
+            checkpoint_activations(model)
+        _sides[key] = footprints(model, params.precision == "bf16")
+    return _sides[key]
 
 
 def _largest_block(architecture: Architecture) -> int:

@@ -5,8 +5,8 @@ import numpy as np
 from clip_core.config.training import Training
 
 FAR = 4
-# Global batch -> the highest peak learning rate of the recipes: the notebook's finetuning (ViT-B/16 on MUGE), table 9 of
-# the paper, and its pretraining, whose stage 1 trains one tower from a random projection on.
+# Global batch -> the highest peak learning rate of the recipes: the notebook's finetuning (ViT-B/16 on MUGE), table 9
+# of the paper, and its pretraining, whose stage 1 trains one tower from a random projection on.
 USUAL = {48: 3e-6, 4_096: 6e-5, 12_800: 5e-5, 24_576: 6e-5, 32_768: 1e-4}
 
 
@@ -25,6 +25,6 @@ def unusual_lr(name: str, params: Training) -> str | None:
     if lr <= FAR * usual:
         return None
     return (
-        f"warning: {name}.schedule.peak_lr is {lr:.1e} with a global batch of {params.global_batch:,}, where recipes have "
-        f"at most {usual:.0e} (recipes/README.md): pretrained weights may get worse than they were"
+        f"warning: {name}.schedule.peak_lr is {lr:.1e} with a global batch of {params.global_batch:,}, where recipes "
+        f"have at most {usual:.0e} (recipes/README.md): pretrained weights may get worse than they were"
     )
