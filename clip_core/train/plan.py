@@ -136,9 +136,8 @@ def _print_stage(
             f"{params.precision}, on {kind.name} ({kind.memory / GIB:,.1f} GiB)"
         )
         print(table(plans, arguments.pairs, arguments.price))
-        print(
-            f"each of {plans[0].devices.num:,} as written:\n{by_part(plans[0])}\nfigures of {kind.name}: {kind.source}\n"
-        )
+        print(f"each of {plans[0].devices.num:,} as written:\n{by_part(plans[0])}")
+        print(f"figures of {kind.name}: {kind.source}\n")
 
 
 if __name__ == "__main__":
