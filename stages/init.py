@@ -35,26 +35,28 @@ def main(
     curves: Path,
     params_file: Path = Path("params.yaml"),
 ) -> None:
-    check_batches_of_stages(packed, params_file)
+    check_batches_of_stages(packed, params_file, not isinstance(params.init, WarmStart))
     if isinstance(params.init, WarmStart):
         warm_start(params, params.seed, "stages.init", intervals.warm_start, loader, packed, out, curves)
     else:
         from_elsewhere(params, out, curves)
 
 
-def check_batches_of_stages(packed: Path, params_file: Path) -> None:
-    """Raises UserError where stage 1 or stage 2 would find fewer pictures than its batch, before anything long.
+def check_batches_of_stages(packed: Path, params_file: Path, is_pretrained: bool) -> None:
+    """Raises UserError where stage 1 or stage 2 has too few pictures or too little memory for its batch, early.
 
     It decides no bit, so what it reads is not among this stage's params: an edit there warms nothing up again.
     """
     from clip_core.data.store import open_store
     from clip_core.params_file import read_yaml
+    from clip_core.train.fits import refuse_stages
     from clip_core.train.loop import check_batch
 
     tree, store = read_yaml(params_file), open_store(packed / "train")
     for name in ("stage1", "stage2"):
         if tree[name]["schedule"]["num_steps"] != 0:
             check_batch(name, tree[name]["global_batch"], tree[name]["captions"]["language"], store)
+    refuse_stages(params_file, is_pretrained)
 
 
 def warm_start(

@@ -19,11 +19,13 @@ from clip_core.inference.predictor import Predictor
 from clip_core.inference.torch_towers import TorchTowers
 from clip_core.model.clip import CLIP
 from clip_core.model.contract import Made, read_contract, weights_id
+from clip_core.model.text_start import RANDOM_START
 from clip_core.model.weights import load_weights, save_weights
 from clip_core.text import load_tokenizer
 from clip_core.train.backward import with_precision_resolved
 from clip_core.train.distributed import agree, check_ranks, gathered_model, num_ranks, process_group, rank
 from clip_core.train.fingerprint import decisive
+from clip_core.train.fits import refuse_what_does_not_fit
 from clip_core.train.launch import launched
 from clip_core.train.log import publish_curves
 from clip_core.train.loop import check_batch, train
@@ -64,6 +66,8 @@ def _train_here(
         check_batch(name, params.global_batch, params.captions.language, store)
     check_ranks(name, params, on)
     contract = read_contract(paths.start)
+    is_pretrained = contract.made.text_tower != RANDOM_START
+    refuse_what_does_not_fit(name, setup, contract.architecture, is_pretrained, on)
     tokenizer = load_tokenizer(paths.start / contract.tokenizer, contract.context_length)
 
     def recall(model: CLIP) -> dict[str, float]:

@@ -17,6 +17,7 @@ from clip_core.text import build_tokenizer, parse_tokenizer, tokenizer_of_vocabu
 
 # Of what BERT was trained with, and of older versions of transformers.
 UNUSED_OF_BERT = re.compile(r"(bert\.)?pooler\..+|cls\..+|(bert\.)?embeddings\.position_ids")
+RANDOM_START = "random start"
 EPS = 1e-12  # of BERT's LayerNorm where its config does not say
 
 
@@ -38,7 +39,7 @@ def text_start(shape: Shape, context_length: int, bert_folder: str | None, capti
     vocab_size = parse_tokenizer(tokenizer_json, context_length).vocab_size
     options = with_positions(shape.text_tower, context_length)
     architecture = TextArchitecture(name=shape.text_tower.name, options=options, vocab_size=vocab_size)
-    return TextStart(tokenizer_json, architecture, "random start", lambda tower: None)
+    return TextStart(tokenizer_json, architecture, RANDOM_START, lambda tower: None)
 
 
 def _from_bert(folder: Path, context_length: int) -> TextStart:

@@ -28,19 +28,30 @@ class Setup:
 
     def prepare(self, model: CLIP, pictures: Pictures, num_pictures: int, loader: Loader) -> tuple[Pictures, Encode]:
         """Makes `model` train what this says; gives what a batch holds of its pictures, and how it is encoded."""
+        self.lay_out(model)
+        if self.keeps_features:
+            return image_features_of(model, pictures, num_pictures, loader), lambda cached: cached
+        if self.is_image_tower_frozen:
+            return pictures, lambda pixels: _encode_frozen(model, pixels)
+        return pictures, model.encode_images
+
+    @property
+    def keeps_features(self) -> bool:
+        """Whether the pictures never change, nor do their features, which are computed once."""
+        never_change = self.params.augmentation.name == "none" and self.params.schedule.num_steps != 0
+        return self.is_image_tower_frozen and never_change
+
+    def lay_out(self, model: CLIP) -> None:
+        """Makes the parameters train that this says, through all of a picture or a part."""
         if self.params.loss.name == "sigmoid" and model.logit_bias is None:
             model.add_logit_bias()
         if self.is_image_tower_frozen:
             freeze_image_tower(model)
-            if self.params.augmentation.name == "none" and self.params.schedule.num_steps != 0:
-                # the pictures never change: neither do their features
-                return image_features_of(model, pictures, num_pictures, loader), lambda cached: cached
-            return pictures, lambda pixels: _encode_frozen(model, pixels)
+            return
         if self.patch_dropout:
             drop_patches(model, self.patch_dropout)
         if self.lora:
             add_adapters(model, self.lora, self.seed)
-        return pictures, model.encode_images
 
 
 def _encode_frozen(model: CLIP, pixels: Tensor) -> Tensor:
