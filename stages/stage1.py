@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from clip_core.config.intervals import Intervals
 from clip_core.config.loader import Loader
 from clip_core.config.section import Section, Seed
-from clip_core.config.training import Training
+from clip_core.config.stage1 import Stage1
 from stages.command import run
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 class Params(Section):
     seed: Seed
-    stage1: Training
+    stage1: Stage1
 
 
 def main(
@@ -28,10 +28,10 @@ def main(
     train_stage("stage1", "stages.stage1", setup, intervals.stage1, loader, Paths(packed, start, out, curves))
 
 
-def setup_of(stage1: Training, seed: int) -> "Setup":
+def setup_of(stage1: Stage1, seed: int) -> "Setup":
     from clip_core.train.setup import Setup
 
-    return Setup(stage1, seed, is_image_tower_frozen=True)
+    return Setup(stage1, seed, is_image_tower_frozen=True, num_views=stage1.num_views)
 
 
 if __name__ == "__main__":

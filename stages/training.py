@@ -3,19 +3,14 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from clip_core.config.intervals import StageInterval
 from clip_core.config.loader import Loader
 from clip_core.config.section import hash_of
 from clip_core.data.batches import TrainingBatches
 from clip_core.data.loader import num_workers, start_workers_early
-from clip_core.data.pictures import Kept, decoded
+from clip_core.data.pictures import Kept
 from clip_core.data.store import open_store
-from clip_core.evaluate.retrieval import quick_recall
-from clip_core.inference.predictor import Predictor
-from clip_core.inference.torch_towers import TorchTowers
-from clip_core.model.clip import CLIP
+from clip_core.evaluate.in_training import RecallInTraining
 from clip_core.model.contract import Made, read_contract, weights_id
 from clip_core.model.weights import load_weights, save_weights
 from clip_core.text import load_tokenizer
@@ -47,22 +42,17 @@ def train_stage(name: str, module: str, setup: Setup, interval: StageInterval, l
         check_batch(name, setup.params.global_batch, setup.params.captions.language, store)
     contract = read_contract(paths.start)
     tokenizer = load_tokenizer(paths.start / contract.tokenizer, contract.context_length)
-
-    def recall(model: CLIP) -> dict[str, float]:
-        predictor = Predictor(TorchTowers(model), tokenizer, contract, weights_id="in training")
-        return quick_recall(
-            predictor.encode_texts, predictor.encode_images, benchmark, contract.architecture.matryoshka
-        )
-
+    is_image_side_fixed = setup.is_image_tower_frozen or is_passed_through
+    recall = RecallInTraining(
+        benchmark, tokenizer, contract, setup.params.precision, is_image_side_fixed=is_image_side_fixed
+    )
     decides = decisive(name, module, {"seed": setup.seed, name: setup.params}, [paths.packed / "train", paths.start])
     with work_folder(decides) as work:
-        pictures = Kept(torch.empty(0), {})  # where nothing trains, nobody asks for any
-        if not is_passed_through:
-            pictures = decoded(store, contract.image_size, contract.preprocessing, setup.params.decoding)
-        if num_workers(loader, isinstance(pictures, Kept)):
+        pictures = setup.pictures(store, contract)
+        if num_workers(loader, isinstance(pictures, Kept) or setup.sees_features):
             start_workers_early()
         model = load_weights(paths.start)
-        images, encode_images = setup.prepare(model, pictures, len(store), loader)
+        images, encode_images = setup.prepare(model, pictures, loader)
         with TrainingBatches(store, images, tokenizer, setup.params, setup.seed, loader) as batches:
             train(batches, model, encode_images, work, interval, Validation(interval.evaluate_every, recall))
         if batches.broken:

@@ -20,8 +20,8 @@ from clip_core.config.packing import Pack
 from clip_core.config.releases import Releases
 from clip_core.config.section import Section, Seed
 from clip_core.config.sources import Source
+from clip_core.config.stage1 import Stage1
 from clip_core.config.stage2 import Stage2
-from clip_core.config.training import Training
 from clip_core.config.validation import Validate
 
 
@@ -36,7 +36,7 @@ class Params(Section):
     pack: Pack
     model: Model
     init: Init
-    stage1: Training
+    stage1: Stage1
     stage2: Stage2
     intervals: Intervals
     loader: Loader
