@@ -25,7 +25,7 @@ from clip_core.data.augmentation import augment
 from clip_core.data.loader import in_workers, num_workers
 from clip_core.data.pictures import AsNeeded, Stored
 from clip_core.data.sampler import random_at
-from clip_core.kept import keep_in_pieces, kept
+from clip_core.kept import KEPT, keep_in_pieces, kept
 from clip_core.model.clip import CLIP
 from clip_core.model.precision import in_precision, kind_of, pick_device
 from clip_core.train.feature_file import FILE, Broken, whole, write
@@ -85,9 +85,9 @@ def image_features_of(
             keep_in_pieces("features", part.key, partial(compute, part))
     files, broken = [], {}
     for part in parts:
-        folder = kept("features", part.key)
-        about = folder and whole(folder, part.num_pictures)
-        assert folder and about, f"{part.key}: removed while it was made"
+        folder = KEPT / "features" / part.key
+        about = whole(folder, part.num_pictures)
+        assert about, f"{folder}: removed, or damaged, while others were made"
         files.append(folder.absolute() / FILE)
         broken |= {part.first + row: why for row, why in about.broken.items()}
     by_shard = [files[start : start + len(views)] for start in range(0, len(files), len(views))]
