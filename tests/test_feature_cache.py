@@ -3,6 +3,7 @@
 `affine` with nothing but zeros is an augmentation that changes nothing: with it the tower runs live.
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -28,6 +29,9 @@ from clip_core.data.store import Store, join_stores, open_store
 from clip_core.image import Preprocessing
 from clip_core.model.clip import CLIP
 from clip_core.model.contract import Contract
+from clip_core.model.weights import save_weights
+from clip_core.params_file import read_yaml
+from clip_core.recipe import merged
 from clip_core.text import build_tokenizer, parse_tokenizer
 from clip_core.train import feature_cache, feature_file
 from clip_core.train.feature_cache import View, image_features_of
@@ -36,6 +40,7 @@ from clip_core.train.setup import Setup
 from clip_core.train.warm_start import take_image_side
 from tests.conftest import ENVIRONMENT, ROOT
 from tests.sentences import many, sentence_store
+from tests.stage_calls import call
 from tests.tiny import (
     IMAGE_SIZE,
     INTERVAL,
@@ -150,6 +155,35 @@ def test_another_seed_schedule_and_language_of_texts_have_nothing_encoded_again(
     assert not encoded
     assert capsys.readouterr().out.count("the features of 36 of 36 pictures are kept from before") == 2
     assert all(not torch.equal(first["text_projection.weight"], other["text_projection.weight"]) for other in others)
+
+
+def test_the_stage_itself_reads_no_picture_of_train_once_they_are_encoded(
+    store: Store, project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer_json = tiny_tokenizer_json(store)
+    save_weights(tiny_clip(tokenizer_json), tokenizer_json, project / "start", MADE)
+    (project / "packed").mkdir()
+    (project / "packed" / "train").symlink_to(store.folder)
+    tiny_store(project / "packed" / "valid")
+    real, read = Store.image_bytes, []
+    monkeypatch.setattr(Store, "image_bytes", lambda self, i: read.append(self.folder.name) or real(self, i))
+    small = {"schedule": {"num_steps": 2, "warmup_steps": 1}, "global_batch": 8}
+    for seed, augmentation, num_views, num_read in ((1, NONE, None, 36), (2, NONE, None, 0), (2, CHANGED, 2, 72)):
+        changed = small | {"augmentation": augmentation.model_dump(), "num_views": num_views}
+        tree = merged(read_yaml(ROOT / "params.yaml"), {"seed": seed, "stage1": changed})
+        (project / "params.yaml").write_text(json.dumps(tree), encoding="utf-8")
+        read.clear()
+        call(
+            "stage1",
+            project / "params.yaml",
+            project / "packed",
+            project / "start",
+            project / "out",
+            project / "curves",
+        )
+        assert (read.count("train"), read.count("valid")) == (num_read, 36)
+        is_kept = "the features of 36 of 36 pictures are kept from before" in capsys.readouterr().out
+        assert is_kept == (num_read == 0)
 
 
 def with_changed(model: CLIP, name: str) -> CLIP:
