@@ -46,26 +46,30 @@ def keep_in_pieces(kind: str, key: str, make: Callable[[Path], None]) -> Path:
 
     A second process that wants the same waits for the first.
     """
-    folder = KEPT / kind / key
-    begun = folder.with_name(f".{key}.begun")
+    folder, aside = KEPT / kind / key, begun(kind, key)
     while not folder.is_dir():
-        begun.mkdir(parents=True, exist_ok=True)
-        lock = os.open(begun, os.O_RDONLY)
+        aside.mkdir(parents=True, exist_ok=True)
+        lock = os.open(aside, os.O_RDONLY)
         try:
             if not try_lock(lock):
                 print(f"{folder}: another process makes it; waiting for that", flush=True)
                 fcntl.flock(lock, fcntl.LOCK_EX)
-            if not is_at(begun, lock):  # the other one has made it
+            if not is_at(aside, lock):  # the other one has made it
                 continue
             if folder.is_dir():  # it had, a moment before this one began
-                begun.rmdir()
+                aside.rmdir()
                 continue
-            make(begun)
-            begun.rename(folder)
+            make(aside)
+            aside.rename(folder)
             sync(folder.parent)
         finally:
             os.close(lock)
     return folder
+
+
+def begun(kind: str, key: str) -> Path:
+    """Where `keep_in_pieces` has what is not whole yet."""
+    return KEPT / kind / f".{key}.begun"
 
 
 def hashes_of(files: Sequence[Path]) -> list[str]:

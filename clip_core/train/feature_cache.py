@@ -7,11 +7,13 @@ more views leave those that are there. Texts, schedule and what else a training 
 import hashlib
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import groupby
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,11 +27,12 @@ from clip_core.data.augmentation import augment
 from clip_core.data.loader import in_workers, num_workers
 from clip_core.data.pictures import AsNeeded, Stored
 from clip_core.data.sampler import random_at
-from clip_core.kept import KEPT, keep_in_pieces, kept
+from clip_core.kept import KEPT, begun, keep_in_pieces, kept
 from clip_core.model.clip import CLIP
 from clip_core.model.precision import in_precision, kind_of, pick_device
-from clip_core.train.feature_file import FILE, Broken, whole, write
+from clip_core.train.feature_file import FILE, Broken, num_saved, whole, write
 
+KIND = "features"  # of kept results
 AT_ONCE = 256  # pictures
 SPEAKS_EVERY = 3.0  # seconds
 
@@ -64,6 +67,11 @@ class Part:
     view: View | None
     key: str
 
+    @property
+    def folder(self) -> Path:
+        """Of its features."""
+        return KEPT / KIND / self.key
+
 
 def image_features_of(
     model: CLIP,
@@ -73,25 +81,22 @@ def image_features_of(
     loader: Loader = IN_PROCESS,
 ) -> Stored:
     """The features of all pictures in these views, with the model as in use; those that are not kept are computed."""
-    made_of = _made_of(model, pictures, precision)
+    embed_dim, made_of = model.architecture.embed_dim, _made_of(model, pictures, precision)
     shards = [shard for shard in pictures.store.manifest["shards"] if shard["num_images"]]
     parts = [_part(shard, view, made_of) for shard in shards for view in views]
     missing = [part for part in parts if not _is_kept(part)]
-    progress = _Progress(*(sum(part.num_pictures for part in some) for some in (parts, missing)))
+    if num_kept := sum(part.num_pictures for part in parts) - sum(part.num_pictures for part in missing):
+        print(f"{num_kept:,} pictures were encoded before", flush=True)
     if missing:
-        encode = _encoder(model, precision)
-        compute = partial(_compute, encode, model.architecture.embed_dim, pictures, loader, progress)
-        for part in missing:
-            keep_in_pieces("features", part.key, partial(compute, part))
+        _compute(missing, _encoder(model, precision), embed_dim, pictures, loader)
     files, broken = [], {}
     for part in parts:
-        folder = KEPT / "features" / part.key
-        about = whole(folder, part.num_pictures)
-        assert about, f"{folder}: removed, or damaged, while others were made"
-        files.append(folder.absolute() / FILE)
+        about = whole(part.folder, part.num_pictures)
+        assert about, f"{part.folder}: removed, or damaged, while others were made"
+        files.append(part.folder.absolute() / FILE)
         broken |= {part.first + row: why for row, why in about.broken.items()}
     by_shard = [files[start : start + len(views)] for start in range(0, len(files), len(views))]
-    return Stored([shard["first"] for shard in shards], by_shard, model.architecture.embed_dim, broken)
+    return Stored([shard["first"] for shard in shards], by_shard, embed_dim, broken)
 
 
 def freeze_image_tower(model: CLIP) -> None:
@@ -128,7 +133,7 @@ def _part(shard: dict, view: View | None, made_of: str) -> Part:
 
 
 def _is_kept(part: Part) -> bool:
-    folder = kept("features", part.key)
+    folder = kept(KIND, part.key)
     if folder is None or whole(folder, part.num_pictures):
         return folder is not None
     print(f"{folder}: torn or damaged: its pictures are encoded again", flush=True)
@@ -150,58 +155,66 @@ def _encoder(model: CLIP, precision: str) -> Callable[[Tensor], Tensor]:
 
 
 def _compute(
-    encode: Callable[[Tensor], Tensor],
-    embed_dim: int,
-    pictures: AsNeeded,
-    loader: Loader,
-    progress: "_Progress",
-    part: Part,
-    folder: Path,
+    parts: list[Part], encode: Callable[[Tensor], Tensor], embed_dim: int, pictures: AsNeeded, loader: Loader
 ) -> None:
-    """Fills `folder` with the part's features."""
+    """Makes the features of the parts, each once its pictures are read; the same workers read for all."""
+    saved = {part.key: num_saved(begun(KIND, part.key), (part.num_pictures, embed_dim)) for part in parts}
+    progress = _Progress(sum(part.num_pictures for part in parts), sum(saved.values()))
+    read = in_workers(_Reader(pictures), _pieces(parts, saved), num_workers(loader, pictures.fit), loader.prefetch)
+    with closing(read):
+        for part, pieces in groupby(read, lambda piece: piece.part):
+            rows = ((piece.first, encode(piece.pixels).numpy(), piece.broken) for piece in progress.through(pieces))
+            shape = part.num_pictures, embed_dim
+            keep_in_pieces(KIND, part.key, partial(write, shape=shape, pieces=rows))
 
-    def pieces(first: int) -> Iterator[tuple[np.ndarray, Broken]]:
-        progress(first, is_kept=True)
-        starts = range(first, part.num_pictures, AT_ONCE)
-        places = (np.arange(start, min(start + AT_ONCE, part.num_pictures)) for start in starts)
-        read = _Reader(pictures, part)
-        with closing(in_workers(read, places, num_workers(loader, pictures.fit), loader.prefetch)) as made:
-            for pixels, broken in made:
-                yield encode(pixels).numpy(), broken
-                progress(len(pixels))
 
-    write(folder, (part.num_pictures, embed_dim), pieces)
+def _pieces(parts: list[Part], saved: dict[str, int]) -> Iterator[tuple[Part, np.ndarray]]:
+    """The parts from where they are saved up to, some places at a time; of each part one piece at least."""
+    for part in parts:
+        first = min(saved[part.key], part.num_pictures - 1) // AT_ONCE * AT_ONCE
+        for start in range(first, part.num_pictures, AT_ONCE):
+            if start > first and part.folder.is_dir():  # another process has made it meanwhile
+                break
+            yield part, np.arange(start, min(start + AT_ONCE, part.num_pictures))
+
+
+class _Piece(NamedTuple):
+    """Some pictures of a part, read."""
+
+    part: Part
+    first: int  # place in the part
+    pixels: Tensor  # (n, 3, side, side) as the view shows them
+    broken: Broken
 
 
 @dataclass(frozen=True)
 class _Reader:
-    """The pictures of a part as its view shows them, and which of them are broken."""
+    """Reads pieces, in whatever process."""
 
     pictures: AsNeeded
-    part: Part
 
-    def __call__(self, places: np.ndarray) -> tuple[Tensor, Broken]:
-        pixels, why = self.pictures(places + self.part.first), self.pictures.broken
-        broken = {i: why[i + self.part.first] for i in places.tolist() if i + self.part.first in why}
-        return pixels if self.part.view is None else self.part.view(pixels, places.tolist()), broken
+    def __call__(self, piece: tuple[Part, np.ndarray]) -> _Piece:
+        part, places = piece
+        pixels, why = self.pictures(places + part.first), self.pictures.broken
+        broken = {i: why[i + part.first] for i in places.tolist() if i + part.first in why}
+        shown = part.view(pixels, places.tolist()) if part.view else pixels
+        return _Piece(part, int(places[0]), shown, broken)
 
 
 class _Progress:
     """Lines on how far it is, with the time left."""
 
-    def __init__(self, num_all: int, num_missing: int) -> None:
-        self._all, self._done, self._computed = num_all, num_all - num_missing, 0
+    def __init__(self, num_all: int, num_done: int) -> None:
+        self._all, self._first, self._done = num_all, num_done, num_done
         self._start = self._told = time.monotonic()
-        if self._done:
-            print(f"the features of {self._done:,} of {num_all:,} pictures are kept from before", flush=True)
 
-    def __call__(self, num: int, *, is_kept: bool = False) -> None:
-        """So many more are done, or are found done."""
-        self._done += num
-        self._computed += 0 if is_kept else num
-        now = time.monotonic()
-        if self._computed and (now - self._told > SPEAKS_EVERY or self._done == self._all):
-            self._told = now
-            left = round((now - self._start) / self._computed * (self._all - self._done))
-            line = f"encoded {self._done:,} of {self._all:,} pictures"
-            print(f"{line}  {left // 60}:{left % 60:02} left", flush=True)
+    def through(self, pieces: Iterable[_Piece]) -> Iterator[_Piece]:
+        """The pieces; when one is asked for, the one before is done."""
+        for piece in pieces:
+            yield piece
+            self._done, now = self._done + len(piece.pixels), time.monotonic()
+            if now - self._told > SPEAKS_EVERY or self._done >= self._all:
+                self._told = now
+                left = round((now - self._start) / (self._done - self._first) * max(self._all - self._done, 0))
+                line = f"encoded {self._done:,} of {self._all:,} pictures"
+                print(f"{line}  {left // 60}:{left % 60:02} left", flush=True)

@@ -7,7 +7,7 @@ import hashlib
 import io
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,7 +22,7 @@ SAVES_EVERY = 10.0  # seconds
 READ_AT_ONCE = 2**24  # bytes
 
 Broken = dict[int, str]  # row -> why its picture can not be decoded
-Pieces = Callable[[int], Iterator[tuple[np.ndarray, Broken]]]  # the first row wanted -> it and all after it
+Piece = tuple[int, np.ndarray, Broken]  # the first row's place, rows, and which of them are of broken pictures
 
 
 class About(Section):
@@ -43,26 +43,34 @@ def whole(folder: Path, num_rows: int) -> About | None:
     return about if is_whole else None
 
 
-def write(folder: Path, shape: tuple[int, int], pieces: Pieces) -> None:
-    """Fills `folder` with float32 rows of this shape, from where an earlier call was killed on."""
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
+def num_saved(folder: Path, shape: tuple[int, int]) -> int:
+    """How many rows a writer that was killed has left; 0 where they are torn or damaged."""
+    try:
+        with (folder / FILE).open("rb") as file:
+            return _saved(folder, file, shape)[0].num_rows
+    except FileNotFoundError:
+        return 0
+
+
+def write(folder: Path, shape: tuple[int, int], pieces: Iterable[Piece]) -> None:
+    """Fills `folder` with float32 rows of this shape; pieces that are there already are passed over."""
     with named_when_full(folder / FILE), (folder / FILE).open("a+b") as file:
-        about = _about(folder) or About(num_rows=0, broken={}, sha256="")
-        num_bytes = len(header.getvalue()) + about.num_rows * shape[1] * 4
-        digest = _digest(file, num_bytes)
-        if digest.hexdigest() != about.sha256:  # nothing has been saved, or it is torn or damaged
-            about, num_bytes, digest = about.model_copy(update={"num_rows": 0, "broken": {}}), 0, hashlib.sha256()
-        file.truncate(num_bytes)  # what came after the last save may be half a piece
-        if num_bytes == 0:
-            file.write(header.getvalue())
-            digest.update(header.getvalue())
+        about, digest = _saved(folder, file, shape)
+        header = _header(shape)
+        if about.num_rows == 0:
+            file.truncate(0)
+            file.write(header)
+        else:  # after the last save there may be half a piece
+            file.truncate(len(header) + about.num_rows * shape[1] * 4)
         saved = time.monotonic()
-        for rows, broken in pieces(about.num_rows):
+        for first, rows, broken in pieces:
+            if first < about.num_rows:
+                continue
+            assert first == about.num_rows, f"{folder}: changed by others while it was made"
             data = rows.astype("<f4").tobytes()
             file.write(data)
             digest.update(data)
-            about = About(num_rows=about.num_rows + len(rows), broken=about.broken | broken, sha256=digest.hexdigest())
+            about = About(num_rows=first + len(rows), broken=about.broken | broken, sha256=digest.hexdigest())
             if about.num_rows == shape[0] or time.monotonic() - saved > SAVES_EVERY:
                 file.flush()
                 os.fsync(file.fileno())  # before anything says that these rows are there
@@ -77,11 +85,21 @@ def _about(folder: Path) -> About | None:
         return None
 
 
-def _digest(file: BinaryIO, num_bytes: int) -> "hashlib._Hash":
-    """Of the first bytes of an open file; of fewer where there are no more."""
-    digest = hashlib.sha256()
-    file.seek(0)
-    while part := file.read(min(num_bytes, READ_AT_ONCE)):
-        digest.update(part)
-        num_bytes -= len(part)
-    return digest
+def _saved(folder: Path, file: BinaryIO, shape: tuple[int, int]) -> tuple[About, "hashlib._Hash"]:
+    """What is said of the rows in the open file, if it is true, and the digest up to there."""
+    header, about = _header(shape), _about(folder)
+    if about:
+        digest, left = hashlib.sha256(), len(header) + about.num_rows * shape[1] * 4
+        file.seek(0)
+        while part := file.read(min(left, READ_AT_ONCE)):
+            digest.update(part)
+            left -= len(part)
+        if digest.hexdigest() == about.sha256:
+            return about, digest
+    return About(num_rows=0, broken={}, sha256=""), hashlib.sha256(header)
+
+
+def _header(shape: tuple[int, int]) -> bytes:
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    return header.getvalue()
