@@ -219,14 +219,17 @@ def test_what_decides_the_features_has_others_encoded_and_what_does_not_has_not(
     for number, features in enumerate(others, start=1):
         features()
         assert sum(encoded) == 36 * min(number, 5) + 60 * (number == 6)
-    for what in ("reached_by", "kind_of"):  # other code, another processor
+    now = feature_cache.reached_by(feature_cache.__name__)
+    for what, another in (
+        ("reached_by", Reached(now.code | {"clip_core.image": "another"}, now.versions)),
+        ("reached_by", Reached(now.code, now.versions | {"timm": "0.1"})),
+        ("kind_of", "cpu of another kind"),
+    ):
         encoded.clear()
-        real = getattr(feature_cache, what)
-        another = Reached({}, {}) if what == "reached_by" else "cpu of another kind"
-        monkeypatch.setattr(feature_cache, what, lambda _, another=another: another)
-        stored(store)
+        with monkeypatch.context() as patched:
+            patched.setattr(feature_cache, what, lambda _, another=another: another)
+            stored(store)
         assert sum(encoded) == 36
-        monkeypatch.setattr(feature_cache, what, real)
 
 
 def test_a_new_shard_is_the_only_one_that_is_encoded(shards: Store, project: Path, encoded: list[int]) -> None:
