@@ -66,7 +66,7 @@ def _beside(path: Path, kind: str) -> Generator[Path]:
     """A new folder beside `path` that is locked while its writer lives, and removed in the end."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _tidy_up_after_the_killed(path.parent)
-    with _named_when_full(path):
+    with named_when_full(path):
         beside, lock = _make_locked(path, kind)
         try:
             yield beside
@@ -146,7 +146,7 @@ def check_space(folder: Path, sources: Sequence[Path]) -> None:
 
 
 @contextmanager
-def _named_when_full(path: Path) -> Generator[None]:
+def named_when_full(path: Path) -> Generator[None]:
     """Turns a full disk into a message that says what to do."""
     try:
         yield

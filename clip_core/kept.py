@@ -6,6 +6,7 @@ A result is a folder that never changes. Others link to its files; removing it c
 """
 
 import argparse
+import fcntl
 import os
 import shutil
 import sqlite3
@@ -15,7 +16,8 @@ from contextlib import closing
 from pathlib import Path
 
 from clip_core.errors import UserError, told_to_the_user
-from clip_core.files import replacing_folder, sha256_file
+from clip_core.files import replacing_folder, sha256_file, sync
+from clip_core.locks import is_at, try_lock
 from clip_core.project import project_root
 
 KEPT = Path(".work/kept")
@@ -37,6 +39,37 @@ def keep(kind: str, key: str, make: Callable[[Path], None]) -> Path:
         with replacing_folder(folder) as aside:
             make(aside)
     return folder
+
+
+def keep_in_pieces(kind: str, key: str, make: Callable[[Path], None]) -> Path:
+    """As `keep`, for what takes long: `make` finds what it had written when it was killed, and is never at work twice.
+
+    A second process that wants the same waits for the first.
+    """
+    folder, aside = KEPT / kind / key, begun(kind, key)
+    while not folder.is_dir():
+        aside.mkdir(parents=True, exist_ok=True)
+        lock = os.open(aside, os.O_RDONLY)
+        try:
+            if not try_lock(lock):
+                print(f"{folder}: another process makes it; waiting for that", flush=True)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if not is_at(aside, lock):  # the other one has made it
+                continue
+            if folder.is_dir():  # it had, a moment before this one began
+                aside.rmdir()
+                continue
+            make(aside)
+            aside.rename(folder)
+            sync(folder.parent)
+        finally:
+            os.close(lock)
+    return folder
+
+
+def begun(kind: str, key: str) -> Path:
+    """Where `keep_in_pieces` has what is not whole yet."""
+    return KEPT / kind / f".{key}.begun"
 
 
 def hashes_of(files: Sequence[Path]) -> list[str]:
@@ -67,11 +100,14 @@ def state_of(file: Path) -> str:
 
 
 def listed() -> list[tuple[str, int, int, float]]:
-    """Of each kind the number of results, their bytes, and when one was last of use (seconds since 1970)."""
+    """Of each kind the number of results, the bytes of all, also unfinished ones, and when one was last of use.
+
+    In seconds since 1970.
+    """
     found = []
     for kind in sorted(path for path in KEPT.glob("*") if path.is_dir()):
         results = [path for path in kind.iterdir() if not path.name.startswith(".")]
-        size = sum(file.stat().st_size for result in results for file in result.rglob("*") if file.is_file())
+        size = sum(file.stat().st_size for file in kind.rglob("*") if file.is_file())
         found.append((kind.name, len(results), size, max((result.stat().st_mtime for result in results), default=0.0)))
     return found
 

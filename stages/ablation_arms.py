@@ -7,8 +7,9 @@ from pydantic import Field
 
 from clip_core.config.evaluation import PromptTemplates
 from clip_core.config.section import Section
+from clip_core.config.stage1 import Stage1
 from clip_core.config.stage2 import Stage2
-from clip_core.config.training import PeakLr, Schedule, Training
+from clip_core.config.training import PeakLr, Schedule
 from clip_core.errors import UserError
 
 NAMES = ("scratch", "stage1", "direct", "two_stages", "longer_scratch")
@@ -16,7 +17,7 @@ NAMES = ("scratch", "stage1", "direct", "two_stages", "longer_scratch")
 
 class Params(Section):
     warm_start: Annotated[Schedule, Field(alias="init.warm_start.schedule")]
-    stage1: Training
+    stage1: Stage1
     stage2: Stage2
     prompt_templates: Annotated[PromptTemplates, Field(alias="evaluate.prompt_templates")]
     scratch_peak_lr: Annotated[PeakLr, Field(alias="ablation.scratch_peak_lr")]

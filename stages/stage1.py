@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 from clip_core.config.intervals import Intervals
 from clip_core.config.loader import Loader
 from clip_core.config.section import Section, Seed
+from clip_core.config.stage1 import Stage1
 from clip_core.config.train import Train
-from clip_core.config.training import Training
 from stages.command import run
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 class Params(Section):
     seed: Seed
-    stage1: Training
+    stage1: Stage1
 
 
 def main(
@@ -36,10 +36,10 @@ def main(
     train_stage("stage1", "stages.stage1", setup, intervals.stage1, loader, Paths(packed, start, out, curves), train)
 
 
-def setup_of(stage1: Training, seed: int) -> "Setup":
+def setup_of(stage1: Stage1, seed: int) -> "Setup":
     from clip_core.train.setup import Setup
 
-    return Setup(stage1, seed, is_image_tower_frozen=True)
+    return Setup(stage1, seed, is_image_tower_frozen=True, num_views=stage1.num_views)
 
 
 if __name__ == "__main__":

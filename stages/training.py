@@ -4,20 +4,15 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from clip_core.config.intervals import StageInterval
 from clip_core.config.loader import Loader
 from clip_core.config.section import hash_of
 from clip_core.config.train import ONE_DEVICE, Train
 from clip_core.data.batches import TrainingBatches
 from clip_core.data.loader import num_workers, start_workers_early
-from clip_core.data.pictures import Kept, decoded
+from clip_core.data.pictures import Kept
 from clip_core.data.store import open_store
-from clip_core.evaluate.retrieval import quick_recall
-from clip_core.inference.predictor import Predictor
-from clip_core.inference.torch_towers import TorchTowers
-from clip_core.model.clip import CLIP
+from clip_core.evaluate.in_training import RecallInTraining
 from clip_core.model.contract import Made, read_contract, weights_id
 from clip_core.model.text_start import RANDOM_START
 from clip_core.model.weights import load_weights, save_weights
@@ -69,24 +64,16 @@ def _train_here(
     is_pretrained = contract.made.text_tower != RANDOM_START
     refuse_what_does_not_fit(name, setup, contract.architecture, is_pretrained, on)
     tokenizer = load_tokenizer(paths.start / contract.tokenizer, contract.context_length)
-
-    def recall(model: CLIP) -> dict[str, float]:
-        predictor = Predictor(TorchTowers(model), tokenizer, contract, weights_id="in training")
-        return quick_recall(
-            predictor.encode_texts, predictor.encode_images, benchmark, contract.architecture.matryoshka
-        )
-
+    fixed = setup.is_image_tower_frozen or is_passed_through
+    recall = RecallInTraining(benchmark, tokenizer, contract, params.precision, is_image_side_fixed=fixed)
     decides = decisive(name, module, {"seed": setup.seed, name: params}, [paths.packed / "train", paths.start])
     agree(decides.fingerprint)
     with work_folder(decides) if rank() == 0 else nullcontext(paths.out) as work:
-        pictures = Kept(torch.empty(0), {})  # where nothing trains, nobody asks for any
-        if not is_passed_through:
-            keep = num_ranks() == 1  # a rank decodes its own rows alone
-            pictures = decoded(store, contract.image_size, contract.preprocessing, params.decoding, keep)
-        if num_workers(loader, isinstance(pictures, Kept)):
+        pictures = setup.pictures(store, contract, keep=num_ranks() == 1)  # a rank decodes its own rows alone
+        if num_workers(loader, isinstance(pictures, Kept) or setup.sees_features):
             start_workers_early()
         model = load_weights(paths.start)
-        images, encode_images = setup.prepare(model, pictures, len(store), loader)
+        images, encode_images = setup.prepare(model, pictures, loader)
         ranks = rank(), num_ranks()
         with TrainingBatches(store, images, tokenizer, params, setup.seed, loader, *ranks) as batches:
             train(batches, model, encode_images, work, interval, Validation(interval.evaluate_every, recall), on)

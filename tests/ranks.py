@@ -69,7 +69,7 @@ def trained(case: Case, store_folder: Path, work: Path) -> None:
     architecture = vit_architecture(tokenizer_json, dropout=0.0).model_copy(update={"matryoshka": case.widths})
     model, pictures = make_clip(architecture, 1), decoded(store, IMAGE_SIZE, Preprocessing())
     setup = Setup(params, 1, case.is_image_tower_frozen, lora=case.lora)
-    images, encode = setup.prepare(model, pictures, len(store), IN_PROCESS)
+    images, encode = setup.prepare(model, pictures, IN_PROCESS)
     ranks = rank(), num_ranks()
     with TrainingBatches(store, images, parse_tokenizer(tokenizer_json, 16), params, 1, IN_PROCESS, *ranks) as batches:
         train(batches, model, encode, work, INTERVAL, on=Train(devices=num_ranks(), sharded=case.sharded))

@@ -72,6 +72,8 @@ def test_a_key_of_another_choice_is_named_as_the_file_has_it(params_file: Path) 
     for overlay, message in [
         ({"stage1": {"augmentation": {"rotate": 5.0}}}, r"  stage1\.augmentation\.rotate: Extra .*\(found 5\.0\)$"),
         ({"stage2": {"augmentation": {"name": "blur"}}}, r"  stage2\.augmentation\.name: .*'auto_augment'"),
+        ({"stage1": {"num_views": 2}}, r"  stage1: .*num_views is 2, but with augmentation 'none' all views are one"),
+        ({"stage2": {"num_views": 2}}, r"  stage2\.num_views: Extra inputs"),
         ({"init": {"from": "weigths"}}, r"  init\.from: .*'warm_start', 'towers', 'weights'"),
         ({"init": {"from": "weights", "path": "x", "weights": "../y", "vocabulary": None}},
          r"  init\.weights: .*inside it"),

@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 
 from clip_core.all_params import check_params
 from clip_core.evaluate.retrieval import quick_recall
-from clip_core.inference.predictor import load
+from clip_core.inference.predictor import encode_pictures, load
 from clip_core.model.clip import make_clip
 from clip_core.model.contract import read_contract, weights_id
 from clip_core.model.matryoshka import narrow, narrow_weights
@@ -77,9 +77,9 @@ def test_validation_tells_the_recall_of_each_width(folder: Path) -> None:
     from clip_core.data.store import open_store
 
     store, predictor = open_store(folder / "store"), load(folder / "model")
-    told = quick_recall(predictor.encode_texts, predictor.encode_images, store, (4, 2))
+    told = quick_recall(predictor.encode_texts, lambda _: encode_pictures(predictor, store), store, (4, 2))
     narrow_one = load(folder / "model", width=2)
-    alone = quick_recall(narrow_one.encode_texts, narrow_one.encode_images, store)
+    alone = quick_recall(narrow_one.encode_texts, lambda _: encode_pictures(narrow_one, store), store)
     name = "text_to_image_mean_recall"
     assert list(told) == [name, f"{name}_width_4", f"{name}_width_2"]
     assert told[f"{name}_width_2"] == alone[name]

@@ -20,9 +20,9 @@ from clip_core.config.packing import Pack
 from clip_core.config.releases import Releases
 from clip_core.config.section import Section, Seed
 from clip_core.config.sources import Source
+from clip_core.config.stage1 import Stage1
 from clip_core.config.stage2 import Stage2
 from clip_core.config.train import Train
-from clip_core.config.training import Training
 from clip_core.config.validation import Validate
 
 
@@ -37,7 +37,7 @@ class Params(Section):
     pack: Pack
     model: Model
     init: Init
-    stage1: Training
+    stage1: Stage1
     stage2: Stage2
     intervals: Intervals
     loader: Loader

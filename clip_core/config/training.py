@@ -1,4 +1,4 @@
-"""What every training has: how long, how fast, on what; `stage1` is one."""
+"""What every training has: how long, how fast, on what."""
 
 from typing import Annotated, Literal
 

@@ -26,6 +26,11 @@ def augment(pixels: Tensor, params: Augmentation, random: np.random.Generator, b
     return pixels
 
 
+def drawn_view(views: Tensor, random: np.random.Generator, batch: int, rows: slice) -> Tensor:
+    """One of each picture's views (n, num_views, embed_dim), whose changes were made before; the rest as `augment`."""
+    return views[torch.arange(len(views)), torch.from_numpy(random.integers(views.shape[1], size=batch)[rows])]
+
+
 def affine(pixels: Tensor, params: AffineAugmentation, random: np.random.Generator, batch: int, rows: slice) -> Tensor:
     """Scaled, rotated, shifted, lit; what comes into view is white."""
     if not any((params.scale, params.rotate, params.shift, params.brightness)):

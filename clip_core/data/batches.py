@@ -12,11 +12,11 @@ from torch.nn.functional import pad
 
 from clip_core.config.loader import IN_PROCESS, Loader
 from clip_core.config.training import Augmentation, Training
-from clip_core.data.augmentation import augment
+from clip_core.data.augmentation import augment, drawn_view
 from clip_core.data.captions import draw_caption
 from clip_core.data.loader import ahead, in_workers, num_workers
 from clip_core.data.order import Order
-from clip_core.data.pictures import Kept, Pictures
+from clip_core.data.pictures import Kept, Pictures, Stored
 from clip_core.data.rows import components
 from clip_core.data.sampler import random_at
 from clip_core.errors import UserError
@@ -76,9 +76,11 @@ class Maker:
 
     def __call__(self, part: Part) -> Made:
         images, before = self.pictures(part.images), self.tokenizer.num_truncated
+        random = random_at(self.seed, "augmentation", part.step)
         if images.dtype == torch.uint8:
-            random = random_at(self.seed, "augmentation", part.step)
             images = augment(images, self.augmentation, random, self.global_batch, part.rows)
+        else:
+            images = drawn_view(images, random, self.global_batch, part.rows)
         token_ids = torch.from_numpy(self.tokenizer(part.captions))
         why = self.pictures.broken
         broken = {row: why[i] for row, i in enumerate(part.images.tolist(), part.rows.start) if i in why}
@@ -107,7 +109,7 @@ class TrainingBatches:
         self._store = store
         self._order = Order(store, params.captions.language, params.global_batch, seed)
         self._make = Maker(images, tokenizer, params.augmentation, params.global_batch, seed)
-        self._workers, self._prefetch = num_workers(loader, isinstance(images, Kept)), loader.prefetch
+        self._workers, self._prefetch = num_workers(loader, isinstance(images, Kept | Stored)), loader.prefetch
         self._local = slice(*(params.global_batch * bound // num_ranks for bound in (rank, rank + 1)))
         self._stream: Generator[Batch] | None = None
         self._next = 0  # the step that the stream gives next

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
@@ -18,7 +19,7 @@ Decoding = Literal["exact", "scaled"]
 
 
 class Pictures(Protocol):
-    """Pixels (n, 3, side, side) or features (n, embed_dim) of a store's pictures, by place in the store."""
+    """Pixels (n, 3, side, side) or features (n, num_views, embed_dim) of a store's pictures, by place in the store."""
 
     broken: dict[int, str]  # those that can not be decoded, as far as it is known, and why; they come as zeros
 
@@ -37,6 +38,25 @@ class Kept:
 
 
 @dataclass
+class Stored:
+    """Features in .npy files, of which the rows asked for are read; it may be pickled."""
+
+    firsts: list[int]  # the place in the store of each shard's first picture
+    files: list[list[Path]]  # of each shard, a file a view
+    embed_dim: int
+    broken: dict[int, str]
+
+    def __call__(self, images: np.ndarray) -> Tensor:
+        shard_of = np.searchsorted(self.firsts, images, side="right") - 1
+        rows = np.empty((len(images), len(self.files[0]), self.embed_dim), np.float32)
+        for shard in np.unique(shard_of):
+            wanted = shard_of == shard
+            for view, file in enumerate(self.files[shard]):  # mapped anew: there may be more files than one may map
+                rows[wanted, view] = np.load(file, mmap_mode="r")[images[wanted] - self.firsts[shard]]
+        return torch.from_numpy(rows)
+
+
+@dataclass
 class AsNeeded:
     """Decoded each time; it may be pickled."""
 
@@ -45,6 +65,11 @@ class AsNeeded:
     preprocessing: Preprocessing
     decoding: Decoding
     broken: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def fit(self) -> bool:
+        """Whether there is memory for all of them."""
+        return len(self.store) * 3 * self.image_size**2 <= MEMORY
 
     def __call__(self, images: np.ndarray) -> Tensor:
         decode = {"exact": pixels_of, "scaled": scaled_pixels_of}[self.decoding]
@@ -62,7 +87,7 @@ def decoded(
 ) -> Pictures:
     """The store's pictures, decoded now if they may be kept and fit into `MEMORY`."""
     pictures = AsNeeded(store, image_size, preprocessing, decoding)
-    if not keep or len(store) * 3 * image_size**2 > MEMORY:
+    if not keep or not pictures.fit:
         return pictures
     pixels = torch.empty((len(store), 3, image_size, image_size), dtype=torch.uint8)
     told = time.monotonic()

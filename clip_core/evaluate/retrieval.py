@@ -14,7 +14,8 @@ TIE = 1e-6  # float32 scores of equal features differ by rounding, by less than 
 MAX_SCORES = 2**24  # in memory at a time: 64 MiB
 
 Relevant = Sequence[Sequence[int] | np.ndarray] | np.ndarray  # for each query, the places of its right answers
-Encode = Callable[[list], np.ndarray]  # texts or encoded pictures -> (n, embed_dim), L2-normalised
+Encode = Callable[[list[str]], np.ndarray]  # texts -> (n, embed_dim), L2-normalised
+EncodeStored = Callable[[np.ndarray], np.ndarray]  # places of pictures in a store -> (n, embed_dim), L2-normalised
 
 
 def ranks(query_features: np.ndarray, candidate_features: np.ndarray, relevant: Relevant) -> np.ndarray:
@@ -55,7 +56,7 @@ def chance_at(num_right: Sequence[int] | np.ndarray, num_candidates: int, k: int
 
 
 def quick_recall(
-    encode_texts: Encode, encode_images: Encode, store: Store, widths: Sequence[int] = ()
+    encode_texts: Encode, encode_images: EncodeStored, store: Store, widths: Sequence[int] = ()
 ) -> dict[str, float]:
     """The text-to-image mean recall on the seen concepts of a packed split, which training shows on its way.
 
@@ -64,7 +65,7 @@ def quick_recall(
     benchmark = read_benchmark(store)
     asked = questions(benchmark, "seen")
     text_features = encode_texts([benchmark.texts[i] for i in asked.asking_texts])
-    image_features = encode_images([store.image_bytes(int(i)) for i in asked.images])
+    image_features = encode_images(asked.images)
     recall = {}
     for suffix, width in [("", text_features.shape[1]), *((f"_width_{width}", width) for width in widths)]:
         narrow = (_narrowed(features, width) for features in (text_features, image_features))

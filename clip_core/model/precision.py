@@ -5,9 +5,11 @@ with the reference to 1e-5 on every machine. bf16 is for speed, on processors th
 """
 
 import sys
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
+from torch import Tensor
 
 from clip_core.errors import UserError
 
@@ -44,6 +46,24 @@ def pick_precision(precision: str, device: torch.device) -> Literal["fp32", "bf1
         print(f"precision auto: fp32, as this {place} does not multiply bf16 in hardware", file=sys.stderr)
         return "fp32"
     return "bf16" if precision == "bf16" else "fp32"
+
+
+def in_precision(
+    encode: Callable[[Tensor], Tensor], precision: str, device: torch.device
+) -> Callable[[Tensor], Tensor]:
+    """`encode` of rows that lie anywhere, computed on `device`, with bf16 arithmetic where `precision` says so."""
+
+    def encoded(rows: Tensor) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            return encode(rows.to(device, non_blocking=True))  # from pinned memory
+
+    return encoded
+
+
+def kind_of(device: torch.device) -> str:
+    """What of the device decides bits: `cpu AVX512`, `cuda NVIDIA H200`."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+    return f"{device.type} {name}"
 
 
 def _multiplies_bf16(device: torch.device) -> bool:

@@ -1,6 +1,7 @@
 """One step's loss and gradient: the towers' features, in the precision and in the portions that the params name."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from clip_core.config.training import Training
 from clip_core.data.batches import Batch
 from clip_core.model.clip import CLIP
-from clip_core.model.precision import pick_device, pick_precision
+from clip_core.model.precision import in_precision, pick_device, pick_precision
 from clip_core.train.activations import keeping_statistics
 from clip_core.train.distributed import average_scalars
 from clip_core.train.grad_cache import Side, cached_backward
@@ -32,8 +33,9 @@ def backward(params: Training, model: CLIP, encode_images: Encode, batch: Batch,
     widths = (model.architecture.embed_dim, *model.architecture.matryoshka)
     image_side = (*model.image_tower.parameters(), *model.image_projection.parameters())
     learns = any(parameter.requires_grad for parameter in image_side)
-    images = Side(_prepared(encode_images, params.precision, model), batch.images, learns)
-    texts = Side(_prepared(lambda ids: encode_texts(model, ids), params.precision, model), batch.token_ids, True)
+    precise = partial(in_precision, precision=params.precision, device=model.logit_scale.device)
+    images = Side(precise(encode_images), batch.images, learns)
+    texts = Side(precise(lambda ids: encode_texts(model, ids)), batch.token_ids, True)
     kinds = None if batch.kinds is None else batch.kinds.to(model.logit_scale.device)
 
     def loss_of(image_features: Tensor, text_features: Tensor) -> Tensor:
@@ -58,14 +60,3 @@ def encode_texts(model: CLIP, token_ids: Tensor) -> Tensor:
     order = lengths.argsort(stable=True)
     halves = [model.encode_texts(token_ids[rows, : int(lengths[rows].max())]) for rows in order.chunk(2)]
     return torch.cat(halves)[order.argsort()]
-
-
-def _prepared(encode: Encode, precision: str, model: CLIP) -> Encode:
-    """`encode` on the model's device, with bf16 arithmetic where `precision` says so."""
-    device = model.logit_scale.device
-
-    def prepared(rows: Tensor) -> Tensor:
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            return encode(rows.to(device, non_blocking=True))  # from pinned memory
-
-    return prepared

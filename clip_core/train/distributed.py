@@ -61,6 +61,12 @@ def num_ranks() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def barrier() -> None:
+    """Waits until all ranks have come here."""
+    if num_ranks() > 1:
+        dist.barrier()
+
+
 def agree(fingerprint: str) -> None:
     """Raises UserError, on every rank, unless all train the same."""
     number = int.from_bytes(hashlib.sha256(fingerprint.encode()).digest()[:7])

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from clip_core.config.model import Model
 from clip_core.config.section import Section
+from clip_core.config.stage1 import Stage1
 from clip_core.config.stage2 import Stage2
 from clip_core.config.train import Train
-from clip_core.config.training import Training
 from clip_core.errors import UserError, told_to_the_user
 from clip_core.image import AS_RELEASED
 from clip_core.model.contract import Architecture, TextArchitecture
@@ -31,7 +31,7 @@ class Stages(Section):
     """What both trainings are."""
 
     model: Model
-    stage1: Training
+    stage1: Stage1
     stage2: Stage2
     train: Train
 
@@ -39,7 +39,7 @@ class Stages(Section):
         """As `stages.stage1` and `stages.stage2` lay them out."""
         second = self.stage2
         return {
-            "stage1": Setup(self.stage1, 0, is_image_tower_frozen=True),
+            "stage1": Setup(self.stage1, 0, is_image_tower_frozen=True, num_views=self.stage1.num_views),
             "stage2": Setup(second, 0, False, patch_dropout=second.patch_dropout, lora=second.lora),
         }
 

@@ -92,7 +92,7 @@ class Plan:
         portions = -(-self.local_batch // (params.micro_batch or self.local_batch))
         forwards = 1 if params.micro_batch is None else 2  # gradient caching computes the features twice
         flops = forwards * text.flops[0] + text.flops[1]
-        if not self.setup.keeps_features:
+        if not self.setup.sees_features:
             flops += (forwards if image.trained else 1) * image.flops[0] + image.flops[1]
         sent = 2.0 * (image.trained + text.trained)  # gradients, scattered and gathered
         if self.devices.is_sharded:  # gradients scattered; weights gathered in each forward and backward pass
@@ -103,7 +103,7 @@ class Plan:
     def _pictures(self) -> int:
         """Of the local batch: on a CPU with the next one, made ahead; on a GPU those that were just sent there."""
         size, params = self.architecture.image_size, self.setup.params
-        row = FP32 * self.architecture.embed_dim if self.setup.keeps_features else 3 * size**2
+        row = FP32 * self.architecture.embed_dim if self.setup.sees_features else 3 * size**2
         if self.devices.kind.is_cpu:
             return 2 * self.local_batch * row
         return min(self.local_batch, params.micro_batch or self.local_batch) * row
@@ -121,7 +121,7 @@ class Plan:
             return {"gradients": FP32 * sum(side.trained for side in sides) // num_shards}
 
         if not image.trained:
-            encoded = AT_ONCE if self.setup.keeps_features else rows  # the former once, before the first step
+            encoded = AT_ONCE if self.setup.sees_features else rows  # the former once, before the first step
             yield {IN["image"]: image.forward.peak(encoded)[0]}
         if micro_batch is None:
             kept = {IN["image"]: image.kept_of(rows)}

@@ -8,10 +8,12 @@ from torch import Tensor
 from clip_core.config.loader import Loader
 from clip_core.config.stage2 import Lora
 from clip_core.config.training import Training
-from clip_core.data.pictures import Pictures
+from clip_core.data.pictures import AsNeeded, Kept, Pictures, decoded
+from clip_core.data.store import Store
 from clip_core.model.clip import CLIP
+from clip_core.model.contract import Contract
 from clip_core.train.backward import Encode
-from clip_core.train.feature_cache import freeze_image_tower, image_features_of
+from clip_core.train.feature_cache import AS_THEY_ARE, View, freeze_image_tower, image_features_of
 from clip_core.train.lora import add_adapters
 from clip_core.train.patch_dropout import drop_patches
 
@@ -25,21 +27,25 @@ class Setup:
     is_image_tower_frozen: bool  # the paper's stage 1
     patch_dropout: float = 0.0
     lora: Lora | None = None
+    num_views: int | None = None  # of each picture, which a frozen tower encodes beforehand
 
-    def prepare(self, model: CLIP, pictures: Pictures, num_pictures: int, loader: Loader) -> tuple[Pictures, Encode]:
+    def pictures(self, store: Store, contract: Contract, keep: bool = True) -> Pictures:
+        """The pixels that it trains on, decoded now where it sees them in each epoch and may keep them."""
+        if self.params.schedule.num_steps == 0:
+            return Kept(torch.empty(0), {})  # nobody asks for any
+        keep = keep and not self.sees_features
+        return decoded(store, contract.image_size, contract.preprocessing, self.params.decoding, keep)
+
+    def prepare(self, model: CLIP, pictures: Pictures, loader: Loader) -> tuple[Pictures, Encode]:
         """Makes `model` train what this says; gives what a batch holds of its pictures, and how it is encoded."""
         self.lay_out(model)
-        if self.keeps_features:
-            return image_features_of(model, pictures, num_pictures, loader), lambda cached: cached
+        if isinstance(pictures, AsNeeded) and self.sees_features:
+            views = [View(self.params.augmentation, self.seed, number) for number in range(self.num_views or 0)]
+            of_all = views or AS_THEY_ARE
+            return image_features_of(model, pictures, self.params.precision, of_all, loader), lambda stored: stored
         if self.is_image_tower_frozen:
             return pictures, lambda pixels: _encode_frozen(model, pixels)
         return pictures, model.encode_images
-
-    @property
-    def keeps_features(self) -> bool:
-        """Whether the pictures never change, nor do their features, which are computed once."""
-        never_change = self.params.augmentation.name == "none" and self.params.schedule.num_steps != 0
-        return self.is_image_tower_frozen and never_change
 
     def lay_out(self, model: CLIP) -> None:
         """Makes the parameters train that this says, through all of a picture or a part."""
@@ -52,6 +58,11 @@ class Setup:
             drop_patches(model, self.patch_dropout)
         if self.lora:
             add_adapters(model, self.lora, self.seed)
+
+    @property
+    def sees_features(self) -> bool:
+        """Whether it knows beforehand what the tower sees, and the tower never changes: neither do its features."""
+        return self.is_image_tower_frozen and (self.params.augmentation.name == "none" or self.num_views is not None)
 
 
 def _encode_frozen(model: CLIP, pixels: Tensor) -> Tensor:
