@@ -60,7 +60,10 @@ def print_result(result: dict) -> None:
         _print_table(COMPARISON, [(name, *_comparison(found)) for name, found in rows.items()])
 
 
-COMPARISON = ("row", "ratio min - median - max", "ours per s", "peer per s", "other cores", "agreement")
+COMPARISON = (
+    *("row", "ratio min - median - max", "ours per s", "peer per s", "our MiB", "peer's MiB"),
+    *("other cores", "agreement"),
+)
 
 
 def _comparison(found: dict) -> tuple[str, ...]:
@@ -68,6 +71,7 @@ def _comparison(found: dict) -> tuple[str, ...]:
         spread(found["ratio"]) + (f" ({found['disturbed']} disturbed)" if found["disturbed"] else ""),
         f"{found['num'] / found['our_seconds'][1]:,.1f}",
         f"{found['num'] / found['peer_seconds'][1]:,.1f}",
+        *(f"{found[name]:,.0f}" if name in found else "" for name in ("our_mib", "peer_mib")),  # not in older results
         f"at most {found['other_cores'][2]:.2f}",
         ", ".join(f"{key.replace('_', ' ')} {value:.7g}" for key, value in found["agreement"].items()),
     )
