@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.memory import forget_peak, peak
+from benchmarks.measure import forget_peak, peak
 
 
 def main(spec: dict) -> None:

@@ -1,6 +1,23 @@
-"""The most memory that a piece of work takes: of the process, or of the GPU where the work is done there."""
+"""How long a piece of work takes, and how much memory at most: of the process, or of the GPU where it is done there."""
 
+import time
+from collections.abc import Callable
 from pathlib import Path
+from statistics import median
+
+
+def seconds_of(work: Callable[[], object], repeats: int, device: str = "cpu") -> list[float]:
+    """Min, median, max."""
+    taken = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        if device == "cuda":
+            import torch
+
+            torch.cuda.synchronize()
+        taken.append(time.perf_counter() - start)
+    return [min(taken), median(taken), max(taken)]
 
 
 def forget_peak(device: str = "cpu") -> int:
