@@ -25,8 +25,8 @@ class Row(NamedTuple):
         return f"{self.num} {self.task}: {ours or 'ours'} / {peer}"
 
 
-def read_options(name: str, repeats: int) -> argparse.Namespace:
-    """The command line of the benchmark `name`."""
+def read_options(name: str, repeats: int, **sizes: int) -> argparse.Namespace:
+    """The command line of the benchmark `name`; `sizes` are options of its own."""
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}")
     parser.add_argument("--model", default="vit-b-16", choices=[*NAMES, SMALL])
     parser.add_argument("--repeats", type=int, default=repeats)
@@ -34,6 +34,8 @@ def read_options(name: str, repeats: int) -> argparse.Namespace:
     parser.add_argument("--only", default="", help="rows whose name contains this")
     parser.add_argument("--work", type=Path, default=WORK, help="where the prepared models lie")
     parser.add_argument("--results", type=Path, default=RESULTS)
+    for size, default in sizes.items():
+        parser.add_argument(f"--{size.replace('_', '-')}", type=int, default=default)
     return parser.parse_args()
 
 

@@ -33,10 +33,11 @@ class Worker:
             encoding="utf-8",
         )
         self.num_runs = 1
+        self.memory = 0  # bytes that its first run took at most
 
     def warm_up(self) -> None:
         """Waits until it is ready and finds how many runs make a measurement."""
-        self._answer()
+        self.memory = self._answer()["memory"]
         self.num_runs = max(1, round(LEAST_SECONDS / self.seconds()))
 
     def seconds(self) -> float:
@@ -83,10 +84,12 @@ def compare(ours: dict, peer: dict, repeats: int) -> dict[str, Any]:
             if sum(others <= MAX_OTHER_CORES for others, *_ in taken) == repeats:
                 break
         kept = sorted(taken)[:repeats]  # the quietest
+        memory = {"our_mib": our_worker.memory / 2**20, "peer_mib": peer_worker.memory / 2**20}
     return {
         "ratio": spread_of([theirs / ours for _, ours, theirs in kept]),
         "our_seconds": spread_of([ours for _, ours, _ in kept]),
         "peer_seconds": spread_of([theirs for *_, theirs in kept]),
+        **memory,
         "other_cores": spread_of([others for others, *_ in kept]),
         "repeats": repeats,
         "taken_again": len(taken) - repeats,
@@ -96,7 +99,9 @@ def compare(ours: dict, peer: dict, repeats: int) -> dict[str, Any]:
 
 
 def _agreement(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
-    """How alike the two sides' answers are."""
+    """How alike the two sides' answers are: ids, unit vectors, or one number."""
+    if ours.ndim == 0:
+        return {"difference": abs(float(ours - theirs))}
     if ours.dtype.kind == "i":
         return {"equal_rows": float((ours == theirs).all(axis=1).mean())}
     largest = float(np.abs(ours - theirs).max())

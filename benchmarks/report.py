@@ -57,10 +57,15 @@ def print_result(result: dict) -> None:
     if "weights_gib" in result:
         _print_table(PROCESSES, [(name, *_processes(found, result["weights_gib"])) for name, found in rows.items()])
     else:
-        _print_table(COMPARISON, [(name, *_comparison(found)) for name, found in rows.items()])
+        memory = [key for key in MEMORY if all(key in found for found in rows.values())]  # not in older results
+        table: list[tuple[str, ...]] = [
+            (name, *_comparison(found), *(f"{found[key]:,.0f}" for key in memory)) for name, found in rows.items()
+        ]
+        _print_table((*COMPARISON, *(MEMORY[key] for key in memory)), table)
 
 
 COMPARISON = ("row", "ratio min - median - max", "ours per s", "peer per s", "other cores", "agreement")
+MEMORY = {"our_mib": "our MiB", "peer_mib": "peer's MiB"}
 
 
 def _comparison(found: dict) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """One side of a comparison, in a process of its own: it works when told so and sleeps otherwise.
 
-It reads a line `number of runs` and answers a line of JSON; the first line tells that it is ready.
+It reads a line `number of runs` and answers a line of JSON; the first line tells that it is ready, and the most memory
+of a run above what was there before.
 """
 
 import contextlib
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.measure import forget_peak, peak
+
 
 def main(spec: dict) -> None:
     """Makes the side that `spec` describes, runs it once to warm up and then as often as it is told."""
@@ -19,10 +22,12 @@ def main(spec: dict) -> None:
         from benchmarks.sides import make
 
         run = make(spec)
+        before = forget_peak()
         found = run()
+        memory = peak() - before
         np.save(Path(spec["found"]), found)
         run()
-        print(json.dumps({"ready": True}), file=answers, flush=True)
+        print(json.dumps({"memory": memory}), file=answers, flush=True)
         for line in sys.stdin:
             start = time.perf_counter()
             for _ in range(int(line)):

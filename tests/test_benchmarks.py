@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks import loading, packing
 from benchmarks.command import Row
@@ -140,3 +141,33 @@ def test_both_sides_over_a_data_set_go_through_all_of_it(
     monkeypatch.chdir(ROOT)
     spec = {"task": task, "side": side, "folder": str(muge), "num": 200, "threads": 1}
     assert make(spec)().tolist() == [counted]
+
+
+@pytest.mark.parametrize(("stage", "images"), [(1, "live"), (1, "cached"), (2, "live")])
+def test_without_dropout_both_sides_steps_learn_alike(
+    stage: int, images: str, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = {"task": "step", "model": str(work / SMALL), "threads": 1, "stage": stage, "images": images, "batch": 8}
+    train = torch.nn.Module.train
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.nn.Module, "train", lambda module, mode=True: train(module, False))
+        ours, theirs = (make({**spec, "side": side, "precision": "fp32"}) for side in ("ours", "cn_clip"))
+        losses = [(float(ours()), float(theirs())) for _ in range(3)]
+    assert losses[0][0] > losses[1][0] > losses[2][0]
+    assert losses[0][0] == pytest.approx(losses[0][1], abs=1e-4)
+    assert losses[2][0] == pytest.approx(losses[2][1], abs=0.01)  # they decay other parameters
+
+
+@pytest.mark.slow
+def test_a_global_batch_in_chunks_is_measured_against_batches_of_one_chunk_and_extrapolated(work: Path) -> None:
+    (row,) = run(work, "step", "--only", "chunks", "--global-batch", "1024").values()
+    assert row["num"] == 3 * 64
+    assert row["extrapolated_to"] == 1024
+    assert row["times_per_sample"][1] > 1 / row["ratio"][1]
+    assert 0 < row["our_mib"] < row["peer_mib"] * 1.5
+
+
+def test_the_loss_is_measured_in_time_and_memory_and_both_sides_agree(work: Path) -> None:
+    (row,) = run(work, "loss", "--rows", "1024").values()
+    assert row["agreement"]["difference"] < 1e-4
+    assert row["peer_mib"] > 4 * 1024**2 / 2**20  # it holds all logits

@@ -75,7 +75,7 @@ def step_keeping_all(model: CLIP, micro_batch: int, precision: str = "fp32") -> 
             parts = []
             for number, part in enumerate(rows.split(micro_batch)):
                 torch.manual_seed(int(np.random.default_rng((5, side, number)).integers(2**63)))
-                parts.append(encode(part))
+                parts.append(encode(part.to(model.logit_scale.device)))
             features.append(torch.cat(parts))
     loss = contrastive_loss(features[0], features[1], model.logit_scale)
     loss.backward()

@@ -1,0 +1,140 @@
+"""Part of `benchmarks.gpu`: pairs a second, MFU and peak memory of both stages of one model, setting by setting.
+
+MFU: the FLOPs that the model needs (forward, and twice as many backward where something trains; nothing for what is
+computed again) by the time and the chip's dense bf16 peak. Texts count with the length that they have on average.
+"""
+
+import gc
+import json
+import sys
+import time
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from benchmarks.measure import forget_peak, peak, seconds_of
+from benchmarks.step import our_step, pixels_of
+from clip_core.config.training import NoAugmentation
+from clip_core.model.clip import CLIP, make_clip
+from clip_core.model.costs import architecture_of, forward_costs, on_meta
+from clip_core.model.precision import pick_device
+from clip_core.train.setup import Setup
+from tests.tiny import tiny_training
+
+LENGTHS = (9, 18)  # tokens of a caption, as in `benchmarks.data`
+TINY = 256  # times smaller are the batches of a rehearsal
+PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # FLOP/s in bf16, dense, of the SXM modules (data sheets)
+
+
+class Setting(NamedTuple):
+    stage: int
+    images: str  # live, cached
+    batch: int
+    micro_batch: int | None = None
+    is_deterministic: bool = True
+    is_compiled: bool = False  # it stays so: last
+
+
+SETTINGS = {  # what is surest first, as the time may not be enough for all
+    "vit-b-16": (
+        Setting(2, "live", 512),
+        Setting(1, "live", 1024),
+        Setting(1, "cached", 2048),
+        Setting(2, "live", 512, is_deterministic=False),
+        Setting(2, "live", 2048, 512),
+        Setting(2, "live", 1024),
+        Setting(2, "live", 512, is_deterministic=False, is_compiled=True),
+    ),
+    "vit-l-14": (
+        Setting(2, "live", 128),
+        Setting(1, "live", 512),
+        Setting(1, "cached", 1024),
+        Setting(2, "live", 128, is_deterministic=False),
+        Setting(2, "live", 1024, 256),
+        Setting(2, "live", 256),
+        Setting(2, "live", 128, is_deterministic=False, is_compiled=True),
+    ),
+}
+
+
+def main(name: str, is_tiny: bool) -> None:
+    architecture = architecture_of("tiny" if is_tiny else name)
+    clip = make_clip(architecture, seed=1)
+    clip.to(pick_device("auto"))
+    flops = _flops_of(on_meta(architecture))
+    for setting in SETTINGS[name]:
+        if is_tiny:
+            micro_batch = setting.micro_batch and setting.micro_batch // TINY
+            setting = setting._replace(batch=max(setting.batch // TINY, 2), micro_batch=micro_batch)
+        found = _measured(clip, setting, flops[setting.stage, setting.images], repeats=1 if is_tiny else 5)
+        print(json.dumps({"model": name, **setting._asdict(), **found}), flush=True)
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def _measured(clip: CLIP, setting: Setting, flops: int, repeats: int) -> dict[str, Any]:
+    """Figures of the setting; or why it has none, and the others shall have theirs."""
+    device = clip.logit_scale.device.type
+    forget_peak(device)
+    try:
+        start = time.perf_counter()
+        if setting.is_compiled:
+            _compile(clip, device)
+        step = _step(clip, setting)
+        seconds_of(step, 2, device)
+        warm = time.perf_counter()
+        seconds = seconds_of(step, repeats, device)
+    except RuntimeError as error:  # out of memory, no deterministic kernel, no compiler
+        return {"failed": f"{type(error).__name__}: {str(error)[:300]}"}
+    limit = next(
+        (peak for chip, peak in PEAKS.items() if device == "cuda" and chip in torch.cuda.get_device_name()), None
+    )
+    per_second = setting.batch / seconds[1]
+    return {
+        "pairs_per_s": per_second,
+        "mfu": per_second * flops / limit if limit else None,
+        "peak_gib": peak(device) / 2**30,
+        "seconds": seconds,
+        "warm_up_seconds": warm - start,
+    }
+
+
+def _step(clip: CLIP, setting: Setting) -> Any:
+    changes: dict[str, Any] = {"precision": "bf16", "micro_batch": setting.micro_batch, "global_batch": setting.batch}
+    if setting.images == "cached":
+        changes["augmentation"] = NoAugmentation(name="none")
+    clip.requires_grad_(True)  # whatever the setting before has frozen
+    setup = Setup(tiny_training().model_copy(update=changes), 1, is_image_tower_frozen=setting.stage == 1)
+    step = our_step(clip, setup, pixels_of(setting.batch, clip.architecture.image_size), _token_ids(setting.batch))
+    torch.use_deterministic_algorithms(setting.is_deterministic)
+    return step
+
+
+def _compile(clip: CLIP, device: str) -> None:
+    backend = "inductor" if device == "cuda" else "eager"
+    clip.image_tower.compile(backend=backend)
+    clip.text_tower.compile(backend=backend, dynamic=True)
+
+
+def _flops_of(clip: CLIP) -> dict[tuple[int, str], int]:
+    """(stage, images) -> of a step, for a pair."""
+    side = clip.architecture.image_size
+    pixels = torch.zeros(1, 3, side, side, dtype=torch.uint8, device="meta")
+    token_ids = torch.ones(1, sum(LENGTHS) // 2, dtype=torch.int64, device="meta")
+    image, text = (
+        forward_costs(clip, clip.encode_images, pixels)[0],
+        forward_costs(clip, clip.encode_texts, token_ids)[0],
+    )
+    return {(1, "cached"): 3 * text, (1, "live"): image + 3 * text, (2, "live"): 3 * (image + text)}
+
+
+def _token_ids(num: int) -> Tensor:
+    draw = torch.Generator().manual_seed(0)
+    token_ids = torch.randint(1, 21_000, (num, LENGTHS[1]), generator=draw)
+    lengths = torch.randint(LENGTHS[0], LENGTHS[1] + 1, (num, 1), generator=draw)
+    return token_ids * (torch.arange(LENGTHS[1]) < lengths)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], "--tiny" in sys.argv)
