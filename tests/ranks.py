@@ -4,6 +4,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
 
 from clip_core.config.loader import IN_PROCESS
@@ -16,11 +17,12 @@ from clip_core.data.store import open_store
 from clip_core.env import set_switches
 from clip_core.errors import told_to_the_user
 from clip_core.image import Preprocessing
-from clip_core.model.clip import make_clip
+from clip_core.model.clip import CLIP, make_clip
 from clip_core.text import parse_tokenizer
 from clip_core.train.distributed import agree, gathered_model, num_ranks, process_group, rank
 from clip_core.train.loop import train
 from clip_core.train.setup import Setup
+from clip_core.train.watch import RECALL, Validation
 from tests.tiny import IMAGE_SIZE, INTERVAL, tiny_tokenizer_json, tiny_training
 from tests.variants import vit_architecture
 
@@ -72,10 +74,16 @@ def trained(case: Case, store_folder: Path, work: Path) -> None:
     images, encode = setup.prepare(model, pictures, IN_PROCESS)
     ranks = rank(), num_ranks()
     with TrainingBatches(store, images, parse_tokenizer(tokenizer_json, 16), params, 1, IN_PROCESS, *ranks) as batches:
-        train(batches, model, encode, work, INTERVAL, on=Train(devices=num_ranks(), sharded=case.sharded))
+        on = Train(devices=num_ranks(), sharded=case.sharded)
+        train(batches, model, encode, work, INTERVAL, Validation(3, measure), on)
     model = gathered_model(model)
     if rank() == 0:
         save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, work / WEIGHTS)
+
+
+@torch.inference_mode()  # as the recall is measured
+def measure(model: CLIP) -> dict[str, float]:
+    return {RECALL: float(model.encode_texts(torch.tensor([[2, 4, 3]])).sum() * model.logit_scale)}
 
 
 def main(folder: Path, names: list[str]) -> None:
