@@ -4,13 +4,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from clip_core.errors import UserError
 from clip_core.train import fits
 from clip_core.train.devices import GIB, KINDS, Device, free_memory
 from clip_core.train.fits import refuse_stages, too_large
+from clip_core.train.footprint import Live
+from clip_core.train.loss import nested_loss
 from clip_core.train.plan import main, read_stages
-from clip_core.train.planned import Devices, Plan
+from clip_core.train.planned import Devices, Plan, loss_at_once
 from clip_core.train.setup import Setup
 from clip_core.train.usual_lr import unusual_lr
 from tests.conftest import ROOT
@@ -123,3 +126,12 @@ def test_the_sections_of_both_stages_lay_out_what_the_stages_do() -> None:
 
     stages = read_stages(ROOT / "params.yaml")
     assert stages.setups() == {"stage1": first(stages.stage1, 0), "stage2": second(stages.stage2, 0)}
+
+
+@pytest.mark.parametrize(("global_batch", "widths"), [(3000, (64,)), (3000, (64, 32))])
+def test_the_loss_takes_what_is_planned_for_it(global_batch: int, widths: tuple[int, ...]) -> None:
+    images, texts = (torch.randn(global_batch, widths[0]).requires_grad_() for _ in range(2))
+    scale = torch.zeros((), requires_grad=True)
+    with Live([images, texts, scale]) as live:
+        nested_loss("contrastive", images, texts, scale, None, widths).backward()
+    assert live.most == pytest.approx(loss_at_once(global_batch, widths), rel=0.05)

@@ -219,7 +219,12 @@ def gib(device: str, *names: str) -> float:
     return most / 2**30
 
 
-@pytest.mark.parametrize("model", MODELS)
+LARGE = ("vit-l-14", "vit-l-14-336", "vit-h-14")  # counting what they keep takes half a minute each
+
+
+@pytest.mark.parametrize(
+    "model", [pytest.param(model, marks=pytest.mark.slow) if model in LARGE else model for model in MODELS]
+)
 def test_every_recipe_fits_the_device_it_names_and_the_readme_says_what_it_needs_of_it(model: str) -> None:
     finetune, pretrain = f"finetune-{model}", f"pretrain-{model}"
     as_written = [("table", pretrain), *((benchmark, finetune) for benchmark in BENCHMARKS)]

@@ -15,7 +15,7 @@ from torch.nn.functional import logsigmoid, normalize
 
 from clip_core.train.distributed import gathered, log_summed, num_ranks, rank, scattered, summed
 
-LOGITS_AT_ONCE = 2**22  # 16 MiB
+LOGITS_AT_ONCE = 2**21  # 8 MiB
 
 
 def contrastive_loss(

@@ -6,19 +6,16 @@ shorter take less. Time is arithmetic and what devices send one another, one aft
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cache
 
-import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from clip_core.model.contract import Architecture
 from clip_core.model.costs import on_meta
 from clip_core.train.activations import checkpoint_activations
 from clip_core.train.devices import Device
 from clip_core.train.feature_cache import AT_ONCE
-from clip_core.train.footprint import Course, Footprint, Live, footprints
-from clip_core.train.loss import nested_loss
+from clip_core.train.footprint import Course, Footprint, footprints
+from clip_core.train.loss import LOGITS_AT_ONCE
 from clip_core.train.setup import Setup
 
 FP32 = 4  # bytes of a number
@@ -147,18 +144,14 @@ class Plan:
 
     def _loss(self) -> int:
         params, widths = self.setup.params, (self.architecture.embed_dim, *self.architecture.matryoshka)
-        return self._features() + _loss_at_once(params.loss.name, params.global_batch, widths)
+        return self._features() + loss_at_once(params.global_batch, widths)
 
 
-@cache
-def _loss_at_once(name: str, global_batch: int, widths: tuple[int, ...]) -> int:
-    """The most that the loss takes beside the features, some rows at a time."""
-    with FakeTensorMode(), torch.device("cpu"):
-        images, texts = (torch.empty(global_batch, widths[0], requires_grad=True) for _ in range(2))
-        scale, bias = (torch.empty((), requires_grad=True) for _ in range(2))
-        with Live([images, texts, scale, bias]) as live:
-            nested_loss(name, images, texts, scale, bias, widths).backward()
-        return live.most
+def loss_at_once(global_batch: int, widths: tuple[int, ...]) -> int:
+    """The bytes that the loss takes beside the features, at most: blocks of logits, gradients, narrower features."""
+    one_side, narrower = FP32 * global_batch * widths[0], FP32 * global_batch * sum(widths[1:])
+    block = FP32 * min(max(LOGITS_AT_ONCE, global_batch), global_batch**2)
+    return max(2 * one_side + 4 * block, 3 * one_side + 2 * block) + 4 * narrower
 
 
 _sides: dict[tuple, tuple[Footprint, Footprint]] = {}  # as counting takes seconds
