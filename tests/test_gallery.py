@@ -153,6 +153,7 @@ def test_one_text_is_refused_where_a_list_is_wanted(ask: Callable) -> None:
         ask(None, "一只猫")  # before any server is asked
 
 
+@pytest.mark.slow
 def test_other_pictures_of_the_same_weights_are_another_release_and_one_may_hold_several_galleries(
     road: Road, tmp_path: Path
 ) -> None:

@@ -58,6 +58,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_rehearsal_has_all_parts_in_its_json_with_the_packages_it_names_alone(bare: Path, tmp_path: Path) -> None:
     found = run(bare, "--device", "cpu", "--tiny", "--out", str(tmp_path / "gpu.json"))
     assert "exit code" not in found.stdout and found.returncode == 0, found.stdout

@@ -76,6 +76,7 @@ def test_a_flow_that_finds_a_platform_starting_waits_for_it_and_uses_it(toy: Pat
     assert len(asked_for(f"http://127.0.0.1:{port}/api")) == 1
 
 
+@pytest.mark.slow
 def test_while_a_flow_has_its_own_server_a_flow_waits_and_a_platform_is_refused_until_it_is_killed(
     toy: Path, start: Start
 ) -> None:

@@ -55,6 +55,7 @@ def is_kept(toy: Path) -> bool:
     return (toy / "letters.out").exists() and "letters" in read_yaml(toy / "dvc.lock")["stages"]
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_ends_no_stage_and_the_next_run_works_with_a_new_one(letters: Path) -> None:
     with server(free_port()) as url:
         process = start_flow(letters, url)

@@ -67,6 +67,7 @@ def test_a_run_that_the_scheduler_created_runs_the_stage_that_has_changed(platfo
     assert len(states) > len(read_yaml(ROOT / "dvc.yaml")["stages"])  # one task a stage, and two for evaluate
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_training_is_resumed_by_the_next_which_finishes(platform: Platform) -> None:
     killed = run_in_training(platform)
     os.kill(process_of(killed, platform.project), signal.SIGKILL)

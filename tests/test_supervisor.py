@@ -123,6 +123,7 @@ def test_what_is_killed_under_load_is_back_in_seconds(victim: str, running: Runn
     assert releases.current(running.folder) == release.id
 
 
+@pytest.mark.slow
 def test_after_a_rollback_and_a_reboot_the_old_release_serves(
     tiny_releases: tuple[Release, Release], tmp_path: Path
 ) -> None:

@@ -143,6 +143,7 @@ def test_constants_that_are_no_weights_are_right_in_any_tower(tower: str, option
         assert torch.equal(loaded.encode_images(pixels), model.eval().encode_images(pixels))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is measured as Linux counts it")
 def test_loading_saving_and_exporting_take_the_memory_of_one_copy(tmp_path: Path) -> None:
     tiny = tiny_clip(TOKENIZER).architecture

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from clip_core.config.section import Inside, Name, Section
 from clip_core.config.training import Training
@@ -20,6 +20,13 @@ class WarmStart(AnyInit):
     from_: Annotated[Literal["warm_start"], Field(alias="from")]
     bert_folder: Inside | None  # a local BERT for the text tower; null: BERT's architecture, random start
     warm_start: Training
+
+    @field_validator("warm_start")
+    @classmethod
+    def _keeps_the_last_weights(cls, warm_start: Training) -> Training:
+        if warm_start.keep != "last":
+            raise ValueError("keep must be `last`: nobody measures an English recall")
+        return warm_start
 
 
 class FromTowers(AnyInit):
