@@ -41,7 +41,7 @@ class Case:
 
 START = Case({"schedule": tiny_training().schedule.model_copy(update={"num_steps": 0, "warmup_steps": 0})})
 COSINE = Distill(weights="teacher", images=True, texts=True, loss="cosine", weight=2.0)
-RELATION = COSINE.model_copy(update={"loss": "relation"})
+RELATION = COSINE.model_copy(update={"loss": "relation", "weight": 0.2})
 CASES = {
     "plain": Case(),
     "gradient caching": Case({"micro_batch": 1}),

@@ -115,10 +115,8 @@ class Maker:
         token_ids = torch.from_numpy(self.tokenizer(part.captions))
         why = self.pictures.broken | (self.show.images.broken if self.show.images else {})
         broken = {row: why[i] for row, i in enumerate(part.images.tolist(), part.rows.start) if i in why}
-        num_truncated = self.tokenizer.num_truncated - before
-        return Made(
-            part.step, part.rows, images, token_ids, self.show(part.images, part.captions), broken, num_truncated
-        )
+        shown, num_truncated = self.show(part.images, part.captions), self.tokenizer.num_truncated - before
+        return Made(part.step, part.rows, images, token_ids, shown, broken, num_truncated)
 
 
 class TrainingBatches:
@@ -256,9 +254,8 @@ def _joined(parts: list[Made], kinds: Tensor | None) -> Batch:
 
 
 def _shown(parts: Sequence[Made]) -> Shown:
-    return Shown(
-        torch.cat([part.shown.image_features for part in parts]), _padded([part.shown.token_ids for part in parts])
-    )
+    shown = [part.shown for part in parts]
+    return Shown(torch.cat([some.image_features for some in shown]), _padded([some.token_ids for some in shown]))
 
 
 def _padded(token_ids: list[Tensor]) -> Tensor:
