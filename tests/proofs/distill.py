@@ -35,21 +35,16 @@ from stages.training import Paths, train_stage
 from tests.conftest import ROOT, new_project, run_in
 
 SEEDS = (2211, 2212, 2213)
-TEACHER_STEPS, STUDENT_STEPS = 300, 100  # of 128 pairs
+TEACHER_STEPS, STUDENT_STEPS = 200, 80  # of 128 pairs
 NO_DROPOUT: Options = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-BERT: Options = {
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "hidden_size": 64,
-    "intermediate_size": 256,
-} | NO_DROPOUT
+SIZES: Options = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 64, "intermediate_size": 256}
 HALF = CustomModel(
     name="custom",
-    image_size=48,
+    image_size=32,
     context_length=32,
     matryoshka=(),
     image_tower=ImageTower(name="resnet10t", options={"channels": (16, 32, 64, 128), "stem_width": 8}),
-    text_tower=TextTower(name="bert", options=BERT),
+    text_tower=TextTower(name="bert", options=SIZES | NO_DROPOUT),
     embed_dim=64,
 )
 COSINE = Distill(weights="weights", images=True, texts=True, loss="cosine", weight=1.0)
@@ -118,6 +113,7 @@ def trained(
     benchmark = read_benchmark(test)
     answers = answers_of(embed(load(out), test, benchmark, params.evaluate.prompt_templates), benchmark)
     recalls = {group: answers[group]["text_to_image_mean_recall"].values.mean() for group in METRICS}
+    print(folder, recalls, flush=True)
     return recalls | {"seconds": seconds}
 
 
