@@ -42,6 +42,7 @@ class Case:
 START = Case({"schedule": tiny_training().schedule.model_copy(update={"num_steps": 0, "warmup_steps": 0})})
 COSINE = Distill(weights="teacher", images=True, texts=True, loss="cosine", weight=2.0)
 RELATION = COSINE.model_copy(update={"loss": "relation", "weight": 0.2})
+GENTLE = tiny_training(num_steps=6).schedule.model_copy(update={"peak_lr": 0.03})  # or rounding grows too fast
 CASES = {
     "plain": Case(),
     "gradient caching": Case({"micro_batch": 1}),
@@ -55,7 +56,7 @@ CASES = {
     "sharded, gradient caching": Case({"micro_batch": 1}, sharded=True),
     "activations computed again": Case({"checkpoint_activations": True}),
     "distillation": Case({"micro_batch": 2}, distill=COSINE),
-    "distillation by relation": Case(distill=RELATION),
+    "distillation by relation": Case({"schedule": GENTLE}, distill=RELATION),
     "sharded, distillation": Case(distill=COSINE, sharded=True),
 }
 
