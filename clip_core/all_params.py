@@ -20,7 +20,7 @@ def check_params(tree: dict, path: Path) -> Params:
 
 
 def check_files(params: Params) -> None:
-    """Raises UserError when a file that the params name for `data`, `curate` or `init` is not there."""
+    """Raises UserError when a file that the params name for `data`, `curate`, `init` or a teacher is not there."""
     if params.data.source != "emoji":  # set-up fills that folder
         existing(Path(params.data.path), "data.path")
     rules, folder = params.curate.rules, Path(params.curate.path)
@@ -32,3 +32,5 @@ def check_files(params: Params) -> None:
         name = getattr(params.init, key, None)
         if name is not None:
             existing(Path(params.init.path) / name, f"init.{key}")
+    if params.stage2.distill is not None:
+        existing(Path(params.init.path) / params.stage2.distill.weights, "stage2.distill.weights")

@@ -35,6 +35,8 @@ class Arm:
 
 def arms_of(params: Params) -> dict[str, Arm]:
     """The arms: all take as many Chinese steps as the two stages together, but the last, which may use all steps."""
+    if params.stage2.distill is not None:
+        raise UserError("stage2.distill: the paper's ablation has no teacher: set it to null")
     first, second = params.stage1.schedule, params.stage2.schedule
     chinese = num_steps(first) + num_steps(second)
     all_steps = chinese + num_steps(params.warm_start)

@@ -1,11 +1,13 @@
 """DVC stage: stage 2, everything trains."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
 
 from clip_core.config.intervals import Intervals
 from clip_core.config.loader import Loader
-from clip_core.config.section import Section, Seed
+from clip_core.config.section import Name, Section, Seed
 from clip_core.config.stage2 import Stage2
 from clip_core.config.train import Train
 from stages.command import run
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 
 class Params(Section):
     seed: Seed
+    files: Annotated[Name, Field(alias="init.path")]  # the folder in which a teacher lies
     stage2: Stage2
 
 
@@ -32,14 +35,14 @@ def main(
     """Trains the weights in `start` on the pairs in `packed`; the new ones go to `out`, the curves to `curves`."""
     from stages.training import Paths, train_stage
 
-    setup = setup_of(params.stage2, params.seed)
+    setup = setup_of(params.stage2, params.seed, Path(params.files))
     train_stage("stage2", "stages.stage2", setup, intervals.stage2, loader, Paths(packed, start, out, curves), train)
 
 
-def setup_of(stage2: Stage2, seed: int) -> "Setup":
+def setup_of(stage2: Stage2, seed: int, files: Path = Path()) -> "Setup":
     from clip_core.train.setup import Setup
 
-    return Setup(stage2, seed, is_image_tower_frozen=False, patch_dropout=stage2.patch_dropout, lora=stage2.lora)
+    return Setup(stage2, seed, False, stage2.patch_dropout, stage2.lora, distill=stage2.distill, files=files)
 
 
 if __name__ == "__main__":

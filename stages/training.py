@@ -8,7 +8,7 @@ from clip_core.config.intervals import StageInterval
 from clip_core.config.loader import Loader
 from clip_core.config.section import hash_of
 from clip_core.config.train import ONE_DEVICE, Train
-from clip_core.data.batches import TrainingBatches
+from clip_core.data.batches import NOTHING, TrainingBatches
 from clip_core.data.loader import num_workers, start_workers_early
 from clip_core.data.pictures import Kept
 from clip_core.data.store import open_store
@@ -66,7 +66,9 @@ def _train_here(
     tokenizer = load_tokenizer(paths.start / contract.tokenizer, contract.context_length)
     fixed = setup.is_image_tower_frozen or is_passed_through
     recall = RecallInTraining(benchmark, tokenizer, contract, params.precision, is_image_side_fixed=fixed)
-    decides = decisive(name, module, {"seed": setup.seed, name: params}, [paths.packed / "train", paths.start])
+    teachers = [setup.teacher_folder] if setup.teacher_folder else []
+    inputs = [paths.packed / "train", paths.start, *teachers]
+    decides = decisive(name, module, {"seed": setup.seed, name: params}, inputs)
     agree(decides.fingerprint)
     with work_folder(decides) if rank() == 0 else nullcontext(paths.out) as work:
         pictures = setup.pictures(store, contract, keep=num_ranks() == 1)  # a rank decodes its own rows alone
@@ -75,19 +77,23 @@ def _train_here(
         model = load_weights(paths.start)
         images, encode_images = setup.prepare(model, pictures, loader)
         ranks = rank(), num_ranks()
-        with TrainingBatches(store, images, tokenizer, params, setup.seed, loader, *ranks) as batches:
-            train(batches, model, encode_images, work, interval, Validation(interval.evaluate_every, recall), on)
+        teacher = setup.teacher(model, store, loader)
+        shown = teacher.shown if teacher else NOTHING
+        with TrainingBatches(store, images, tokenizer, params, setup.seed, loader, *ranks, shown) as batches:
+            validation = Validation(interval.evaluate_every, recall)
+            train(batches, model, encode_images, work, interval, validation, on, teacher)
         if batches.broken:
             print(f"{len(batches.broken):,} pictures could not be decoded; other rows took their place", flush=True)
         if tokenizer.num_truncated:
             print(f"{tokenizer.num_truncated:,} texts were cut off at {contract.context_length} tokens", flush=True)
+        model.teacher_projection = None
         model = gathered_model(model)
         if rank():
             return
         merge_adapters(model)
         made = Made(
             stage=name,
-            params=hash_of(params, setup.seed),
+            params=hash_of(params, setup.seed, *map(weights_id, teachers)),
             data=hash_of(store.manifest),
             parent=weights_id(paths.start),
             text_tower=contract.made.text_tower,

@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import save_file
 
 from clip_core.config.loader import IN_PROCESS
-from clip_core.config.stage2 import Lora
+from clip_core.config.stage2 import Distill, Lora
 from clip_core.config.train import Train
 from clip_core.config.training import Loss, Training
-from clip_core.data.batches import TrainingBatches
+from clip_core.data.batches import NOTHING, TrainingBatches
 from clip_core.data.pictures import decoded
 from clip_core.data.store import open_store
 from clip_core.env import set_switches
@@ -38,9 +38,13 @@ class Case:
     lora: Lora | None = None
     widths: tuple[int, ...] = ()
     sharded: bool = False
+    distill: Distill | None = None
 
 
 START = Case({"schedule": tiny_training().schedule.model_copy(update={"num_steps": 0, "warmup_steps": 0})})
+COSINE = Distill(weights="teacher", images=True, texts=True, loss="cosine", weight=2.0)
+RELATION = COSINE.model_copy(update={"loss": "relation", "weight": 0.2})
+GENTLE = tiny_training(num_steps=6).schedule.model_copy(update={"peak_lr": 0.03})  # or rounding grows too fast
 CASES = {
     "plain": Case(),
     "gradient caching": Case({"micro_batch": 1}),
@@ -53,6 +57,9 @@ CASES = {
     "sharded": Case(sharded=True),
     "sharded, gradient caching": Case({"micro_batch": 1}, sharded=True),
     "activations computed again": Case({"checkpoint_activations": True}),
+    "distillation": Case({"micro_batch": 2}, distill=COSINE),
+    "distillation by relation": Case({"schedule": GENTLE}, distill=RELATION),
+    "sharded, distillation": Case(distill=COSINE, sharded=True),
 }
 
 
@@ -70,12 +77,15 @@ def trained(case: Case, store_folder: Path, work: Path) -> None:
     tokenizer_json = tiny_tokenizer_json(store)
     architecture = vit_architecture(tokenizer_json, dropout=0.0).model_copy(update={"matryoshka": case.widths})
     model, pictures = make_clip(architecture, 1), decoded(store, IMAGE_SIZE, Preprocessing())
-    setup = Setup(params, 1, case.is_image_tower_frozen, lora=case.lora)
+    files = store_folder.parent
+    setup = Setup(params, 1, case.is_image_tower_frozen, lora=case.lora, distill=case.distill, files=files)
     images, encode = setup.prepare(model, pictures, IN_PROCESS)
-    ranks = rank(), num_ranks()
-    with TrainingBatches(store, images, parse_tokenizer(tokenizer_json, 16), params, 1, IN_PROCESS, *ranks) as batches:
-        on = Train(devices=num_ranks(), sharded=case.sharded)
-        train(batches, model, encode, work, INTERVAL, Validation(3, measure), on)
+    teacher = setup.teacher(model, store, IN_PROCESS)
+    shown, tokenizer = teacher.shown if teacher else NOTHING, parse_tokenizer(tokenizer_json, 16)
+    on = Train(devices=num_ranks(), sharded=case.sharded)
+    with TrainingBatches(store, images, tokenizer, params, 1, IN_PROCESS, rank(), num_ranks(), shown) as batches:
+        train(batches, model, encode, work, INTERVAL, Validation(3, measure), on, teacher)
+    model.teacher_projection = None
     model = gathered_model(model)
     if rank() == 0:
         save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, work / WEIGHTS)

@@ -9,10 +9,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from clip_core.errors import UserError
+from clip_core.model.clip import make_clip
+from clip_core.model.weights import save_weights
 from clip_core.train.distributed import process_group
 from tests.conftest import ENVIRONMENT, ROOT
 from tests.ranks import CASES, WEIGHTS
-from tests.tiny import tiny_store
+from tests.tiny import ENGLISH, MADE, tiny_architecture, tiny_store, tiny_tokenizer_json
 
 ON_FOUR = ("plain", "gradient caching", "stage 1", "kin", "sharded")
 Weights = dict[tuple[str, int], dict[str, Tensor]]  # case, number of ranks -> the model after its training
@@ -29,7 +31,9 @@ def on_ranks(num: int, *arguments: object) -> subprocess.CompletedProcess:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
-    tiny_store(folder / "store")
+    tokenizer_json = tiny_tokenizer_json(tiny_store(folder / "store"), ENGLISH)
+    wider = tiny_architecture(tokenizer_json).model_copy(update={"embed_dim": 12})
+    save_weights(make_clip(wider, 2), tokenizer_json, folder / "teacher", MADE)
     return folder
 
 

@@ -1,6 +1,6 @@
 """Batches of training pairs: step -> pictures and the token ids of a caption each, a function of (seed, step)."""
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
 from typing import TYPE_CHECKING, NamedTuple, Self
@@ -30,11 +30,35 @@ POSITIVES = ("pair", "caption", "picture", "group")  # each takes in those befor
 SPARES = 100  # how many pictures in a row may fail
 
 
+class Shown(NamedTuple):
+    """The same rows as a teacher has them; of no width where it is not asked."""
+
+    image_features: Tensor  # (local batch, its embed_dim)
+    token_ids: Tensor  # (local batch, length)
+
+
+@dataclass(frozen=True)
+class ToShow:
+    """What makes them; None: not asked."""
+
+    images: Stored | None
+    tokenizer: Tokenizer | None
+
+    def __call__(self, images: np.ndarray, captions: list[str]) -> Shown:
+        features = torch.empty(len(images), 0) if self.images is None else self.images(images)[:, 0]
+        nothing = np.empty((len(captions), 0), np.int64)
+        return Shown(features, torch.from_numpy(self.tokenizer(captions) if self.tokenizer else nothing))
+
+
+NOTHING = ToShow(None, None)
+
+
 @dataclass(frozen=True)
 class Batch:
     images: Tensor  # (local batch, 3, side, side) pixels, or (local batch, embed_dim) features
     token_ids: Tensor  # (local batch, length)
     kinds: Tensor | None = None  # (global batch,): rows of the same number are no negatives of each other; none repeats
+    shown: Shown | None = None
 
     @property
     def share_of_kin(self) -> float:
@@ -60,8 +84,14 @@ class Made(NamedTuple):
     rows: slice
     images: Tensor
     token_ids: Tensor
+    shown: Shown
     broken: dict[int, str]  # row of the global batch -> why its picture, all zeros, can not be decoded
     num_truncated: int
+
+    def of(self, rows: slice) -> "Made":
+        """Some of them."""
+        shown = Shown(self.shown.image_features[rows], self.shown.token_ids[rows])
+        return self._replace(images=self.images[rows], token_ids=self.token_ids[rows], shown=shown)
 
 
 @dataclass(frozen=True)
@@ -73,6 +103,7 @@ class Maker:
     augmentation: Augmentation
     global_batch: int
     seed: int
+    show: ToShow
 
     def __call__(self, part: Part) -> Made:
         images, before = self.pictures(part.images), self.tokenizer.num_truncated
@@ -82,9 +113,10 @@ class Maker:
         else:
             images = drawn_view(images, random, self.global_batch, part.rows)
         token_ids = torch.from_numpy(self.tokenizer(part.captions))
-        why = self.pictures.broken
+        why = self.pictures.broken | (self.show.images.broken if self.show.images else {})
         broken = {row: why[i] for row, i in enumerate(part.images.tolist(), part.rows.start) if i in why}
-        return Made(part.step, part.rows, images, token_ids, broken, self.tokenizer.num_truncated - before)
+        shown, num_truncated = self.show(part.images, part.captions), self.tokenizer.num_truncated - before
+        return Made(part.step, part.rows, images, token_ids, shown, broken, num_truncated)
 
 
 class TrainingBatches:
@@ -103,12 +135,13 @@ class TrainingBatches:
         loader: Loader = IN_PROCESS,
         rank: int = 0,
         num_ranks: int = 1,
+        show: ToShow = NOTHING,
     ) -> None:
         self.params, self.seed = params, seed
         self.broken: dict[str, str] = {}  # pictures that could not be decoded, and why
         self._store = store
         self._order = Order(store, params.captions.language, params.global_batch, seed)
-        self._make = Maker(images, tokenizer, params.augmentation, params.global_batch, seed)
+        self._make = Maker(images, tokenizer, params.augmentation, params.global_batch, seed, show)
         self._workers, self._prefetch = num_workers(loader, isinstance(images, Kept | Stored)), loader.prefetch
         self._local = slice(*(params.global_batch * bound // num_ranks for bound in (rank, rank + 1)))
         self._stream: Generator[Batch] | None = None
@@ -188,9 +221,9 @@ class TrainingBatches:
         """In the place of each broken picture's row another one, the same for any number of workers and ranks."""
         for place, why in made.broken.items():
             spare, row = self._spare(made.step, place, why), place - made.rows.start
-            images = [made.images[:row], spare.images, made.images[row + 1 :]]
-            texts = [made.token_ids[:row], spare.token_ids, made.token_ids[row + 1 :]]
-            made = made._replace(images=torch.cat(images), token_ids=_padded(texts))
+            parts = made.of(slice(row)), spare, made.of(slice(row + 1, None))
+            images, token_ids = torch.cat([part.images for part in parts]), _padded([part.token_ids for part in parts])
+            made = made._replace(images=images, token_ids=token_ids, shown=_shown(parts))
         return made
 
     def _spare(self, step: int, place: int, why: str) -> Made:
@@ -212,11 +245,17 @@ def _joined(parts: list[Made], kinds: Tensor | None) -> Batch:
     """On a machine with CUDA in memory from where a copy to the device does not keep the processor."""
     is_pinned = torch.cuda.is_available()
     images, token_ids = [part.images for part in parts], _padded([part.token_ids for part in parts])
+    shown = _shown(parts)
     if not is_pinned:
-        return Batch(images[0] if len(images) == 1 else torch.cat(images), token_ids, kinds)
+        return Batch(images[0] if len(images) == 1 else torch.cat(images), token_ids, kinds, shown)
     num_rows = sum(map(len, images))
     pinned = torch.empty((num_rows, *images[0].shape[1:]), dtype=images[0].dtype, pin_memory=True)
-    return Batch(torch.cat(images, out=pinned), token_ids.pin_memory(), kinds)
+    return Batch(torch.cat(images, out=pinned), token_ids.pin_memory(), kinds, shown)
+
+
+def _shown(parts: Sequence[Made]) -> Shown:
+    shown = [part.shown for part in parts]
+    return Shown(torch.cat([some.image_features for some in shown]), _padded([some.token_ids for some in shown]))
 
 
 def _padded(token_ids: list[Tensor]) -> Tensor:

@@ -30,6 +30,7 @@ class CLIP(nn.Module):
         self.text_projection = nn.Linear(self.text_tower.width, architecture.embed_dim, bias=False)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         self.logit_bias: nn.Parameter | None = None
+        self.teacher_projection: nn.Linear | None = None  # into a teacher's width, in a training alone
         if architecture.logit_bias:
             self.add_logit_bias()
         for projection in (self.image_projection, self.text_projection):

@@ -12,12 +12,13 @@ from clip_core.data.batches import Batch
 from clip_core.model.clip import CLIP
 from clip_core.model.precision import in_precision, pick_device, pick_precision
 from clip_core.train.activations import keeping_statistics
-from clip_core.train.distributed import average_scalars
+from clip_core.train.distributed import average_others
 from clip_core.train.grad_cache import Side, cached_backward
 from clip_core.train.loss import nested_loss
 
 AnyTraining = TypeVar("AnyTraining", bound=Training)
 Encode = Callable[[Tensor], Tensor]  # what a batch holds of pictures (or texts) -> features
+Lesson = Callable[[Tensor, Tensor], Tensor]  # features of a batch's pictures and texts -> a loss
 
 
 def with_precision_resolved(params: AnyTraining) -> AnyTraining:
@@ -25,10 +26,12 @@ def with_precision_resolved(params: AnyTraining) -> AnyTraining:
     return params.model_copy(update={"precision": pick_precision(params.precision, pick_device("auto"))})
 
 
-def backward(params: Training, model: CLIP, encode_images: Encode, batch: Batch, seed: int) -> Tensor:
+def backward(
+    params: Training, model: CLIP, encode_images: Encode, batch: Batch, seed: int, lesson: Lesson | None = None
+) -> Tensor:
     """Puts the gradient of the global batch's loss into the parameters and returns the loss, without waiting for it.
 
-    With the same `seed` it drops the same units.
+    With the same `seed` it drops the same units. `lesson` is what a teacher adds to the loss.
     """
     widths = (model.architecture.embed_dim, *model.architecture.matryoshka)
     image_side = (*model.image_tower.parameters(), *model.image_projection.parameters())
@@ -40,17 +43,18 @@ def backward(params: Training, model: CLIP, encode_images: Encode, batch: Batch,
 
     def loss_of(image_features: Tensor, text_features: Tensor) -> Tensor:
         learned = model.logit_scale, model.logit_bias
-        return nested_loss(params.loss.name, image_features, text_features, *learned, widths, kinds)
+        loss = nested_loss(params.loss.name, image_features, text_features, *learned, widths, kinds)
+        return loss if lesson is None else loss + lesson(image_features, text_features)
 
     if params.micro_batch is not None:
         loss = cached_backward((images, texts), loss_of, model, params.micro_batch, seed)
-        average_scalars(model)
+        average_others(model)
         return loss
     torch.manual_seed(seed)
     loss = loss_of(images.encode(images.rows), texts.encode(texts.rows))
     with keeping_statistics(model):
         loss.backward()
-    average_scalars(model)
+    average_others(model)
     return loss.detach()
 
 

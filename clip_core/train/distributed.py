@@ -138,7 +138,7 @@ def spread(model: CLIP, is_sharded: bool) -> None:
     """Has the gradients of what trains averaged over the ranks while the backward pass goes on.
 
     Each rank keeps all weights (torch's `replicate`), or a share of weights, gradients and moments (`fully_shard`).
-    Nothing is wrapped: names stay. `logit_scale` and `logit_bias` belong to no part: see `average_scalars`.
+    Nothing is wrapped: names stay. What belongs to no part: see `average_others`.
     """
     if num_ranks() == 1:
         return
@@ -167,9 +167,10 @@ def average_next(model: CLIP, is_due: bool) -> None:
             part.set_requires_gradient_sync(is_due)  # ty: ignore[not-callable]
 
 
-def average_scalars(model: CLIP) -> None:
+def average_others(model: CLIP) -> None:
     """Averages the gradients of the parameters that stand outside the towers."""
-    for parameter in (model.logit_scale, model.logit_bias):
+    projection = model.teacher_projection
+    for parameter in (model.logit_scale, model.logit_bias, None if projection is None else projection.weight):
         if parameter is not None and parameter.grad is not None:
             summed(parameter.grad).div_(num_ranks())
 

@@ -16,6 +16,7 @@ from clip_core.train.launch import num_processes
 from clip_core.train.plan import read_stages
 from clip_core.train.planned import Devices, Plan
 from clip_core.train.setup import Setup
+from clip_core.train.teacher import check_teacher
 from clip_core.train.usual_lr import unusual_lr
 
 M_MMAP_THRESHOLD, AT_ONCE = -3, 2**17  # bytes from which glibc gives back; left alone it raises them to 2**25
@@ -31,10 +32,15 @@ def refuse_stages(params_file: Path, is_pretrained: bool) -> None:
 def refuse_what_does_not_fit(
     name: str, setup: Setup, architecture: Architecture, is_pretrained: bool, train: Train
 ) -> None:
-    """Raises UserError where the training `name` needs more memory than this device has; warns of an unusual rate."""
+    """Raises UserError where the training `name` needs more memory than this device has, or a teacher that is none.
+
+    It warns of an unusual rate.
+    """
     params = with_precision_resolved(setup.params)
     if params.schedule.num_steps == 0:
         return
+    if setup.teacher_folder:
+        check_teacher(setup.teacher_folder)
     if is_pretrained and (warning := unusual_lr(name, params)):
         print(warning, flush=True)
     device = this_device()

@@ -24,6 +24,7 @@ from clip_core.train.log import Progress, csv_log
 from clip_core.train.optimizer import clip_gradients, make_optimizer, set_lr
 from clip_core.train.schedule import lr_at, num_steps_of, warmup_of
 from clip_core.train.state import Saver, resume
+from clip_core.train.teacher import Teacher
 from clip_core.train.watch import Validation, Watch
 
 
@@ -35,6 +36,7 @@ def train(
     interval: Interval,
     validation: Validation | None = None,
     on: Train = ONE_DEVICE,
+    teacher: Teacher | None = None,
 ) -> None:
     """Trains to the last step, continuing by itself from a checkpoint in `work`; the curves stay in `work`.
 
@@ -63,7 +65,8 @@ def train(
             with progress.waiting():
                 batch = batches.batch(step)
             seed = int(random_at(batches.seed, "dropout", step, rank()).integers(2**63))
-            measured = backward(params, model, encode_images, batch, seed)
+            lesson = teacher.lesson(model, batch) if teacher else None
+            measured = backward(params, model, encode_images, batch, seed, lesson)
             norm = clip_gradients(model, params.optimizer.max_grad_norm)
             loss, grad_norm, is_interrupted = _told(measured, norm, interruption)
             if math.isfinite(loss) and math.isfinite(grad_norm):  # before the optimizer moves

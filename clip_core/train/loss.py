@@ -73,7 +73,7 @@ class _Contrastive(Function):
         all_texts, scale, first = gathered(texts), logit_scale.exp(), rank() * len(images)
         by_image = torch.empty_like(images[:, 0])  # log-sum-exp of each picture's logits
         by_text = torch.full_like(all_texts[:, 0], -torch.inf)
-        for rows in _blocks(len(images), len(all_texts)):
+        for rows in blocks(len(images), len(all_texts)):
             logits = _without_kin((scale * images[rows]) @ all_texts.T, first + rows.start, kinds)
             by_image[rows] = logits.logsumexp(1)
             by_text = torch.logaddexp(by_text, logits.logsumexp(0))
@@ -88,7 +88,7 @@ class _Contrastive(Function):
         scale, first = logit_scale.exp(), rank() * len(images)
         factor = gradients[0] * num_ranks() / (2 * len(all_texts))
         to_images, to_texts = torch.empty_like(images), torch.zeros_like(all_texts)
-        for rows in _blocks(len(images), len(all_texts)):
+        for rows in blocks(len(images), len(all_texts)):
             logits = _without_kin((scale * images[rows]) @ all_texts.T, first + rows.start, kinds)
             wrong = (logits - by_image[rows, None]).exp_() + logits.sub_(by_text).exp_()
             wrong.diagonal(first + rows.start).sub_(2)
@@ -107,7 +107,7 @@ class _Sigmoid(Function):
     ) -> Tensor:
         all_texts, scale, first = gathered(texts), logit_scale.exp(), rank() * len(images)
         total = torch.zeros_like(logit_scale)
-        for rows in _blocks(len(images), len(all_texts)):
+        for rows in blocks(len(images), len(all_texts)):
             logits = (scale * images[rows]) @ all_texts.T + logit_bias
             logits.diagonal(first + rows.start).neg_()
             total -= logsigmoid(-_without_kin(logits, first + rows.start, kinds)).sum()
@@ -120,7 +120,7 @@ class _Sigmoid(Function):
         scale, first = logit_scale.exp(), rank() * len(images)
         factor = gradients[0] * num_ranks() / len(all_texts)
         to_images, to_texts, to_bias = torch.empty_like(images), torch.zeros_like(all_texts), torch.zeros_like(scale)
-        for rows in _blocks(len(images), len(all_texts)):
+        for rows in blocks(len(images), len(all_texts)):
             logits = (scale * images[rows]) @ all_texts.T + logit_bias
             wrong = _without_kin(logits, first + rows.start, kinds).sigmoid_()
             wrong.diagonal(first + rows.start).sub_(1)
@@ -132,7 +132,7 @@ class _Sigmoid(Function):
         return to_images, scattered(to_texts), (to_images * images).sum(), to_bias, None
 
 
-def _blocks(num_rows: int, batch: int) -> Iterator[slice]:
+def blocks(num_rows: int, batch: int) -> Iterator[slice]:
     """A rank's rows, as many at a time as LOGITS_AT_ONCE allows."""
     at_once = max(1, LOGITS_AT_ONCE // batch)
     return (slice(start, min(start + at_once, num_rows)) for start in range(0, num_rows, at_once))

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from clip_core.config.init import Init
 from clip_core.config.model import Model
 from clip_core.config.section import Section
 from clip_core.config.stage1 import Stage1
@@ -31,16 +32,17 @@ class Stages(Section):
     """What both trainings are."""
 
     model: Model
+    init: Init
     stage1: Stage1
     stage2: Stage2
     train: Train
 
     def setups(self) -> dict[str, Setup]:
         """As `stages.stage1` and `stages.stage2` lay them out."""
-        second = self.stage2
+        second, files = self.stage2, Path(self.init.path)
         return {
             "stage1": Setup(self.stage1, 0, is_image_tower_frozen=True, num_views=self.stage1.num_views),
-            "stage2": Setup(second, 0, False, patch_dropout=second.patch_dropout, lora=second.lora),
+            "stage2": Setup(second, 0, False, second.patch_dropout, second.lora, distill=second.distill, files=files),
         }
 
     def architecture(self) -> Architecture:

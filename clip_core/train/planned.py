@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from clip_core.model.contract import Architecture
+from clip_core.model.contract import WEIGHTS_FILE, Architecture
 from clip_core.model.costs import on_meta
 from clip_core.train.activations import checkpoint_activations
 from clip_core.train.devices import Device
@@ -59,10 +59,12 @@ class Plan:
         """Bytes by part on each device, at the moment of a step when they are most."""
         image, text = sides_of(self.setup, self.architecture)
         params, num_shards = self.setup.params, self.devices.num_shards
+        teacher = self.setup.teacher_folder
         held = {
             "weights": FP32 * (image.parameters + text.parameters) // num_shards,
             "AdamW's moments": 2 * FP32 * (image.trained + text.trained) // num_shards,
             "pictures": self._pictures(),
+            "teacher": (teacher / WEIGHTS_FILE).stat().st_size if teacher else 0,
         }
         if self.devices.is_sharded and self.devices.num > 1:
             held["one block whole"] = 2 * FP32 * _largest_block(self.architecture)

@@ -1,12 +1,13 @@
 """What one training stage trains, and how it sees the pictures: all that tells stage 1 from stage 2."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from clip_core.config.loader import Loader
-from clip_core.config.stage2 import Lora
+from clip_core.config.stage2 import Distill, Lora
 from clip_core.config.training import Training
 from clip_core.data.pictures import AsNeeded, Kept, Pictures, decoded
 from clip_core.data.store import Store
@@ -16,6 +17,7 @@ from clip_core.train.backward import Encode
 from clip_core.train.feature_cache import AS_THEY_ARE, View, freeze_image_tower, image_features_of
 from clip_core.train.lora import add_adapters
 from clip_core.train.patch_dropout import drop_patches
+from clip_core.train.teacher import Teacher
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,8 @@ class Setup:
     patch_dropout: float = 0.0
     lora: Lora | None = None
     num_views: int | None = None  # of each picture, which a frozen tower encodes beforehand
+    distill: Distill | None = None
+    files: Path = Path()  # the folder in which the teacher lies
 
     def pictures(self, store: Store, contract: Contract, keep: bool = True) -> Pictures:
         """The pixels that it trains on, decoded now where it sees them in each epoch and may keep them."""
@@ -58,6 +62,19 @@ class Setup:
             drop_patches(model, self.patch_dropout)
         if self.lora:
             add_adapters(model, self.lora, self.seed)
+
+    def teacher(self, model: CLIP, store: Store, loader: Loader) -> Teacher | None:
+        """The one that `model` learns from, if it does; after `prepare`, as no adapter goes with what it needs."""
+        if self.distill is None or self.teacher_folder is None:
+            return None
+        return Teacher(self.distill, self.teacher_folder, self.params, store, loader).ready_for(model, self.seed)
+
+    @property
+    def teacher_folder(self) -> Path | None:
+        """Its weights; None without one, or where nothing trains."""
+        if self.distill is None or self.params.schedule.num_steps == 0:
+            return None
+        return self.files / self.distill.weights
 
     @property
     def sees_features(self) -> bool:
