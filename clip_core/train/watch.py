@@ -5,14 +5,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from clip_core.config.training import Best
 from clip_core.files import replacing_file
 from clip_core.model.clip import CLIP
+from clip_core.model.precision import pick_device
 from clip_core.model.weights import write_tensors
-from clip_core.train.distributed import fill, rank, whole
+from clip_core.train.distributed import fill, from_rank_0, gathered_model, rank, whole
 from clip_core.train.log import csv_log
 
 RECALL = "text_to_image_mean_recall"  # over all of the split's pictures, never over a batch
@@ -44,10 +46,14 @@ class Watch:
         if not is_due or (step == 0 and self._recalls):
             return False
         assert self._validation
-        measured = self._validation.measure(model.eval())
-        print(f"validation at step {step}: " + "  ".join(f"{name} {value:.4f}" for name, value in measured.items()))
-        self._log(step, **measured)
-        self._recalls[step] = measured[RECALL]
+        whole_model, recall = gathered_model(model), torch.zeros((), dtype=torch.float64)
+        if rank() == 0:
+            measured = self._validation.measure(whole_model.to(pick_device("auto")).eval())
+            print(f"validation at step {step}: " + "  ".join(f"{name} {value:.4f}" for name, value in measured.items()))
+            self._log(step, **measured)
+            recall.fill_(measured[RECALL])
+        from_rank_0(recall)
+        self._recalls[step] = recall.item()
         self._warn(step)
         if self._keep and step == self.best:
             state = {name: whole(tensor).detach().cpu().contiguous() for name, tensor in trained(model)}
