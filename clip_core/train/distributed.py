@@ -188,10 +188,17 @@ def check_ranks(name: str, params: Training, on: Train) -> None:
 
 
 def gathered_model(model: CLIP) -> CLIP:
-    """`model` on the CPU of rank 0, whole where ranks have shares of it; the others get theirs back."""
+    """`model` on the CPU of rank 0, whole where ranks have shares of it, but for what a training alone has.
+
+    The others get theirs back.
+    """
     if not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
         return model
-    state = {name: whole(tensor).cpu() for name, tensor in model.state_dict().items()}
+    state = {
+        name: whole(tensor).cpu()
+        for name, tensor in model.state_dict().items()
+        if not name.startswith("teacher_projection.")
+    }
     if rank():
         return model
     gathered = CLIP(model.architecture)
