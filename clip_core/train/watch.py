@@ -37,7 +37,8 @@ class Watch:
         self._every = keep.every if keep else validation.every if validation else 0
         self._file = work / BEST
         self._log = csv_log(work / "validation.csv", done)
-        self._recalls = _recalls_in(work / "validation.csv", done)  # step -> recall, of the start (0) and since
+        recalls = _recalls_in(work / "validation.csv", done) if rank() == 0 else {}
+        self._recalls = _as_on_rank_0(recalls)  # step -> recall, of the start (0) and since
         self._has_warned = False
 
     def __call__(self, step: int, model: CLIP) -> bool:
@@ -101,6 +102,17 @@ def trained(model: nn.Module) -> list[tuple[str, Tensor]]:
     """What a training changes: parameters that train, and buffers that are saved."""
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     return [(name, tensor) for name, tensor in model.state_dict().items() if name not in frozen]
+
+
+def _as_on_rank_0(recalls: dict[int, float]) -> dict[int, float]:
+    """They decide what all ranks do together."""
+    num = torch.tensor(len(recalls))
+    from_rank_0(num)
+    rows = torch.zeros(int(num), 2, dtype=torch.float64)
+    if recalls:
+        rows[:] = torch.tensor(list(recalls.items()), dtype=torch.float64)
+    from_rank_0(rows)
+    return {int(step): recall for step, recall in rows.tolist()}
 
 
 def _recalls_in(file: Path, done: int) -> dict[int, float]:
