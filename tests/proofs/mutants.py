@@ -32,11 +32,6 @@ JUDGED: dict[tuple[str, str, str], str] = {
         "if point < 0:",
         "if ((point) <= (0)):",
     ): SAME + "a random number meets the border with a probability of 2**-53",
-    (
-        "clip_core/train/loss.py",
-        "right = torch.arange(len(logits), device=logits.device)",
-        "right = torch.arange(len(logits))",
-    ): "seen on a GPU alone, by the test that trains there",
     **dict.fromkeys(
         [
             (
@@ -48,11 +43,6 @@ JUDGED: dict[tuple[str, str, str], str] = {
         ],
         SAME + "features have two dimensions, so the last is dimension 1, which is the default",
     ),
-    (
-        "clip_core/train/optimizer.py",
-        "return torch.optim.AdamW(groups, lr=0.0, betas=(params.beta1, params.beta2), eps=params.eps, fused=True)",
-        "return torch.optim.AdamW(groups, lr=0.0, betas=(params.beta1, params.beta2), eps=params.eps)",
-    ): "the same update, slower",
 }
 
 
