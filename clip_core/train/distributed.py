@@ -2,12 +2,12 @@
 
 import hashlib
 import os
-import pathlib
 import sys
 import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -45,7 +45,7 @@ def process_group() -> Generator[None]:
     told = sys.stdout
     try:
         if here:
-            sys.stdout = pathlib.Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - until this process ends
+            sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - until this process ends
         yield
     finally:
         sys.stdout = told

@@ -10,7 +10,7 @@ import torch
 from clip_core.config.train import Train
 from clip_core.errors import EXIT_CODE, UserError
 
-# Of a launcher, which it passes on to all ranks: they save and end.
+# The launcher passes them on to all ranks, which end, at the first three with a checkpoint; after 30 s it kills them.
 SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP", "SIGQUIT")
 
 

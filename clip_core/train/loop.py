@@ -18,7 +18,7 @@ from clip_core.model.clip import CLIP
 from clip_core.model.precision import pick_device
 from clip_core.train.activations import checkpoint_activations
 from clip_core.train.backward import Encode, backward
-from clip_core.train.distributed import rank, spread, summed
+from clip_core.train.distributed import from_rank_0, rank, spread, summed
 from clip_core.train.interruption import Interruption
 from clip_core.train.log import Progress, csv_log
 from clip_core.train.optimizer import clip_gradients, make_optimizer, set_lr
@@ -57,9 +57,9 @@ def train(
         print(f"resuming at step {done + 1} of {num_steps}", flush=True)
     log, progress = csv_log(work / "train.csv", done), Progress(work.parent.name, done, num_steps, params.global_batch)
     watch = Watch(validation, None if params.keep == "last" else params.keep, work, done, num_steps)
-    watch(0, model)  # where the training starts from
+    has_stalled = watch(0, model)  # where the training starts from
     with Saver(work, num_steps, model, optimizer) as save, Interruption() as interruption:
-        for step in range(done + 1, num_steps + 1):
+        for step in range(done + 1, num_steps + 1 if not has_stalled else 0):
             model.train()
             set_lr(optimizer, lr := lr_at(step, params.schedule, num_steps))
             with progress.waiting():
@@ -113,9 +113,11 @@ def _told(loss: Tensor, grad_norm: Tensor, interruption: Interruption) -> tuple[
 
 def _skip(step: int, lr: float, loss: float, grad_norm: float, batches: TrainingBatches, work: Path) -> None:
     """Writes down the pairs of a step that is not finite; raises UserError when there are more than may be skipped."""
-    pairs, file = batches.named(step), work / f"not-finite-at-step-{step}.txt"
-    atomic_write(file, "\n".join(pairs) + "\n")
-    skipped = sum(int(file.stem.rpartition("-")[2]) <= step for file in work.glob("not-finite-at-step-*.txt"))
+    pairs, file, skipped = batches.named(step), work / f"not-finite-at-step-{step}.txt", torch.tensor(0)
+    if rank() == 0:
+        atomic_write(file, "\n".join(pairs) + "\n")
+        skipped += sum(int(path.stem.rpartition("-")[2]) <= step for path in work.glob("not-finite-at-step-*.txt"))
+    from_rank_0(skipped)
     what = f"with learning rate {lr:.3g}, the loss is {loss} and the gradient's norm {grad_norm}"
     if skipped > batches.params.max_skipped_steps:
         raise UserError(

@@ -44,7 +44,9 @@ class Watch:
     def __call__(self, step: int, model: CLIP) -> bool:
         """Measures where it is due after `step`; whether the training may end here, since its recall has stalled."""
         is_due = step in (0, self._num_steps) or step % self._every == 0 if self._validation else False
-        if not is_due or (step == 0 and self._recalls):
+        if step == 0 and self._recalls:  # goes on with a training that may have ended before it was published
+            return self._has_stalled()
+        if not is_due:
             return False
         assert self._validation
         whole_model, recall = gathered_model(model), torch.zeros((), dtype=torch.float64)
