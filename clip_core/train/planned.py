@@ -16,6 +16,7 @@ from clip_core.train.devices import Device
 from clip_core.train.feature_cache import AT_ONCE
 from clip_core.train.footprint import Course, Footprint, footprints
 from clip_core.train.loss import LOGITS_AT_ONCE
+from clip_core.train.optimizer import layers_of
 from clip_core.train.setup import Setup
 
 FP32 = 4  # bytes of a number
@@ -182,7 +183,6 @@ def sides_of(setup: Setup, architecture: Architecture) -> tuple[Footprint, Footp
 def _largest_block(architecture: Architecture) -> int:
     """Parameters of the largest module among those that repeat, and of the embeddings."""
     model = on_meta(architecture)
-    repeated = [module for module in model.modules() if isinstance(module, nn.ModuleList | nn.Sequential)]
-    blocks = [block for module in repeated for block in module]
+    blocks = [layer for tower in (model.image_tower, model.text_tower) for layer in layers_of(tower)]
     blocks += [module for module in model.modules() if isinstance(module, nn.Embedding)]
     return max(sum(parameter.numel() for parameter in block.parameters()) for block in blocks)
