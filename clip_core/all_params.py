@@ -33,4 +33,4 @@ def check_files(params: Params) -> None:
         if name is not None:
             existing(Path(params.init.path) / name, f"init.{key}")
     if params.stage2.distill is not None:
-        existing(Path(params.init.path) / params.stage2.distill.weights, "stage2.distill.weights")
+        existing(Path(params.stage2.path) / params.stage2.distill.weights, "stage2.distill.weights")

@@ -1,13 +1,11 @@
 """DVC stage: stage 2, everything trains."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-from pydantic import Field
+from typing import TYPE_CHECKING
 
 from clip_core.config.intervals import Intervals
 from clip_core.config.loader import Loader
-from clip_core.config.section import Name, Section, Seed
+from clip_core.config.section import Section, Seed
 from clip_core.config.stage2 import Stage2
 from clip_core.config.train import Train
 from stages.command import run
@@ -18,7 +16,6 @@ if TYPE_CHECKING:
 
 class Params(Section):
     seed: Seed
-    files: Annotated[Name, Field(alias="init.path")]  # the folder in which a teacher lies
     stage2: Stage2
 
 
@@ -35,13 +32,14 @@ def main(
     """Trains the weights in `start` on the pairs in `packed`; the new ones go to `out`, the curves to `curves`."""
     from stages.training import Paths, train_stage
 
-    setup = setup_of(params.stage2, params.seed, Path(params.files))
+    setup = setup_of(params.stage2, params.seed)
     train_stage("stage2", "stages.stage2", setup, intervals.stage2, loader, Paths(packed, start, out, curves), train)
 
 
-def setup_of(stage2: Stage2, seed: int, files: Path = Path()) -> "Setup":
+def setup_of(stage2: Stage2, seed: int) -> "Setup":
     from clip_core.train.setup import Setup
 
+    files = Path(stage2.path)
     return Setup(stage2, seed, False, stage2.patch_dropout, stage2.lora, distill=stage2.distill, files=files)
 
 

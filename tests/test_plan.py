@@ -125,8 +125,7 @@ def test_the_sections_of_both_stages_lay_out_what_the_stages_do() -> None:
     from stages.stage2 import setup_of as second
 
     stages = read_stages(ROOT / "params.yaml")
-    files = Path(stages.init.path)
-    assert stages.setups() == {"stage1": first(stages.stage1, 0), "stage2": second(stages.stage2, 0, files)}
+    assert stages.setups() == {"stage1": first(stages.stage1, 0), "stage2": second(stages.stage2, 0)}
 
 
 @pytest.mark.parametrize(("global_batch", "widths"), [(3000, (64,)), (3000, (64, 32))])

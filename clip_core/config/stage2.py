@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from clip_core.config.section import Count, Inside, Positive, Section
+from clip_core.config.section import Count, Inside, Name, Positive, Section
 from clip_core.config.training import Training
 
 
@@ -19,7 +19,7 @@ class Lora(Section):
 class Distill(Section):
     """A frozen teacher, whose features those of the model come near."""
 
-    weights: Inside  # a weights folder, named relative to `init.path`
+    weights: Inside  # a weights folder, named relative to `stage2.path`
     images: bool  # which sides it teaches
     texts: bool
     loss: Literal["cosine", "relation"]  # of each row with the teacher's; or of each row's softmax over the batch
@@ -39,4 +39,5 @@ class Stage2(Training):
 
     patch_dropout: Annotated[float, Field(ge=0, lt=1)]  # the share of a picture's patches left out in a step (FLIP)
     lora: Lora | None  # null: all weights train
+    path: Name  # the folder in which teachers lie
     distill: Distill | None  # null: no teacher

@@ -39,7 +39,7 @@ class Stages(Section):
 
     def setups(self) -> dict[str, Setup]:
         """As `stages.stage1` and `stages.stage2` lay them out."""
-        second, files = self.stage2, Path(self.init.path)
+        second, files = self.stage2, Path(self.stage2.path)
         return {
             "stage1": Setup(self.stage1, 0, is_image_tower_frozen=True, num_views=self.stage1.num_views),
             "stage2": Setup(second, 0, False, second.patch_dropout, second.lora, distill=second.distill, files=files),

@@ -103,11 +103,11 @@ def trained(
     made_of = Made(stage="init", params="none", data="none", parent=None, text_tower=start.origin)
     save_weights(make_clip(architecture, seed), start.tokenizer_json, folder / "start", made_of)
     schedule = params.stage2.schedule.model_copy(update={"num_steps": steps, "peak_lr": 0.002})  # as from scratch
-    section = params.stage2.model_copy(update={"schedule": schedule, "distill": distill})
+    section = params.stage2.model_copy(update={"schedule": schedule, "distill": distill, "path": "teacher"})
     out, begun = folder / "weights", time.monotonic()
     every = StageInterval(log_every=40, save_every=steps, evaluate_every=steps)
     paths = Paths(packed, folder / "start", out, folder / "curves")
-    train_stage("stage2", "stages.stage2", setup_of(section, seed, Path("teacher")), every, params.loader, paths)
+    train_stage("stage2", "stages.stage2", setup_of(section, seed), every, params.loader, paths)
     seconds = time.monotonic() - begun
     test = open_store(packed / "test")
     benchmark = read_benchmark(test)
