@@ -215,8 +215,8 @@ def test_stopping_and_resuming_changes_nothing(store: Store, files: Path, tmp_pa
 
 def params_file(tmp_path: Path, distill: dict | None = None, **changes: object) -> Path:
     step = {"schedule": {"num_steps": 1, "warmup_steps": 0}, "global_batch": 8}
-    section = step | {"distill": json.loads(COSINE.model_dump_json()) | (distill or {})} | changes
-    overlay = {"init": {"path": str(tmp_path / "files")}, "stage1": step, "stage2": section}
+    taught = {"path": str(tmp_path / "files"), "distill": json.loads(COSINE.model_dump_json()) | (distill or {})}
+    overlay = {"stage1": step, "stage2": step | taught | changes}
     file = tmp_path / "params.yaml"
     file.write_text(json.dumps(merged(read_yaml(ROOT / "params.yaml"), overlay)), encoding="utf-8")
     return file
