@@ -1,7 +1,6 @@
 """Part of `benchmarks.gpu`: pairs a second, MFU and peak memory of both stages of one model, setting by setting.
 
-MFU: the FLOPs that the model needs (forward, and twice as many backward where something trains; nothing for what is
-computed again) by the time and the chip's dense bf16 peak. Texts count with the length that they have on average.
+MFU as `clip_core.train.mfu` counts it, texts with the length that they have on average.
 """
 
 import gc
@@ -15,16 +14,18 @@ from torch import Tensor
 
 from benchmarks.measure import forget_peak, peak, seconds_of
 from benchmarks.step import our_step, pixels_of
-from clip_core.config.training import NoAugmentation
+from clip_core.config.training import NoAugmentation, Torch
 from clip_core.model.clip import CLIP, make_clip
-from clip_core.model.costs import architecture_of, forward_costs, on_meta
+from clip_core.model.contract import Architecture
+from clip_core.model.costs import architecture_of
 from clip_core.model.precision import pick_device
+from clip_core.train.loop import compile_towers
+from clip_core.train.mfu import forward_flops, peak_of_this_device
 from clip_core.train.setup import Setup
 from tests.tiny import tiny_training
 
 LENGTHS = (9, 18)  # tokens of a caption, as in `benchmarks.data`
 TINY = 256  # times smaller are the batches of a rehearsal
-PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # FLOP/s in bf16, dense, of the SXM modules (data sheets)
 
 
 class Setting(NamedTuple):
@@ -62,7 +63,7 @@ def main(name: str, is_tiny: bool) -> None:
     architecture = architecture_of("tiny" if is_tiny else name)
     clip = make_clip(architecture, seed=1)
     clip.to(pick_device("auto"))
-    flops = _flops_of(on_meta(architecture))
+    flops = _flops_of(architecture)
     for setting in SETTINGS[name]:
         if is_tiny:
             micro_batch = setting.micro_batch and setting.micro_batch // TINY
@@ -80,16 +81,14 @@ def _measured(clip: CLIP, setting: Setting, flops: int, repeats: int) -> dict[st
     try:
         start = time.perf_counter()
         if setting.is_compiled:
-            _compile(clip, device)
+            compile_towers(clip)
         step = _step(clip, setting)
         seconds_of(step, 2, device)
         warm = time.perf_counter()
         seconds = seconds_of(step, repeats, device)
     except RuntimeError as error:  # out of memory, no deterministic kernel, no compiler
         return {"failed": f"{type(error).__name__}: {str(error)[:300]}"}
-    limit = next(
-        (peak for chip, peak in PEAKS.items() if device == "cuda" and chip in torch.cuda.get_device_name()), None
-    )
+    limit = peak_of_this_device()
     per_second = setting.batch / seconds[1]
     return {
         "pairs_per_s": per_second,
@@ -102,34 +101,21 @@ def _measured(clip: CLIP, setting: Setting, flops: int, repeats: int) -> dict[st
 
 def _step(clip: CLIP, setting: Setting) -> Any:
     changes: dict[str, Any] = {"precision": "bf16", "micro_batch": setting.micro_batch, "global_batch": setting.batch}
+    changes["torch"] = Torch(tf32=False, compile=False, deterministic=setting.is_deterministic)
     if setting.images == "cached":
         changes["augmentation"] = NoAugmentation(name="none")
     clip.requires_grad_(True)  # whatever the setting before has frozen
     setup = Setup(tiny_training().model_copy(update=changes), 1, is_image_tower_frozen=setting.stage == 1)
-    step = our_step(clip, setup, pixels_of(setting.batch, clip.architecture.image_size), _token_ids(setting.batch))
-    torch.use_deterministic_algorithms(setting.is_deterministic)
-    return step
+    return our_step(clip, setup, pixels_of(setting.batch, clip.architecture.image_size), token_ids_of(setting.batch))
 
 
-def _compile(clip: CLIP, device: str) -> None:
-    backend = "inductor" if device == "cuda" else "eager"
-    clip.image_tower.compile(backend=backend)
-    clip.text_tower.compile(backend=backend, dynamic=True)
-
-
-def _flops_of(clip: CLIP) -> dict[tuple[int, str], int]:
+def _flops_of(architecture: Architecture) -> dict[tuple[int, str], int]:
     """(stage, images) -> of a step, for a pair."""
-    side = clip.architecture.image_size
-    pixels = torch.zeros(1, 3, side, side, dtype=torch.uint8, device="meta")
-    token_ids = torch.ones(1, sum(LENGTHS) // 2, dtype=torch.int64, device="meta")
-    image, text = (
-        forward_costs(clip, clip.encode_images, pixels)[0],
-        forward_costs(clip, clip.encode_texts, token_ids)[0],
-    )
+    image, text = forward_flops(architecture, sum(LENGTHS) // 2)
     return {(1, "cached"): 3 * text, (1, "live"): image + 3 * text, (2, "live"): 3 * (image + text)}
 
 
-def _token_ids(num: int) -> Tensor:
+def token_ids_of(num: int) -> Tensor:
     draw = torch.Generator().manual_seed(0)
     token_ids = torch.randint(1, 21_000, (num, LENGTHS[1]), generator=draw)
     lengths = torch.randint(LENGTHS[0], LENGTHS[1] + 1, (num, 1), generator=draw)

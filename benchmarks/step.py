@@ -93,9 +93,10 @@ def _ours(model: Model, spec: dict, texts: list[str]) -> Callable[[], float]:
     return our_step(clip, setup, pixels_of(len(texts), clip.architecture.image_size), token_ids)
 
 
-def our_step(clip: CLIP, setup: Setup, pixels: Tensor, token_ids: Tensor) -> Callable[[], float]:
+def our_step(
+    clip: CLIP, setup: Setup, pixels: Tensor, token_ids: Tensor, optimizer: torch.optim.Optimizer | None = None
+) -> Callable[[], float]:
     """A step as `clip_core.train.loop` takes it, always of the same pairs; it gives the loss."""
-    torch.use_deterministic_algorithms(True)
     clip.to(pick_device("auto")).image_tower.to(memory_format=torch.channels_last)
     pictures, encode_images = setup.prepare(clip, Kept(pixels, {}), IN_PROCESS)
     images = pictures(np.arange(len(pixels)))
@@ -105,7 +106,7 @@ def our_step(clip: CLIP, setup: Setup, pixels: Tensor, token_ids: Tensor) -> Cal
     batch = Batch(images, token_ids)
     if torch.cuda.is_available():  # as the loader does
         batch = Batch(batch.images.pin_memory(), token_ids.pin_memory())
-    optimizer = make_optimizer(clip.train(), setup.params.optimizer)
+    optimizer = optimizer or make_optimizer(clip.train(), setup.params.optimizer)
     set_lr(optimizer, LR)
 
     def step() -> float:

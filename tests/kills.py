@@ -51,6 +51,14 @@ def forget(project: Path, stage: str) -> None:
     shutil.rmtree(project / "models" / stage)
 
 
+def set_devices(project: Path, number: int) -> None:
+    """Makes trainings run on that many processes, of which no stage knows that it is to run again."""
+    file = project / "params.yaml"
+    text, changed = re.subn(r"(?<=\n  devices: )\w+", str(number), file.read_text(encoding="utf-8"))
+    assert changed == 1
+    file.write_text(text, encoding="utf-8")
+
+
 def kill(project: Path, stage: str, is_time: Moment) -> bool:
     """Runs `stage` under DVC and kills DVC and the trainer with it; False when the result was kept before that."""
     process = subprocess.Popen(
@@ -73,12 +81,12 @@ def kill(project: Path, stage: str, is_time: Moment) -> bool:
     return stage not in YAML().load(project / "dvc.lock")["stages"]
 
 
-def go_on(project: Path, stage: str, undisturbed: Path) -> int:
-    """Runs `dvc repro` again and gives the number of steps that were not computed again.
+def go_on(project: Path, stage: str, undisturbed: Path, *targets: str) -> int:
+    """Runs `dvc repro` (of `targets`) again and gives the number of steps that were not computed again.
 
     Asserts that all bytes are those of the undisturbed project, that no later stage ran, and that nothing is left.
     """
-    output = run_in(project, *REPRO).stdout
+    output = run_in(project, *REPRO, *targets).stdout
     resumed = re.search(r"resuming at step (\d+)", output)
     steps = [int(step) for step in re.findall(r"step +(\d+)/", output)]
     first = int(resumed[1]) if resumed else 1

@@ -47,7 +47,7 @@ RELATION = COSINE.model_copy(update={"loss": "relation", "weight": 0.2})
 GENTLE = tiny_training(num_steps=6).schedule.model_copy(update={"peak_lr": 0.03})  # or rounding grows too fast
 CASES = {
     "plain": Case(),
-    "gradient caching": Case({"micro_batch": 1}),
+    "gradient caching, averaged": Case({"micro_batch": 1, "ema_decay": 0.7}),
     "stage 1": Case(is_image_tower_frozen=True),
     "stage 1, gradient caching": Case({"micro_batch": 1}, is_image_tower_frozen=True),
     "LoRA": Case(lora=Lora(rank=2, alpha=4, dropout=0.0)),
@@ -55,7 +55,7 @@ CASES = {
     "sigmoid": Case({"loss": Loss(name="sigmoid", positives="pair")}),
     "kin": Case({"loss": Loss(name="contrastive", positives="group"), "global_batch": 32}),
     "sharded": Case(sharded=True),
-    "sharded, gradient caching": Case({"micro_batch": 1}, sharded=True),
+    "sharded, gradient caching, averaged": Case({"micro_batch": 1, "ema_decay": 0.7}, sharded=True),
     "activations computed again": Case({"checkpoint_activations": True}),
     "distillation": Case({"micro_batch": 2}, distill=COSINE),
     "distillation by relation": Case({"schedule": GENTLE}, distill=RELATION),
@@ -82,7 +82,7 @@ def trained(case: Case, store_folder: Path, work: Path) -> None:
     images, encode = setup.prepare(model, pictures, IN_PROCESS)
     teacher = setup.teacher(model, store, IN_PROCESS)
     shown, tokenizer = teacher.shown if teacher else NOTHING, parse_tokenizer(tokenizer_json, 16)
-    on = Train(devices=num_ranks(), sharded=case.sharded)
+    on = Train(devices=num_ranks(), tensorboard=False, sharded=case.sharded)
     with TrainingBatches(store, images, tokenizer, params, 1, IN_PROCESS, rank(), num_ranks(), shown) as batches:
         train(batches, model, encode, work, INTERVAL, Validation(3, measure), on, teacher)
     model.teacher_projection = None

@@ -66,6 +66,7 @@ def test_rows_for_gpus_are_skipped_with_the_reason_where_there_is_none(work: Pat
         assert "ratio" in row or row["skipped"] == "torch finds no CUDA device here"
 
 
+@pytest.mark.slow
 def test_times_and_memory_of_loading_are_measured_in_processes_of_their_own(work: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.load", "--model", SMALL, "--work", str(work), "--repeats", "1"]
     options = ["--threads", "1", "--results", str(work / "results"), "--only", "load: transformers"]

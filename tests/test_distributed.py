@@ -5,18 +5,20 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from clip_core.errors import UserError
 from clip_core.model.clip import make_clip
 from clip_core.model.weights import save_weights
+from clip_core.train import distributed
 from clip_core.train.distributed import process_group
 from tests.conftest import ENVIRONMENT, ROOT
 from tests.ranks import CASES, WEIGHTS
-from tests.tiny import ENGLISH, MADE, tiny_architecture, tiny_store, tiny_tokenizer_json
+from tests.tiny import ENGLISH, MADE, tiny_architecture, tiny_clip, tiny_store, tiny_tokenizer_json
 
-ON_FOUR = ("plain", "gradient caching", "stage 1", "kin", "sharded")
+ON_FOUR = ("plain", "gradient caching, averaged", "stage 1", "kin", "sharded")
 Weights = dict[tuple[str, int], dict[str, Tensor]]  # case, number of ranks -> the model after its training
 
 
@@ -79,3 +81,10 @@ def test_a_wrong_rank_is_named_before_anything_long(
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=told), process_group():
         pass
+
+
+def test_a_tower_whose_statistics_can_not_be_those_of_all_ranks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "num_ranks", lambda: 2)
+    monkeypatch.setattr(distributed, "pick_device", lambda _: torch.device("cpu"))
+    with pytest.raises(UserError, match=r"normalises over the batch, .* set `train.devices` to 1"):
+        distributed.spread(tiny_clip(), is_sharded=False)

@@ -22,6 +22,7 @@ from clip_core.model.precision import pick_device
 from clip_core.model.weights import save_weights
 from clip_core.text import build_tokenizer
 from clip_core.train.activations import checkpoint_activations
+from clip_core.train.loop import compile_towers
 from clip_core.train.lora import add_adapters
 from tests.test_grad_cache import batch_of, step, step_keeping_all, with_micro_batch
 from tests.test_resume import Stopped, run
@@ -39,7 +40,7 @@ pytestmark = [
 @pytest.fixture(autouse=True)
 def without_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
     """Convolutions in TF32, which is torch's own choice, are only good to three digits."""
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends, "fp32_precision", "ieee")
 
 
 def adapted() -> CLIP:
@@ -109,6 +110,19 @@ def test_with_dropout_both_passes_over_a_micro_batch_drop_the_same(
     (loss, wanted), (found_loss, found) = step_keeping_all(plain, 5), step(cached, with_micro_batch(5))
     assert abs(found_loss - loss) < 1e-4
     assert error(found, {name: gradient.cpu() for name, gradient in wanted.items()}) < 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("micro_batch", [None, 5])
+def test_compiled_towers_give_the_same_gradients(micro_batch: int | None) -> None:
+    params, compiled = with_micro_batch(micro_batch), without_dropout().to(DEVICE)
+    compile_towers(compiled)
+    loss, wanted = step(without_dropout(), params)
+    for _ in range(2):
+        found_loss, found = step(compiled, params)
+        assert abs(found_loss - loss) < 1e-4
+        assert error(found, wanted) < 1e-3
+        compiled.zero_grad(set_to_none=True)
 
 
 def test_the_memory_of_a_step_is_that_of_its_micro_batch() -> None:

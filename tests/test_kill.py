@@ -20,7 +20,12 @@ from tests.kills import (
 
 @pytest.mark.parametrize(
     ("stage", "moment"),
-    [("init", while_saving), ("stage1", after_a_checkpoint), ("stage2", after_a_checkpoint), ("stage2", while_saving)],
+    [
+        ("init", while_saving),
+        pytest.param("stage1", after_a_checkpoint, marks=pytest.mark.slow),
+        ("stage2", after_a_checkpoint),
+        pytest.param("stage2", while_saving, marks=pytest.mark.slow),
+    ],
     ids=lambda value: value if isinstance(value, str) else value.__name__,
 )
 def test_a_killed_training_goes_on_from_its_checkpoint_and_ends_with_the_same_bytes(
@@ -33,6 +38,7 @@ def test_a_killed_training_goes_on_from_its_checkpoint_and_ends_with_the_same_by
     assert (go_on(project_copy, stage, smoke_project) > 0) == saved
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["init"])
 def test_a_training_killed_before_its_first_checkpoint_begins_anew_and_ends_with_the_same_bytes(
     stage: str, project_copy: Path, smoke_project: Path

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ENVIRONMENT, run_in
-from tests.kills import REPRO, after_a_checkpoint, folder_bytes, forget, kill
+from tests.kills import REPRO, after_a_checkpoint, folder_bytes, forget, kill, set_devices
 
 
 def ranks_of(project: Path) -> dict[str, int]:
@@ -27,13 +27,6 @@ def ranks_of(project: Path) -> dict[str, int]:
         if rank and at == project and b"stages.stage1" in command:
             found[rank[0]] = int(process.name)
     return found
-
-
-def set_devices(project: Path, number: int) -> None:
-    file = project / "params.yaml"
-    text, changed = re.subn(r"(?<=\n  devices: )\w+", str(number), file.read_text(encoding="utf-8"))
-    assert changed == 1
-    file.write_text(text, encoding="utf-8")
 
 
 @pytest.fixture
@@ -68,6 +61,7 @@ def test_a_rank_that_is_killed_is_named_no_other_is_left_and_the_next_run_goes_o
     assert folder_bytes(on_two / "models" / "stage1") == undisturbed
 
 
+@pytest.mark.slow
 def test_all_killed_at_once_leave_no_orphan_and_one_device_goes_on_with_a_warning(on_two: Path) -> None:
     forget(on_two, "stage1")
     assert kill(on_two, "stage1", after_a_checkpoint)
@@ -81,6 +75,7 @@ def test_all_killed_at_once_leave_no_orphan_and_one_device_goes_on_with_a_warnin
     assert "step 20/20" in output
 
 
+@pytest.mark.slow
 def test_a_tower_that_normalises_over_the_batch_is_refused_on_two_cpus(project_copy: Path) -> None:
     set_devices(project_copy, 2)
     forget(project_copy, "stage2")

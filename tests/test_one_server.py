@@ -66,6 +66,7 @@ def test_of_two_platforms_started_at_once_one_is_refused_with_the_other_s_name_a
     assert both[holder].poll() is None, said(toy, holder)
 
 
+@pytest.mark.slow
 def test_a_flow_that_finds_a_platform_starting_waits_for_it_and_uses_it(toy: Path, start: Start) -> None:
     port = free_port()
     platform = start("platform", "flows.platform", "--port", str(port))

@@ -81,7 +81,7 @@ def test_a_stage_that_refuses_its_input_is_not_tried_again_and_what_needs_it_is_
     assert flow_runs(api)[0]["state_type"] == "FAILED"
 
 
-@pytest.mark.parametrize("trouble", ["crash once", "error: in numpy, once"])
+@pytest.mark.parametrize("trouble", [pytest.param("crash once", marks=pytest.mark.slow), "error: in numpy, once"])
 def test_a_stage_that_crashes_is_tried_again_whatever_it_prints(trouble: str, letters: Path, api: str) -> None:
     (letters / "letters.in").write_text(trouble)
     stale = letters / ".work" / "letters" / "outcome.json"
@@ -101,7 +101,7 @@ def test_a_failure_beside_a_refusal_is_a_failure(toy: Path, api: str) -> None:
     assert "stage words@short failed" in output
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGKILL])
 def test_however_a_flow_is_stopped_the_processes_of_its_stage_end_with_it(
     number: signal.Signals, letters: Path, api: str
 ) -> None:

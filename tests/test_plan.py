@@ -31,7 +31,12 @@ def planned(global_batch: int = 64, device: Device = KINDS["cpu"], num_devices: 
 
 @pytest.mark.parametrize(
     ("precision", "micro_batch", "checkpoints"),
-    [("fp32", None, False), ("bf16", None, False), ("fp32", None, True), ("fp32", 32, False)],
+    [
+        ("fp32", None, False),
+        pytest.param("bf16", None, False, marks=pytest.mark.slow),
+        pytest.param("fp32", None, True, marks=pytest.mark.slow),
+        ("fp32", 32, False),
+    ],
 )
 def test_the_planned_memory_is_within_15_percent_of_what_a_step_takes(
     precision: str, micro_batch: int | None, checkpoints: bool

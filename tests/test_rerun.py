@@ -45,7 +45,7 @@ def test_run_again_it_does_nothing_and_takes_under_ten_processor_seconds(project
         ("pack", "shard_mib", 255, {"check", "pack"}),
         # other intervals: the gate looks again, finds the same model, and the ONNX files come out the same
         ("evaluate", "num_bootstrap", 101, {"check", "evaluate@valid", "evaluate@test", "export", "deploy", "report"}),
-        ("deploy", "num_timed", 7, {"check", "deploy", "report"}),
+        pytest.param("deploy", "num_timed", 7, {"check", "deploy", "report"}, marks=pytest.mark.slow),
     ],
 )
 def test_an_edited_value_reruns_only_what_depends_on_it(

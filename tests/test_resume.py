@@ -14,6 +14,7 @@ from clip_core.data.store import Store
 from clip_core.image import Preprocessing
 from clip_core.model.clip import CLIP
 from clip_core.text import parse_tokenizer
+from clip_core.train.average import Average
 from clip_core.train.log import publish_curves
 from clip_core.train.loop import train
 from clip_core.train.optimizer import make_optimizer
@@ -21,7 +22,7 @@ from clip_core.train.state import resume
 from clip_core.train.watch import RECALL, Validation
 from tests.tiny import IMAGE_SIZE, INTERVAL, saved, tiny_clip, tiny_store, tiny_tokenizer_json, tiny_training
 
-PARAMS = tiny_training(num_steps=12)
+PARAMS = tiny_training(num_steps=12).model_copy(update={"ema_decay": 0.5})
 
 
 class Stopped(BaseException):
@@ -121,7 +122,7 @@ def test_a_checkpoint_holds_step_model_and_optimizer(tmp_path: Path) -> None:
 
     other = tiny_clip(seed=2)
     fresh = make_optimizer(other, PARAMS.optimizer)
-    assert resume(tmp_path, other, fresh) == 7
+    assert resume(tmp_path, other, fresh, Average(other, None)) == 7
 
     for mine, theirs in zip(model.parameters(), other.parameters(), strict=True):
         assert torch.equal(mine, theirs)
@@ -181,6 +182,7 @@ from pathlib import Path
 from clip_core.errors import UserError
 from clip_core.model.weights import save_weights
 from clip_core.train.optimizer import make_optimizer
+from clip_core.train.average import Average
 from clip_core.train.state import resume
 from tests.tiny import MADE, saved, tiny_clip, tiny_training
 small, model = Path(sys.argv[1]), tiny_clip()
@@ -194,7 +196,7 @@ try:
     sys.exit("saved onto a full disk")
 except UserError as error:
     print(error)
-print(*sorted(path.name for path in small.iterdir()), resume(small, model, optimizer))
+print(*sorted(path.name for path in small.iterdir()), resume(small, model, optimizer, Average(model, None)))
 """
 
 

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from clip_core.config.intervals import Interval
-from clip_core.config.training import LrShares, NoAugmentation, Schedule, Training
+from clip_core.config.training import LrShares, NoAugmentation, Schedule, Torch, Training
 from clip_core.data.augmentation import augment
 from clip_core.data.batches import Batch, TrainingBatches
 from clip_core.data.pictures import AsNeeded, decoded
@@ -22,10 +23,11 @@ from clip_core.image import Preprocessing
 from clip_core.model.clip import CLIP, make_clip
 from clip_core.text import parse_tokenizer
 from clip_core.train import loop
-from clip_core.train.backward import encode_texts
+from clip_core.train.backward import compute_as, encode_texts
 from clip_core.train.feature_cache import freeze_image_tower, image_features_of
-from clip_core.train.log import Progress
+from clip_core.train.log import Progress, curve
 from clip_core.train.loop import train
+from clip_core.train.mfu import PEAKS, forward_flops
 from clip_core.train.optimizer import lr_shares, make_optimizer, set_lr
 from clip_core.train.schedule import lr_at
 from clip_core.train.warm_start import english_clip, take_image_side
@@ -43,6 +45,7 @@ from tests.tiny import (
 from tests.variants import vit_clip
 
 EVERY_STEP = Interval(log_every=1, save_every=6)
+BATCH = Batch(torch.zeros(4, 3, 16, 16), torch.ones(4, 4, dtype=torch.int64))  # of tokens as many as one text of 16 has
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +171,7 @@ def stepped() -> Iterator[list[float]]:
     hook.remove()
 
 
-def curve(work: Path, column: str) -> list[float]:
+def column_of(work: Path, column: str) -> list[float]:
     """A column of the training's curve."""
     names, *rows = [row.split(",") for row in (work / "train.csv").read_text().split()]
     return [float(row[names.index(column)]) for row in rows]
@@ -181,7 +184,7 @@ def test_no_step_is_by_a_gradient_longer_than_the_limit(
     params = tiny_training(num_steps=6)
     optimizer = params.optimizer.model_copy(update={"max_grad_norm": limit})
     trained(store, params.model_copy(update={"optimizer": optimizer}), tmp_path / "tiny" / "run")
-    as_they_came = curve(tmp_path / "tiny" / "run", "grad_norm")
+    as_they_came = column_of(tmp_path / "tiny" / "run", "grad_norm")
     assert max(as_they_came) > 1
     assert stepped[1::2] == pytest.approx([min(norm, limit or math.inf) for norm in as_they_came], rel=1e-4)
 
@@ -192,7 +195,7 @@ def test_the_logits_factor_stays_between_1_and_100(start: float, kept: float, st
     model.logit_scale.data.fill_(start)
     params = tiny_training(num_steps=3)
     train(batches_of(store, params), model, model.encode_images, tmp_path / "tiny" / "run", EVERY_STEP)
-    factors = curve(tmp_path / "tiny" / "run", "logit_scale")
+    factors = column_of(tmp_path / "tiny" / "run", "logit_scale")
     assert factors[0] == pytest.approx(math.exp(kept))  # one step alone does not lead there
     assert all(1 <= factor <= 100.0001 for factor in factors)
 
@@ -219,7 +222,7 @@ def test_each_step_drops_other_units(dropout: float, num_losses: int, store: Sto
     )
     model = make_clip(tiny_architecture(tokenizer_json, dropout), seed=1)
     train(batches, model, model.encode_images, tmp_path / "tiny" / "run", EVERY_STEP)
-    assert len(set(curve(tmp_path / "tiny" / "run", "loss"))) == num_losses
+    assert len(set(column_of(tmp_path / "tiny" / "run", "loss"))) == num_losses
 
 
 def test_the_same_params_give_the_same_weights_and_curve_to_the_bit(store: Store, tmp_path: Path) -> None:
@@ -323,14 +326,54 @@ def test_the_share_of_time_that_a_step_waits_for_its_pairs_is_told(
 ) -> None:
     clock = iter([0.0, 1.0, 4.0, 10.0, 10.0, 11.0, 20.0])
     monkeypatch.setattr("time.monotonic", lambda: next(clock))
-    progress = Progress("tiny", 0, 2, 8)
+    progress = Progress("tiny", 0, 2, 8, tiny_clip())
     for step in (1, 2):
         with progress.waiting():
             pass
-        progress(step, 0.5, 0.1, True)
+        progress(step, BATCH, 0.5, 0.1, True)
     first, second = capsys.readouterr().out.splitlines()
     assert "(30% of the time waiting for them)" in first
     assert "(10% of the time waiting for them)" in second
+
+
+def test_where_the_peak_is_known_the_flops_that_the_model_needs_are_told_as_a_part_of_it(
+    store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, clock = vit_clip(tiny_tokenizer_json(store)), iter([0.0, 0.0, 1.0, 2.0])
+    image, text = forward_flops(model.architecture, model.architecture.context_length)
+    monkeypatch.setitem(PEAKS, "CPU", 10.0 * 3 * (4 * image + text))
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    progress = Progress("tiny", 0, 2, 4, model)
+    with progress.waiting():
+        pass
+    progress(1, BATCH, 0.5, 0.1, True)
+    assert "(5% MFU, 50% of the time" in capsys.readouterr().out
+
+
+def test_torch_computes_with_the_same_bits_and_in_full_fp32_unless_the_params_give_that_up() -> None:
+    params = tiny_training()
+    try:
+        for is_exact, number in ((False, "tf32"), (True, "ieee")):
+            torch_ = Torch(tf32=not is_exact, compile=False, deterministic=is_exact)
+            compute_as(params.model_copy(update={"torch": torch_}))
+            assert torch.are_deterministic_algorithms_enabled() == is_exact
+            assert torch.backends.cuda.matmul.fp32_precision == number
+            assert torch.backends.cudnn.conv.fp32_precision == number  # ty: ignore[missing-attribute]
+    finally:
+        compute_as(params)
+
+
+def test_curves_for_tensorboard_hold_the_rows_of_the_csv_and_a_resumed_run_goes_on_with_them(tmp_path: Path) -> None:
+    work = tmp_path / ".work" / "stage2" / "0123"
+    work.mkdir(parents=True)
+    for done, steps in ((0, (1, 2, 3)), (2, (3, 4))):
+        log = curve(work / "train.csv", done, is_for_tensorboard=True)
+        for step in steps:
+            log(step, loss=float(10 * done + step))
+    folder = tmp_path / ".work" / "tensorboard" / "stage2" / "0123" / "train"
+    seen = EventAccumulator(str(folder)).Reload().Scalars("loss")
+    assert {event.step: event.value for event in seen} == {1: 1, 2: 2, 3: 23, 4: 24}
+    assert (work / "train.csv").read_text().split() == ["step,loss", "1,1", "2,2", "3,23", "4,24"]
 
 
 def checkpoints(work: Path) -> list[str]:

@@ -18,6 +18,7 @@ from clip_core.config.training import (
     LrShares,
     Optimizer,
     Schedule,
+    Torch,
     Training,
 )
 from clip_core.data.captions import texts_of
@@ -26,6 +27,7 @@ from clip_core.image import Preprocessing
 from clip_core.model.clip import CLIP, make_clip
 from clip_core.model.contract import Architecture, Made, TextArchitecture
 from clip_core.text import build_tokenizer, parse_tokenizer
+from clip_core.train.average import Average
 from clip_core.train.state import Saver
 
 COLOURS = {"红色": "red", "绿色": "green", "蓝色": "blue", "黄色": "yellow", "黑色": "black", "紫色": "purple"}
@@ -142,7 +144,7 @@ def tiny_clip(tokenizer_json: str | None = None, seed: int = 1) -> CLIP:
 
 def saved(work: Path, step: int, num_steps: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Writes a checkpoint and waits for it."""
-    with Saver(work, num_steps, model, optimizer) as save:
+    with Saver(work, num_steps, model, optimizer, Average(model, None)) as save:
         save(step)
 
 
@@ -163,7 +165,9 @@ def tiny_training(num_steps: int = 12, captions: Captions = CHINESE) -> Training
         max_skipped_steps=0,
         global_batch=8,
         micro_batch=None,
+        ema_decay=None,
         precision="fp32",
+        torch=Torch(tf32=False, compile=False, deterministic=True),
         checkpoint_activations=False,
         decoding="exact",
         augmentation=AffineAugmentation(name="affine", scale=0.1, rotate=10.0, shift=0.1, brightness=0.1),

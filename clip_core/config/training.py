@@ -112,6 +112,14 @@ class Best(Section):
     patience: Count | None  # the training ends after so many without a better one; null: after its last step
 
 
+class Torch(Section):
+    """What torch gives for what."""
+
+    tf32: bool  # fp32 products with 10 bits of the mantissa, where the device has them: several times as fast
+    compile: bool  # the towers by torch.compile: minutes before the first step, less time in each
+    deterministic: bool  # false: on a GPU faster, and not the same bits twice
+
+
 class Training(Section):
     """One training."""
 
@@ -122,7 +130,9 @@ class Training(Section):
     max_skipped_steps: Annotated[int, Field(ge=0)]  # those whose loss or gradient is not finite; one more is an error
     global_batch: Annotated[int, Field(ge=2)]
     micro_batch: Count | None  # rows of a forward pass, with the global batch's gradient; null: all rows at once
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None  # of the weights' average over the steps; null: the last ones
     precision: Literal["auto", "fp32", "bf16"]  # of the towers' arithmetic; weights, optimizer and loss are fp32
+    torch: Torch
     checkpoint_activations: bool  # less memory, a third more time
     decoding: Literal["exact", "scaled"]  # scaled: JPEGs to a half, a quarter, ...: faster, slightly other pixels
     augmentation: Augmentation

@@ -26,6 +26,12 @@ def with_precision_resolved(params: AnyTraining) -> AnyTraining:
     return params.model_copy(update={"precision": pick_precision(params.precision, pick_device("auto"))})
 
 
+def compute_as(params: Training) -> None:
+    """Has torch compute as `params` say, from now on: with the same bits in every run, fp32 in full or as TF32."""
+    torch.use_deterministic_algorithms(params.torch.deterministic)
+    setattr(torch.backends, "fp32_precision", "tf32" if params.torch.tf32 else "ieee")  # noqa: B010 - unknown to types
+
+
 def backward(
     params: Training, model: CLIP, encode_images: Encode, batch: Batch, seed: int, lesson: Lesson | None = None
 ) -> Tensor:

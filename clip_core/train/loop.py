@@ -17,10 +17,11 @@ from clip_core.files import atomic_write
 from clip_core.model.clip import CLIP
 from clip_core.model.precision import pick_device
 from clip_core.train.activations import checkpoint_activations
-from clip_core.train.backward import Encode, backward
+from clip_core.train.average import Average
+from clip_core.train.backward import Encode, backward, compute_as
 from clip_core.train.distributed import from_rank_0, rank, spread, summed
 from clip_core.train.interruption import Interruption
-from clip_core.train.log import Progress, csv_log
+from clip_core.train.log import Progress, curve
 from clip_core.train.optimizer import clip_gradients, make_optimizer, set_lr
 from clip_core.train.schedule import lr_at, num_steps_of, warmup_of
 from clip_core.train.state import Saver, resume
@@ -42,8 +43,8 @@ def train(
 
     Raises SystemExit with a checkpoint written when a signal asks for an end.
     """
-    torch.use_deterministic_algorithms(True)
     params = batches.params
+    compute_as(params)
     num_steps = num_steps_of(params.schedule, batches.num_rows, params.global_batch)
     if (warmup := warmup_of(params.schedule, num_steps)) < (asked := params.schedule.warmup_steps):
         print(f"{num_steps} steps are few for a warm-up of {asked}: it takes {warmup}", flush=True)
@@ -51,14 +52,17 @@ def train(
     if params.checkpoint_activations:
         checkpoint_activations(model)
     spread(model, on.sharded)
-    optimizer = make_optimizer(model, params.optimizer)
-    done = resume(work, model, optimizer)  # 0 when there is nothing to resume
+    if params.torch.compile:
+        compile_towers(model)
+    optimizer, average = make_optimizer(model, params.optimizer), Average(model, params.ema_decay)
+    done = resume(work, model, optimizer, average)  # 0 when there is nothing to resume
     if done:
         print(f"resuming at step {done + 1} of {num_steps}", flush=True)
-    log, progress = csv_log(work / "train.csv", done), Progress(work.parent.name, done, num_steps, params.global_batch)
-    watch = Watch(validation, None if params.keep == "last" else params.keep, work, done, num_steps)
+    progress = Progress(work.parent.name, done, num_steps, params.global_batch, model)
+    log = curve(work / "train.csv", done, on.tensorboard)
+    watch = Watch(validation, None if params.keep == "last" else params.keep, work, done, num_steps, on.tensorboard)
     has_stalled = watch(0, model)  # where the training starts from
-    with Saver(work, num_steps, model, optimizer) as save, Interruption() as interruption:
+    with Saver(work, num_steps, model, optimizer, average) as save, Interruption() as interruption:
         for step in range(done + 1, num_steps + 1 if not has_stalled else 0):
             model.train()
             set_lr(optimizer, lr := lr_at(step, params.schedule, num_steps))
@@ -72,20 +76,23 @@ def train(
             if math.isfinite(loss) and math.isfinite(grad_norm):  # before the optimizer moves
                 optimizer.step()
                 model.clamp_logit_scale()
+                average.update(step)
             else:
                 _skip(step, lr, loss, grad_norm, batches, work)
             optimizer.zero_grad(set_to_none=True)
-            progress(step, loss, lr, _is_due(step, interval.log_every, num_steps))
+            progress(step, batch, loss, lr, _is_due(step, interval.log_every, num_steps))
             if _is_due(step, interval.log_every, num_steps):
                 factor = model.logit_scale.exp().item()
                 log(step, loss=loss, lr=lr, grad_norm=grad_norm, logit_scale=factor, kin=batch.share_of_kin)
-            has_stalled = watch(step, model)
+            with average.in_place():
+                has_stalled = watch(step, model)
             if is_interrupted or has_stalled or _is_due(step, interval.save_every, num_steps):
                 save(step)
             if is_interrupted and step < num_steps:
                 interruption.end(step, num_steps)
             if has_stalled:
                 break
+    average.swap()
     watch.take_best(model.eval())
 
 
@@ -98,6 +105,12 @@ def check_batch(name: str, global_batch: int, language: str, store: Store) -> No
             f"names) are in language {language!r}: lower it, and {name}.schedule.peak_lr with it. Behind a finetuning "
             "recipe the recipe `small-batch` does both: a batch of 48"
         )
+
+
+def compile_towers(model: CLIP) -> None:
+    """Has torch compile both towers in place: no name changes; texts may be of any length."""
+    model.image_tower.compile()
+    model.text_tower.compile(dynamic=True)
 
 
 def _is_due(step: int, every: int, num_steps: int) -> bool:

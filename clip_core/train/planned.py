@@ -67,6 +67,8 @@ class Plan:
             "pictures": self._pictures(),
             "teacher": (teacher / WEIGHTS_FILE).stat().st_size if teacher else 0,
         }
+        if params.ema_decay:
+            held["weights' average"] = FP32 * (image.trained + text.trained) // num_shards
         if self.devices.is_sharded and self.devices.num > 1:
             held["one block whole"] = 2 * FP32 * _largest_block(self.architecture)
         most = max(self._moments(image, text), key=lambda parts: sum(parts.values()))

@@ -13,7 +13,7 @@ from clip_core.data.pictures import AsNeeded, Kept, Pictures, decoded
 from clip_core.data.store import Store
 from clip_core.model.clip import CLIP
 from clip_core.model.contract import Contract
-from clip_core.train.backward import Encode
+from clip_core.train.backward import Encode, compute_as
 from clip_core.train.feature_cache import AS_THEY_ARE, View, freeze_image_tower, image_features_of
 from clip_core.train.lora import add_adapters
 from clip_core.train.patch_dropout import drop_patches
@@ -43,6 +43,7 @@ class Setup:
     def prepare(self, model: CLIP, pictures: Pictures, loader: Loader) -> tuple[Pictures, Encode]:
         """Makes `model` train what this says; gives what a batch holds of its pictures, and how it is encoded."""
         self.lay_out(model)
+        compute_as(self.params)
         if isinstance(pictures, AsNeeded) and self.sees_features:
             views = [View(self.params.augmentation, self.seed, number) for number in range(self.num_views or 0)]
             of_all = views or AS_THEY_ARE

@@ -1,4 +1,4 @@
-"""Checkpoints: `{step, model, optimizer}` after a step, the last two of them, each with its checksum.
+"""Checkpoints: model, optimizer and average after a step, the last two of them, each with its checksum.
 
 Of the model only what trains: the rest is in the weights that the training started from. They hold whole tensors, on
 however many ranks the training runs, and are written by rank 0 while the training goes on.
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from clip_core.errors import UserError
 from clip_core.files import replacing_file
 from clip_core.model.weights import write_tensors
+from clip_core.train.average import Average
 from clip_core.train.distributed import fill, from_rank_0, num_ranks, rank, whole
 from clip_core.train.watch import trained
 
@@ -26,8 +27,10 @@ KEPT = 2
 class Saver:
     """Writes checkpoints to `work`: `save(step)` takes a copy of the state, a thread writes it."""
 
-    def __init__(self, work: Path, num_steps: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        self._work, self._num_steps, self._model, self._optimizer = work, num_steps, model, optimizer
+    def __init__(
+        self, work: Path, num_steps: int, model: nn.Module, optimizer: torch.optim.Optimizer, average: Average
+    ) -> None:
+        self._work, self._num_steps, self._of = work, num_steps, (model, optimizer, average)
         self._thread = ThreadPoolExecutor(1)
         self._writing: Future[None] | None = None
 
@@ -35,7 +38,7 @@ class Saver:
         """Saves the state after `step`; raises UserError when the one before held a number that is not finite."""
         state = {
             name: whole(tensor).detach().cpu().clone(memory_format=torch.contiguous_format)
-            for name, tensor in _state(self._model, self._optimizer)
+            for name, tensor in _state(*self._of)
         }
         if rank() == 0:
             self._wait()
@@ -77,8 +80,8 @@ def _write(work: Path, step: int, num_steps: int, state: dict[str, Tensor]) -> N
 
 
 @torch.no_grad()
-def resume(work: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Fills model and optimizer from the last whole checkpoint in rank 0's `work`; the steps done, 0 without one."""
+def resume(work: Path, model: nn.Module, optimizer: torch.optim.Optimizer, average: Average) -> int:
+    """Fills all three from the last whole checkpoint in rank 0's `work`; the steps done, 0 without one."""
     file = _last_whole(work) if rank() == 0 else None
     done = torch.tensor(step_of(file) if file else 0)
     from_rank_0(done)
@@ -91,7 +94,7 @@ def resume(work: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> in
         if has_moments:
             moments = {key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
             optimizer.state[parameter] = {"step": torch.zeros((), device=parameter.device), **moments}
-    state = dict(_state(model, optimizer))
+    state = dict(_state(model, optimizer, average))
     if opened is not None:
         assert set(state) == saved  # the folder's name promises it
         _tell_other_ranks(opened.metadata() or {})
@@ -119,10 +122,11 @@ def progress_in(checkpoint: Path) -> str:
         return "?"
 
 
-def _state(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
+def _state(model: nn.Module, optimizer: torch.optim.Optimizer, average: Average) -> Iterator[tuple[str, Tensor]]:
     yield from ((f"model.{name}", tensor) for name, tensor in trained(model))
     for name, parameter in model.named_parameters():
         yield from ((f"optimizer.{name}.{key}", value) for key, value in optimizer.state.get(parameter, {}).items())
+    yield from average.state()
 
 
 def _last_whole(work: Path) -> Path | None:

@@ -15,7 +15,7 @@ from clip_core.model.clip import CLIP
 from clip_core.model.precision import pick_device
 from clip_core.model.weights import write_tensors
 from clip_core.train.distributed import fill, from_rank_0, gathered_model, rank, whole
-from clip_core.train.log import csv_log
+from clip_core.train.log import curve
 
 RECALL = "text_to_image_mean_recall"  # over all of the split's pictures, never over a batch
 BEST = "best.safetensors"
@@ -32,11 +32,19 @@ class Validation:
 class Watch:
     """Measures, tells, and keeps the best weights in `work` where `keep` asks for them."""
 
-    def __init__(self, validation: Validation | None, keep: Best | None, work: Path, done: int, num_steps: int) -> None:
+    def __init__(
+        self,
+        validation: Validation | None,
+        keep: Best | None,
+        work: Path,
+        done: int,
+        num_steps: int,
+        is_for_tensorboard: bool,
+    ) -> None:
         self._validation, self._keep, self._num_steps = validation, keep, num_steps
         self._every = keep.every if keep else validation.every if validation else 0
         self._file = work / BEST
-        self._log = csv_log(work / "validation.csv", done)
+        self._log = curve(work / "validation.csv", done, is_for_tensorboard)
         recalls = _recalls_in(work / "validation.csv", done) if rank() == 0 else {}
         self._recalls = _as_on_rank_0(recalls)  # step -> recall, of the start (0) and since
         self._has_warned = False
