@@ -31,7 +31,7 @@ from clip_core.kept import KEPT, begun, keep_in_pieces, kept
 from clip_core.model.clip import CLIP
 from clip_core.model.precision import in_precision, kind_of, pick_device
 from clip_core.train.distributed import barrier, num_ranks, rank
-from clip_core.train.feature_file import FILE, Broken, num_saved, whole, write
+from clip_core.data.feature_file import FILE, Broken, num_saved, whole, write
 
 KIND = "features"  # of kept results
 AT_ONCE = 256  # pictures
