@@ -9,7 +9,8 @@ from clip_core.evaluate.benchmark import Benchmark
 from clip_core.evaluate.embed import Features
 from clip_core.evaluate.measure import details, measure
 from clip_core.evaluate.table import metrics_table
-from clip_core.evaluate.zeroshot import classifier, is_right
+from clip_core.evaluate.zeroshot import is_right
+from clip_core.inference.prompts import classifier
 
 PARAMS = Evaluate(num_bootstrap=100, confidence=0.95, prompt_templates=("{}", "一张{}的图片"))
 

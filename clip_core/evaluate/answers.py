@@ -31,8 +31,12 @@ def answers_of(features: Features, benchmark: Benchmark) -> dict[str, dict[str, 
         if len(asked.asking_texts):
             texts, images = features.texts, features.images
             groups[group] = {
-                **_retrieval("text_to_image", texts[asked.asking_texts], images[asked.images], asked.right_images),
-                **_retrieval("image_to_text", images[asked.asking_images], texts[asked.texts], asked.right_texts),
+                **retrieval_answers(
+                    "text_to_image", texts[asked.asking_texts], images[asked.images], asked.right_images
+                ),
+                **retrieval_answers(
+                    "image_to_text", images[asked.asking_images], texts[asked.texts], asked.right_texts
+                ),
             }
     if len(features.class_names) > 1:
         groups["zero_shot"] = _zero_shot(features, benchmark)
@@ -55,7 +59,8 @@ def labelled(features: Features, benchmark: Benchmark) -> tuple[np.ndarray, np.n
     return pictures, np.array([place[benchmark.classes[i]] for i in pictures])
 
 
-def _retrieval(way: str, queries: np.ndarray, candidates: np.ndarray, right: Relevant) -> dict[str, Answers]:
+def retrieval_answers(way: str, queries: np.ndarray, candidates: np.ndarray, right: Relevant) -> dict[str, Answers]:
+    """Each metric of one way of searching: queries (n, width) among candidates (m, width), all L2-normalised."""
     found, num_right = ranks(queries, candidates, right), [len(places) for places in right]
     units = units_of(right)
     each = {f"{way}_recall@{k}": Answers(found <= k, chance_at(num_right, len(candidates), k), units) for k in AT}

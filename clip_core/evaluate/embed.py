@@ -6,8 +6,8 @@ import numpy as np
 
 from clip_core.data.store import Store
 from clip_core.evaluate.benchmark import Benchmark
-from clip_core.evaluate.zeroshot import classifier
 from clip_core.inference.predictor import Predictor, encode_pictures
+from clip_core.inference.prompts import classifier
 
 
 @dataclass(frozen=True)

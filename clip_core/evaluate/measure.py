@@ -18,12 +18,12 @@ NUM_TOP = 10
 def measure(features: Features, benchmark: Benchmark, params: Evaluate, seed: int) -> dict[str, dict]:
     """The content of metrics.json: group -> metric -> value, low, high, chance."""
     metrics: dict[str, dict] = {
-        group: {name: _entry(answers, params, seed) for name, answers in named.items()}
+        group: {name: entry_of(answers, params, seed) for name, answers in named.items()}
         for group, named in answers_of(features, benchmark).items()
     }
     for group in metrics.keys() - {"zero_shot"}:
         asked = questions(benchmark, group)
-        metrics[group]["mean_recall"] = _mean_of_both_ways(metrics[group])
+        metrics[group]["mean_recall"] = mean_of_both_ways(metrics[group])
         metrics[group] |= _sizes(asked)
     if "zero_shot" in metrics:
         metrics["zero_shot"] |= _commonest(metrics["zero_shot"], features, benchmark)
@@ -49,7 +49,8 @@ def details(features: Features, benchmark: Benchmark) -> dict:
     }
 
 
-def _entry(answers: Answers, params: Evaluate, seed: int) -> dict[str, float]:
+def entry_of(answers: Answers, params: Evaluate, seed: int) -> dict[str, float]:
+    """The metric's value with its interval and its chance."""
     values = answers.values.astype(float)
     ((low, high),) = intervals(values[:, None], answers.units, params.num_bootstrap, params.confidence, seed)
     return {"value": float(values.mean()), "low": float(low), "high": float(high), "chance": answers.chance}
@@ -68,7 +69,8 @@ def _sizes(asked: Questions) -> dict:
     return plain | {name: rare[name] for name in SIZES if rare[name]}
 
 
-def _mean_of_both_ways(metrics: Mapping) -> dict[str, float]:
+def mean_of_both_ways(metrics: Mapping) -> dict[str, float]:
+    """The mean of six recalls."""
     # Both ways ask about the same pairs. The mean of their bounds holds however strongly they move together.
     to_image, to_text = metrics["text_to_image_mean_recall"], metrics["image_to_text_mean_recall"]
     return {key: (to_image[key] + to_text[key]) / 2 for key in to_image}

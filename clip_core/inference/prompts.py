@@ -33,7 +33,7 @@ def reference_templates(name: str) -> tuple[str, ...]:
     """
     spec = find_spec("cn_clip")
     if spec is None or not spec.submodule_search_locations:
-        raise UserError("the package cn_clip is not installed: pip install --no-deps cn-clip==1.6.0, or take our templates")
+        raise UserError("cn_clip is not installed: pip install --no-deps cn-clip==1.6.0, or take our own templates")
     file = Path(spec.submodule_search_locations[0], REFERENCE)
     return _found(name, _in_source(file), str(file))
 
@@ -43,15 +43,16 @@ def classifier(encode_texts: Encode, class_names: Sequence[str], templates: Sequ
 
     As in CLIP and the reference's `zeroshot_evaluation.py`.
     """
-    starts = range(0, len(class_names), CLASSES_AT_ONCE)
-    parts = [_unit(prompted(encode_texts, class_names[i : i + CLASSES_AT_ONCE], templates).mean(axis=1)) for i in starts]
-    return np.concatenate(parts)
+    return unit(prompted(encode_texts, class_names, templates).mean(axis=1))
 
 
 def prompted(encode_texts: Encode, class_names: Sequence[str], templates: Sequence[str]) -> np.ndarray:
     """The unit vectors of all prompts: (classes, templates, width)."""
-    prompts = [template.replace("{}", name) for name in class_names for template in templates]
-    return encode_texts(prompts).reshape(len(class_names), len(templates), -1)
+    parts = []
+    for start in range(0, len(class_names), CLASSES_AT_ONCE):
+        some = class_names[start : start + CLASSES_AT_ONCE]
+        parts.append(encode_texts([template.replace("{}", name) for name in some for template in templates]))
+    return np.concatenate(parts).reshape(len(class_names), len(templates), -1)
 
 
 def negations(class_names: Sequence[str]) -> list[str]:
@@ -59,7 +60,8 @@ def negations(class_names: Sequence[str]) -> list[str]:
     return [name for name in class_names if NEGATIONS.search(name)]
 
 
-def _unit(rows: np.ndarray) -> np.ndarray:
+def unit(rows: np.ndarray) -> np.ndarray:
+    """The rows at length 1."""
     return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
 
 
@@ -87,5 +89,5 @@ def _in_source(file: Path) -> dict[str, list[str]]:
 def _template(entry: ast.expr, file: Path) -> str:
     match entry:
         case ast.Lambda(body=ast.JoinedStr(values=parts)):
-            return "".join(part.value if isinstance(part, ast.Constant) else "{}" for part in parts)
+            return "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in parts)
     raise UserError(f"{file}, line {entry.lineno}: a template is no lambda of one string; cn-clip 1.6.0 is expected")

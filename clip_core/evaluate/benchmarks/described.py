@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, RootModel
+from pydantic import Field
 
 from clip_core.config.section import Count, Inside, Name, Section, resembling
 from clip_core.config.sources import EmojiSource, IconparkSource
@@ -61,8 +61,10 @@ class Classification(Section):
 Benchmark = Retrieval | Classification
 
 
-class _Either(RootModel):
-    root: Annotated[Benchmark, Field(discriminator="kind")]
+class _File(Section):
+    """So that a message names the file's own keys."""
+
+    benchmark: Annotated[Benchmark, Field(discriminator="kind")]
 
 
 def described(name: str) -> dict[str, Benchmark]:
@@ -75,8 +77,8 @@ def described(name: str) -> dict[str, Benchmark]:
     groups = {group for benchmark in known.values() for group in benchmark.groups}
     names = [*sorted(groups), *known]
     raise UserError(
-        f"no benchmark is named {name!r}{resembling(name, names)}. There are {', '.join(names)}; or name a YAML file of "
-        "your own (docs/evaluation.md)"
+        f"no benchmark is named {name!r}{resembling(name, names)} There are {', '.join(names)}. Or name a YAML file of "
+        "your own (docs/evaluation.md)."
     )
 
 
@@ -86,4 +88,4 @@ def every() -> dict[str, Benchmark]:
 
 
 def _read(file: Path) -> Benchmark:
-    return validated(_Either, read_yaml(file), file).root
+    return validated(_File, {"benchmark": read_yaml(file)}, file).benchmark
