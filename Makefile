@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONUNBUFFERED := 1
 unexport PYTHONPATH VIRTUAL_ENV
 unexport PYTHONDONTWRITEBYTECODE # images set it: each process would compile torch anew, which takes 6 s
-.PHONY: help setup run test prove serve rollout rollback platform ablation recipe doctor clean browser
+.PHONY: help setup run test prove serve rollout rollback platform ablation benchmark recipe doctor clean browser
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +63,10 @@ ablation: setup ## the paper's ablation, five seeds (one to two hours); writes r
 	@python -m stages.check
 	@dvc repro recipes/ablation/dvc.yaml
 	@test ! -f reports/report.html || dvc repro --force --single-item report # an optional file is no dep for DVC
+
+benchmark: setup ## models on benchmarks: make benchmark NAME="muge flickr30k_cn" DATA=FOLDER MODEL="FOLDER FOLDER" (docs/evaluation.md)
+	@test -n "$(NAME)" -a -n "$(MODEL)" || { echo 'error: which benchmarks and models? make benchmark NAME="muge elevater" DATA=FOLDER MODEL="FOLDER FOLDER"; docs/evaluation.md lists them' >&2; exit 2; }
+	@python -m stages.benchmark --names $(NAME) --models $(MODEL) $(DATA:%=--data %) $(TRAIN:%=--train %) $(TEMPLATES:%=--templates %)
 
 recipe: setup ## merge recipes/NAME.yaml into params.yaml: make recipe NAME=smoke (several: NAME="muge finetune-vit-b-16")
 	@test -n "$(NAME)" || { echo 'error: which recipe? make recipe NAME="table finetune-vit-b-16"; recipes/README.md lists them' >&2; exit 2; }

@@ -96,17 +96,19 @@ def compared(ours: Measured, theirs: Measured, confidence: float) -> list[dict]:
 
 
 def by_template(
-    images: np.ndarray, labels: np.ndarray, prompts: np.ndarray, metric: Metric, templates: Sequence[str]
-) -> list[dict]:
+    images: np.ndarray, labels: np.ndarray, prompts: np.ndarray, metric: Metric, logit_scale: float
+) -> list[dict[str, float]]:
     """Of each template the metric of it alone, and what all gain by having it; prompts (classes, templates, width)."""
     total = prompts.sum(axis=1)
-    of_all = score(metric, images @ unit(total).T, labels)
-    rows = []
-    for i, template in enumerate(templates):
-        alone = score(metric, images @ prompts[:, i].T, labels)
-        gain = of_all - score(metric, images @ unit(total - prompts[:, i]).T, labels)
-        rows.append({"template": template, "alone": alone, "gain": gain})
-    return sorted(rows, key=lambda row: -row["gain"])
+
+    def scored(classes: np.ndarray) -> float:
+        return score(metric, log_shares_of(images, unit(classes), logit_scale), labels)
+
+    of_all = scored(total)
+    return [
+        {"alone": scored(prompts[:, i]), "gain": of_all - scored(total - prompts[:, i])}
+        for i in range(prompts.shape[1])
+    ]
 
 
 def _right(log_shares: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -71,7 +71,7 @@ class Labelled:
         return hash_of([shelf.key for shelf in self.shelves], self.labels.tolist(), self.class_names)
 
 
-def open_retrieval(name: str, benchmark: Retrieval, data: Path, engine: Engine) -> Asked:
+def open_retrieval(name: str, benchmark: Retrieval, data: Path | None, engine: Engine) -> Asked:
     """The texts and pictures in the user's folder."""
     folder = folder_of(name, benchmark.folder, data)
     kind = SOURCES[benchmark.source]
