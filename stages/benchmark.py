@@ -7,7 +7,6 @@ each model, and kept under `.work/kept`: a command that was killed goes on, and 
 """
 
 import json
-import sys
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -20,7 +19,6 @@ from clip_core.config.section import Section, Seed
 from clip_core.env import set_switches
 from clip_core.errors import UserError, told_to_the_user
 from clip_core.params_file import looked_up, read_yaml, validated
-from stages.command import parsed
 
 if TYPE_CHECKING:
     from clip_core.data.store import Store
@@ -126,6 +124,8 @@ def _comparisons(measured: "dict[tuple[Path, str], Row]", params: Params) -> lis
 
 
 if __name__ == "__main__":
+    import tyro
+
     set_switches()
     with told_to_the_user():
-        main(**parsed(main, sys.argv[1:]))
+        tyro.cli(main, prog="python -m stages.benchmark")

@@ -10,7 +10,7 @@ from functools import partial
 
 import numpy as np
 
-from clip_core.code import reached_by
+from clip_core.code import ROOT, reached_by
 from clip_core.config.evaluation import Evaluate
 from clip_core.config.section import hash_of
 from clip_core.evaluate.benchmarks.described import RELEASED, Benchmark, Classification, Retrieval
@@ -167,7 +167,7 @@ def commit() -> str:
     """The commit of the code that runs, with a plus where files differ from it."""
     with suppress(OSError, subprocess.CalledProcessError):  # no git, or no repository
         head, changed = (
-            subprocess.run(["git", *command], check=True, capture_output=True, text=True).stdout.strip()
+            subprocess.run(["git", *command], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
             for command in (("rev-parse", "--short=12", "HEAD"), ("status", "--porcelain", "-uno"))
         )
         return head + ("+" if changed else "")
