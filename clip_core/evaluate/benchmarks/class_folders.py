@@ -96,8 +96,7 @@ def _names(folder: Path, root: Path, folders: list[str]) -> list[str]:
 def _files_in(folder: Path) -> Iterator[Path]:
     """The pictures in one class folder and below, links followed, in the order of folders, then names."""
     num_files = 0
-    for at, inner, names in sorted(os.walk(folder, followlinks=True)):
-        inner.sort()
+    for at, _, names in sorted(os.walk(folder, followlinks=True)):
         for name in sorted(name for name in names if not name.startswith(".")):
             if not name.lower().endswith(PICTURES):
                 raise UserError(f"{Path(at, name)}: no picture ({', '.join(PICTURES)}): put it elsewhere")
