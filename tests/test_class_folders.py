@@ -86,7 +86,10 @@ MISTAKES: dict[str, tuple[Callable[[Path], object], str]] = {
         r"006: class folders that are numbers must be 0 to 10",
     ),
     "folders not filled up with zeros": (unpadded, r"10: class folders .* fill up with zeros \(000, 001"),
-    "a folder that no name has": (renamed_but_one, r"011: in .*label_cn\.txt or as a folder, but not both; 2 like this"),
+    "a folder that no name has": (
+        renamed_but_one,
+        r"011: in .*label_cn\.txt or as a folder, but not both; 2 like this",
+    ),
     "a class without pictures": (
         lambda f: (f / "test" / "003" / "3-0.PNG").unlink(),
         r"003: no picture of this class",
