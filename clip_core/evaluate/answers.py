@@ -8,7 +8,7 @@ import numpy as np
 from clip_core.evaluate.benchmark import GROUPS, Benchmark, questions
 from clip_core.evaluate.bootstrap import units_of
 from clip_core.evaluate.embed import Features
-from clip_core.evaluate.retrieval import AT, Relevant, chance_at, ranks
+from clip_core.evaluate.retrieval import AT, Relevant, chance_at, map_at_r, map_chance, retrieve
 from clip_core.evaluate.zeroshot import is_right
 
 PARTS = ("", "seen_", "unseen_")  # of the zero-shot pictures; the first is all of them
@@ -56,11 +56,16 @@ def labelled(features: Features, benchmark: Benchmark) -> tuple[np.ndarray, np.n
 
 
 def _retrieval(way: str, queries: np.ndarray, candidates: np.ndarray, right: Relevant) -> dict[str, Answers]:
-    found, num_right = ranks(queries, candidates, right), [len(places) for places in right]
+    num_right = [len(places) for places in right]
+    found = retrieve(queries, candidates, right, max(num_right))
     units = units_of(right)
-    each = {f"{way}_recall@{k}": Answers(found <= k, chance_at(num_right, len(candidates), k), units) for k in AT}
+    each = {f"{way}_recall@{k}": Answers(found.ranks <= k, chance_at(num_right, len(candidates), k), units) for k in AT}
     values, chances = [each[name].values for name in each], [each[name].chance for name in each]
-    return each | {f"{way}_mean_recall": Answers(np.mean(values, axis=0), float(np.mean(chances)), units)}
+    precision = Answers(map_at_r(found.is_right, num_right), map_chance(num_right, len(candidates)), units)
+    return each | {
+        f"{way}_mean_recall": Answers(np.mean(values, axis=0), float(np.mean(chances)), units),
+        f"{way}_map@r": precision,
+    }
 
 
 def _zero_shot(features: Features, benchmark: Benchmark) -> dict[str, Answers]:
