@@ -1,6 +1,7 @@
 """What a model answers to every query of a benchmark: the values that all metrics are means of."""
 
-from collections.abc import Mapping
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,11 +17,19 @@ PARTS = ("", "seen_", "unseen_")  # of the zero-shot pictures; the first is all 
 
 @dataclass(frozen=True)
 class Answers:
-    """A metric before its mean is taken: a value for every query, and the mean of a model that knows nothing."""
+    """A metric before its mean is taken: a value for every query, and the mean of a model that knows nothing.
+
+    Of ranks it is the median that is taken.
+    """
 
     values: np.ndarray
     chance: float
     units: np.ndarray  # queries of one number are drawn together: bootstrap.py
+    num_tied: int | None = None  # of ranks: queries whose right answer is level with a wrong one, which stands before
+
+    @property
+    def are_ranks(self) -> bool:
+        return self.num_tied is not None
 
 
 def answers_of(features: Features, benchmark: Benchmark) -> dict[str, dict[str, Answers]]:
@@ -40,8 +49,13 @@ def answers_of(features: Features, benchmark: Benchmark) -> dict[str, dict[str, 
 
 
 def to_json(answers: Mapping[str, Mapping[str, Answers]]) -> dict:
-    """The answers as lists, by `group.metric`."""
-    named = {f"{group}.{name}": found for group, metrics in answers.items() for name, found in metrics.items()}
+    """The answers whose means count as lists, by `group.metric`."""
+    named = {
+        f"{group}.{name}": found
+        for group, metrics in answers.items()
+        for name, found in metrics.items()
+        if not found.are_ranks
+    }
     return {
         "values": {name: np.round(found.values.astype(float), 6).tolist() for name, found in named.items()},
         "chance": {name: found.chance for name, found in named.items()},
@@ -65,7 +79,14 @@ def _retrieval(way: str, queries: np.ndarray, candidates: np.ndarray, right: Rel
     return each | {
         f"{way}_mean_recall": Answers(np.mean(values, axis=0), float(np.mean(chances)), units),
         f"{way}_map@r": precision,
+        f"{way}_median_rank": Answers(
+            found.ranks, _median_by_chance(num_right, len(candidates)), units, int(found.is_tied.sum())
+        ),
     }
+
+
+def _median_by_chance(num_right: Sequence[int], num_candidates: int) -> int:
+    return 1 + bisect_left(range(1, num_candidates), 0.5, key=lambda rank: chance_at(num_right, num_candidates, rank))
 
 
 def _zero_shot(features: Features, benchmark: Benchmark) -> dict[str, Answers]:

@@ -73,7 +73,8 @@ def _blocks(
         import torch
 
         torch.backends.cuda.matmul.allow_tf32 = False
-        matmul, asked, space = torch.matmul, torch.from_numpy(np.array(asked)).to(device), torch.from_numpy(space).to(device)
+        matmul, asked = torch.matmul, torch.from_numpy(np.array(asked)).to(device)
+        space = torch.from_numpy(space).to(device)
     for start in range(0, len(candidates), CANDIDATES_AT_ONCE):
         columns = slice(start, min(start + CANDIDATES_AT_ONCE, len(candidates)))
         some: Any = np.asarray(candidates[columns], dtype=dtype)
