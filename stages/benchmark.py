@@ -111,7 +111,7 @@ def _case(
 
 def _comparisons(measured: "dict[tuple[Path, str], Row]", params: Params) -> list[dict]:
     """Every model against each before it, on each benchmark."""
-    from clip_core.evaluate.benchmarks.measured import compared
+    from clip_core.evaluate.benchmarks.measured import differences
 
     found = []
     for (before, name), (model, other) in combinations(measured, 2):
@@ -119,7 +119,7 @@ def _comparisons(measured: "dict[tuple[Path, str], Row]", params: Params) -> lis
             one, two = measured[model, name], measured[before, name]
             about = {"benchmark": name, "model": str(model), "weights_id": one.row["weights_id"], "minus": str(before)}
             about |= {"minus_weights_id": two.row["weights_id"]}
-            found += [about | row for row in compared(one.measured, two.measured, params.evaluate.confidence)]
+            found += [about | row for row in differences(one.measured, two.measured, params.evaluate.confidence)]
     return found
 
 

@@ -8,7 +8,7 @@ from clip_core.evaluate.benchmark import Benchmark
 from clip_core.evaluate.benchmarks.measured import (
     Measured,
     by_template,
-    compared,
+    differences,
     log_shares_of,
     measured_classes,
     measured_retrieval,
@@ -68,23 +68,23 @@ def test_the_difference_of_two_models_is_drawn_on_the_same_pictures() -> None:
     two = one.copy()
     two[:30] = np.log(draw.dirichlet(np.ones(4), 30))
     ours, theirs = (measured_classes(shares, labels, "accuracy", PARAMS, seed=2) for shares in (one, two))
-    (found,) = compared(ours, theirs, PARAMS.confidence)
+    (found,) = differences(ours, theirs, PARAMS.confidence)
     right = [(shares.argmax(axis=1) == labels).astype(float) for shares in (one, two)]
     rng = np.random.default_rng(2)
     drawn = rng.integers(200, size=(400, 200))
-    differences = [(right[0] - right[1])[rows].mean() for rows in drawn]
+    drawn_differences = [(right[0] - right[1])[rows].mean() for rows in drawn]
     assert found["value"] == pytest.approx((right[0] - right[1]).mean())
-    assert (found["low"], found["high"]) == pytest.approx(tuple(np.percentile(differences, [5, 95])))
-    other = min(np.sum(np.array(differences) <= 0), np.sum(np.array(differences) >= 0))
-    assert found["p"] == pytest.approx(2 * (other + 1) / 401)
+    assert (found["low"], found["high"]) == pytest.approx(tuple(np.percentile(drawn_differences, [5, 95])))
+    other = min(np.sum(np.array(drawn_differences) <= 0), np.sum(np.array(drawn_differences) >= 0))
+    assert found["p_value"] == pytest.approx(2 * (other + 1) / 401)
     spread = np.ptp(np.percentile(ours.resampled["accuracy"] - theirs.resampled["accuracy"][::-1], [5, 95]))
     assert found["high"] - found["low"] < 0.7 * spread  # unpaired it would be wider
 
 
 def test_a_model_is_no_better_than_itself() -> None:
     same = Measured({"accuracy": {"value": 0.5}}, {"accuracy": np.random.default_rng(0).random(100)})
-    (found,) = compared(same, same, 0.95)
-    assert (found["value"], found["low"], found["high"], found["p"]) == (0, 0, 0, 1)
+    (found,) = differences(same, same, 0.95)
+    assert (found["value"], found["low"], found["high"], found["p_value"]) == (0, 0, 0, 1)
 
 
 def test_a_template_s_gain_is_what_is_lost_without_it() -> None:

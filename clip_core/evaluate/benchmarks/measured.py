@@ -6,15 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from clip_core.config.evaluation import Evaluate
-from clip_core.evaluate.answers import retrieval_answers
+from clip_core.evaluate.answers import answers_one_way
 from clip_core.evaluate.benchmark import Benchmark, questions
 from clip_core.evaluate.benchmarks.described import Metric, Way
-from clip_core.evaluate.bootstrap import intervals, resampled_means
-from clip_core.evaluate.classification import score
+from clip_core.evaluate.bootstrap import bounds_of, compared, intervals, resampled_means
+from clip_core.evaluate.classification import is_right, resampled, score
 from clip_core.evaluate.measure import entry_of, mean_of_both_ways
 from clip_core.inference.prompts import unit
-
-MAX_RANKED = 300  # resamples of a metric that has to be ranked again each time
 
 
 @dataclass(frozen=True)
@@ -37,29 +35,27 @@ def measured_retrieval(
         "text_to_image": (texts[asked.asking_texts], images[asked.images], asked.right_images),
         "image_to_text": (images[asked.asking_images], texts[asked.texts], asked.right_texts),
     }
-    metrics, resampled = {}, {}
+    metrics, drawn = {}, {}
     for way in ways:
-        answers = retrieval_answers(way, *sides[way])
+        answers = answers_one_way(way, *sides[way])
         metrics |= {name: entry_of(found, params, seed) for name, found in answers.items()}
         mean = answers[f"{way}_mean_recall"]
         values = mean.values.astype(float)[:, None]
-        resampled[f"{way}_mean_recall"] = resampled_means(values, mean.units, params.num_bootstrap, seed)[:, 0]
+        drawn[f"{way}_mean_recall"] = resampled_means(values, mean.units, params.num_bootstrap, seed)[:, 0]
     if len(ways) == 2:
         metrics["mean_recall"] = mean_of_both_ways(metrics)
-    return Measured(metrics, resampled)
+    return Measured(metrics, drawn)
 
 
 def measured_classes(
     log_shares: np.ndarray, labels: np.ndarray, metric: Metric, params: Evaluate, seed: int
 ) -> Measured:
     """From the logarithms of the shares that each picture (n, classes) gives to the classes, by the metric alone."""
-    value = score(metric, log_shares, labels)
-    draws = _resampled(log_shares, labels, metric, params.num_bootstrap, seed)
-    if metric == "accuracy":
-        right = _right(log_shares, labels)[:, None]
+    value, draws = score(metric, log_shares, labels), resampled(metric, log_shares, labels, params.num_bootstrap, seed)
+    low, high = bounds_of(draws, params.confidence)
+    if metric == "accuracy":  # the exact bound where all are right, or none
+        right = is_right(log_shares, labels)[:, None].astype(float)
         ((low, high),) = intervals(right, np.arange(len(right)), params.num_bootstrap, params.confidence, seed)
-    else:
-        low, high = np.percentile(draws, [50 * (1 - params.confidence), 50 * (1 + params.confidence)])
     chance = _chance(labels, metric, log_shares.shape[1])
     entry = {"value": value, "low": float(low), "high": float(high), "chance": chance}
     return Measured({metric: entry}, {metric: draws})
@@ -72,27 +68,15 @@ def log_shares_of(images: np.ndarray, classes: np.ndarray, logit_scale: float) -
     return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
 
 
-def compared(ours: Measured, theirs: Measured, confidence: float) -> list[dict]:
-    """The differences of two models' metrics with intervals, by the paired bootstrap, and their p-values.
-
-    p: twice the share of resamples in which the difference has the other sign or none (Efron and Tibshirani, 1993,
-    15.4), with one added, so that it is never 0.
-    """
-    found = []
-    for name, draws in ours.resampled.items():
-        differences = draws - theirs.resampled[name]
-        low, high = np.percentile(differences, [50 * (1 - confidence), 50 * (1 + confidence)])
-        other = min((differences <= 0).sum(), (differences >= 0).sum())
-        found.append(
-            {
-                "metric": name,
-                "value": ours.metrics[name]["value"] - theirs.metrics[name]["value"],
-                "low": float(low),
-                "high": float(high),
-                "p": min(1.0, 2 * (int(other) + 1) / (len(differences) + 1)),
-            }
+def differences(ours: Measured, theirs: Measured, confidence: float) -> list[dict]:
+    """By how much a model is above another, metric by metric, with interval and p-value: `bootstrap.compared`."""
+    return [
+        {"metric": name}
+        | compared(
+            ours.metrics[name]["value"] - theirs.metrics[name]["value"], draws - theirs.resampled[name], confidence
         )
-    return found
+        for name, draws in ours.resampled.items()
+    ]
 
 
 def by_template(
@@ -109,27 +93,6 @@ def by_template(
         {"alone": scored(prompts[:, i]), "gain": of_all - scored(total - prompts[:, i])}
         for i in range(prompts.shape[1])
     ]
-
-
-def _right(log_shares: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    own = log_shares[np.arange(len(labels)), labels]
-    return ((log_shares >= own[:, None]).sum(axis=1) == 1).astype(float)
-
-
-def _resampled(log_shares: np.ndarray, labels: np.ndarray, metric: Metric, num_bootstrap: int, seed: int) -> np.ndarray:
-    """The metric of pictures drawn with replacement: (num_bootstrap,), or MAX_RANKED of them."""
-    num = len(labels)
-    if metric in ("accuracy", "mean_per_class"):
-        right, units = _right(log_shares, labels), np.arange(num)
-        if metric == "accuracy":
-            return resampled_means(right[:, None], units, num_bootstrap, seed)[:, 0]
-        is_of = np.eye(log_shares.shape[1])[labels]
-        means = resampled_means(np.hstack([is_of * right[:, None], is_of]), units, num_bootstrap, seed)
-        hits, sizes = np.hsplit(means, 2)  # a class that was not drawn has no mean
-        return np.nanmean(np.where(sizes > 0, hits / np.where(sizes > 0, sizes, 1), np.nan), axis=1)
-    rng = np.random.default_rng(seed)
-    drawn = (rng.integers(num, size=num) for _ in range(min(num_bootstrap, MAX_RANKED)))
-    return np.array([score(metric, log_shares[rows], labels[rows]) for rows in drawn])
 
 
 def _chance(labels: np.ndarray, metric: Metric, num_classes: int) -> float:

@@ -20,6 +20,8 @@ LABELS = {
     "image_to_text_recall@10": "R@10",
     "image_to_text_mean_recall": "mean of 3",
     "mean_recall": "mean of 6",
+    "text_to_image_map@r": "text → image mAP@R",
+    "image_to_text_map@r": "image → text mAP@R",
     "accuracy": "accuracy",
     "mean_per_class": "mean per class",
     "map_11_points": "11-point mAP",
@@ -127,5 +129,5 @@ def _difference(row: Mapping) -> str:
     low, high, value = (100 * row[key] for key in ("low", "high", "value"))
     return (
         f"{LABELS[row['metric']] if 'mean_recall' not in row['metric'] else row['metric']}: {row['model']} − "
-        f"{row['minus']} = {value:+.1f} [{low:+.1f}, {high:+.1f}], p = {row['p']:.4f} (paired bootstrap)"
+        f"{row['minus']} = {value:+.1f} [{low:+.1f}, {high:+.1f}], p = {row['p_value']:.4f} (paired bootstrap)"
     )
