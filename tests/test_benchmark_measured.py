@@ -9,9 +9,9 @@ from clip_core.evaluate.benchmarks.measured import (
     Measured,
     by_template,
     differences,
-    log_shares_of,
     measured_classes,
     measured_retrieval,
+    scores_of,
 )
 from clip_core.inference.prompts import unit
 
@@ -47,16 +47,17 @@ def test_retrieval_is_what_a_full_sort_finds() -> None:
     assert not {name for name in alone.metrics if "image_to_text" in name or name == "mean_recall"}
 
 
-def test_the_shares_are_the_reference_s_softmax() -> None:
+def test_pictures_are_ranked_by_the_reference_s_softmax() -> None:
     images, classes = made(9, 6, 0), made(4, 6, 1)
     expected = np.exp(100.0 * images.astype(float) @ classes.T.astype(float))
     expected /= expected.sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(np.exp(log_shares_of(images, classes, 100.0)), expected, rtol=1e-3, atol=1e-7)
+    np.testing.assert_allclose(np.exp(scores_of(images, classes, "roc_auc", 100.0)), expected, rtol=1e-3, atol=1e-7)
+    assert (scores_of(images, classes, "accuracy", 100.0).argsort() == expected.argsort()).all()
 
 
 def test_accuracy_gives_a_tie_to_no_class() -> None:
-    shares = np.log(np.array([[0.5, 0.5, 0.0001], [0.6, 0.3, 0.1], [0.2, 0.2, 0.6], [0.2, 0.5, 0.3]]))
-    found = measured_classes(shares, np.array([0, 0, 2, 0]), "accuracy", PARAMS, seed=1)
+    cosines = np.array([[0.5, 0.5, 0.1], [0.6, 0.3, 0.1], [0.2, 0.2, 0.6], [0.2, 0.5, 0.3]])
+    found = measured_classes(cosines, np.array([0, 0, 2, 0]), "accuracy", PARAMS, seed=1)
     assert found.metrics["accuracy"]["value"] == pytest.approx(2 / 4)
     assert found.metrics["accuracy"]["chance"] == pytest.approx(1 / 3)
 

@@ -47,23 +47,26 @@ def measured_retrieval(
     return Measured(metrics, drawn)
 
 
-def measured_classes(
-    log_shares: np.ndarray, labels: np.ndarray, metric: Metric, params: Evaluate, seed: int
-) -> Measured:
-    """From the logarithms of the shares that each picture (n, classes) gives to the classes, by the metric alone."""
-    value, draws = score(metric, log_shares, labels), resampled(metric, log_shares, labels, params.num_bootstrap, seed)
+def measured_classes(scores: np.ndarray, labels: np.ndarray, metric: Metric, params: Evaluate, seed: int) -> Measured:
+    """By the metric alone, from what `scores_of` gives for it (pictures, classes)."""
+    value, draws = score(metric, scores, labels), resampled(metric, scores, labels, params.num_bootstrap, seed)
     low, high = bounds_of(draws, params.confidence)
     if metric == "accuracy":  # the exact bound where all are right, or none
-        right = is_right(log_shares, labels)[:, None].astype(float)
+        right = is_right(scores, labels)[:, None].astype(float)
         ((low, high),) = intervals(right, np.arange(len(right)), params.num_bootstrap, params.confidence, seed)
-    chance = _chance(labels, metric, log_shares.shape[1])
-    entry = {"value": value, "low": float(low), "high": float(high), "chance": chance}
+    entry = {"value": value, "low": float(low), "high": float(high), "chance": _chance(labels, metric, scores.shape[1])}
     return Measured({metric: entry}, {metric: draws})
 
 
-def log_shares_of(images: np.ndarray, classes: np.ndarray, logit_scale: float) -> np.ndarray:
-    """The log-softmax of the scaled cosines (pictures, classes): of what the reference submits."""
-    logits = logit_scale * (images @ classes.T)
+def scores_of(images: np.ndarray, classes: np.ndarray, metric: Metric, logit_scale: float) -> np.ndarray:
+    """The cosines (pictures, classes); where pictures are ranked, the log-softmax of the scaled ones.
+
+    The softmax is what the reference submits: it ranks pictures otherwise than cosines do, and classes alike.
+    """
+    cosines = images @ classes.T
+    if metric in ("accuracy", "mean_per_class"):
+        return cosines
+    logits = logit_scale * cosines
     logits -= logits.max(axis=1, keepdims=True)
     return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
 
@@ -86,7 +89,7 @@ def by_template(
     total = prompts.sum(axis=1)
 
     def scored(classes: np.ndarray) -> float:
-        return score(metric, log_shares_of(images, unit(classes), logit_scale), labels)
+        return score(metric, scores_of(images, unit(classes), metric, logit_scale), labels)
 
     of_all = scored(total)
     return [

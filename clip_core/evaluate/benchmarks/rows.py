@@ -17,9 +17,9 @@ from clip_core.evaluate.benchmarks.described import RELEASED, Benchmark, Classif
 from clip_core.evaluate.benchmarks.measured import (
     Measured,
     by_template,
-    log_shares_of,
     measured_classes,
     measured_retrieval,
+    scores_of,
 )
 from clip_core.evaluate.benchmarks.opened import Asked, Labelled
 from clip_core.evaluate.benchmarks.overlap import Overlap
@@ -81,8 +81,8 @@ def _classified(
     predictor: Predictor, images: np.ndarray, case: Case, data: Labelled, benchmark: Classification
 ) -> tuple[Measured, list[dict]]:
     prompts = prompted(partial(text_features, predictor), data.class_names, case.templates)
-    shares = log_shares_of(images, unit(prompts.mean(axis=1)), predictor.logit_scale)
-    measured = measured_classes(shares, data.labels, benchmark.metric, case.params, case.seed)
+    scores = scores_of(images, unit(prompts.mean(axis=1)), benchmark.metric, predictor.logit_scale)
+    measured = measured_classes(scores, data.labels, benchmark.metric, case.params, case.seed)
     if len(case.templates) == 1:
         return measured, []
     some = slice(None, None, -(-len(images) // OF_TEMPLATES))  # evenly over all classes
