@@ -1,4 +1,4 @@
-"""Benchmarks at full size, from files to the table with a tiny model: MUGE's 5,008 x 29,806 and ImageNet's 50,000 x 1,000.
+"""Benchmarks at full size, from files to the table, with a tiny model: 5,008 x 29,806 and 50,000 x 1,000.
 
 Each is measured twice: the second time nothing is encoded.
 """
