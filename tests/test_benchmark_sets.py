@@ -7,7 +7,9 @@ import pytest
 
 from clip_core.errors import UserError
 from clip_core.evaluate.benchmarks.described import RELEASED, described, every
+from clip_core.evaluate.benchmarks.papers import table_of_paper
 from clip_core.inference.prompts import classifier, negations, reference_templates, templates_of
+from tests.conftest import ROOT
 
 AVERAGE_OF_20 = (40.9, 53.5, 60.0, 60.2, 62.3)  # the paper's own, table 12
 REFERENCE_LISTS = ("openai", "aircraft", "flower", "food", "eurosat", "country211", "kitti", "dtd", "normal")
@@ -97,3 +99,14 @@ def test_a_file_of_the_user_s_own_is_read_as_strictly(tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         described(str(file))
     assert "2 wrong" in str(error.value) and "metric" in str(error.value) and "folder" in str(error.value)
+
+
+def test_the_page_has_the_paper_s_table() -> None:
+    assert table_of_paper() in (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+
+
+def test_the_page_s_example_is_a_benchmark(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    file = tmp_path / "shop.yaml"
+    file.write_text(page.split("```yaml\n")[1].split("```")[0], encoding="utf-8")
+    assert described(str(file))["shop"].title == "My shop"
