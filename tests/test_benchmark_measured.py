@@ -60,6 +60,8 @@ def test_accuracy_gives_a_tie_to_no_class() -> None:
     found = measured_classes(cosines, np.array([0, 0, 2, 0]), "accuracy", PARAMS, seed=1)
     assert found.metrics["accuracy"]["value"] == pytest.approx(2 / 4)
     assert found.metrics["accuracy"]["chance"] == pytest.approx(1 / 3)
+    all_right = measured_classes(np.eye(3), np.arange(3), "accuracy", PARAMS, seed=1).metrics["accuracy"]
+    assert (all_right["low"], all_right["high"]) == pytest.approx((0.05 ** (1 / 3), 1))  # Clopper and Pearson's
 
 
 def test_the_difference_of_two_models_is_drawn_on_the_same_pictures() -> None:

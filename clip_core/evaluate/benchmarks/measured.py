@@ -10,7 +10,7 @@ from clip_core.evaluate.answers import answers_one_way
 from clip_core.evaluate.benchmark import Benchmark, questions
 from clip_core.evaluate.benchmarks.described import Metric, Way
 from clip_core.evaluate.bootstrap import bounds_of, compared, intervals, resampled_means
-from clip_core.evaluate.classification import is_right, resampled, score
+from clip_core.evaluate.classification import resampled, score
 from clip_core.evaluate.measure import entry_of, mean_of_both_ways
 from clip_core.inference.prompts import unit
 
@@ -51,8 +51,8 @@ def measured_classes(scores: np.ndarray, labels: np.ndarray, metric: Metric, par
     """By the metric alone, from what `scores_of` gives for it (pictures, classes)."""
     value, draws = score(metric, scores, labels), resampled(metric, scores, labels, params.num_bootstrap, seed)
     low, high = bounds_of(draws, params.confidence)
-    if metric == "accuracy":  # the exact bound where all are right, or none
-        right = is_right(scores, labels)[:, None].astype(float)
+    if metric == "accuracy" and value in (0, 1):  # of which resampling finds no doubt
+        right = np.full((len(labels), 1), value)
         ((low, high),) = intervals(right, np.arange(len(right)), params.num_bootstrap, params.confidence, seed)
     entry = {"value": value, "low": float(low), "high": float(high), "chance": _chance(labels, metric, scores.shape[1])}
     return Measured({metric: entry}, {metric: draws})
