@@ -10,6 +10,7 @@ from clip_core.files import atomic_write
 
 FILE, PAGE = "table.json", "table.md"
 SAME = ("benchmark", "weights_id", "templates")  # a newer row with these takes the place of an older one
+IN_TRAINING = "in training data, alike (the same)"
 LABELS = {
     "text_to_image_recall@1": "text → image R@1",
     "text_to_image_recall@5": "R@5",
@@ -64,16 +65,20 @@ def page_of(table: Mapping) -> str:
     for name in dict.fromkeys(row["benchmark"] for row in table["rows"]):
         rows = [row for row in table["rows"] if row["benchmark"] == name]
         metrics = [metric for metric in LABELS if any(metric in row["metrics"] for row in rows)]
-        lines = [f"## {rows[-1]['title']} (`{name}`)\n", _line("", *(LABELS[metric] for metric in metrics))]
-        lines.append("|" + " --- |" * (1 + len(metrics)))
+        lines = [
+            f"## {rows[-1]['title']} (`{name}`)\n",
+            _line("", *(LABELS[metric] for metric in metrics), IN_TRAINING),
+        ]
+        lines.append("|" + " --- |" * (2 + len(metrics)))
         for row in rows:
             mark = " †" if row["contaminated"] else ""
-            lines.append(_line(f"{row['model']}{mark}", *(_cell(row["metrics"].get(metric)) for metric in metrics)))
+            cells = (_cell(row["metrics"].get(metric)) for metric in metrics)
+            lines.append(_line(f"{row['model']}{mark}", *cells, _overlap(row["overlap"])))
         chances = [rows[-1]["metrics"].get(metric, {}).get("chance") for metric in metrics]
-        lines.append(_line("chance", *("" if chance is None else f"{100 * chance:.1f}" for chance in chances)))
+        lines.append(_line("chance", *("" if chance is None else f"{100 * chance:.1f}" for chance in chances), ""))
         for (released, kind), figures in _of_paper(rows).items():
             cells = (f"{figures[metric]:.1f}" if metric in figures else "" for metric in metrics)
-            lines.append(_line(f"paper: {released}, {kind}", *cells))
+            lines.append(_line(f"paper: {released}, {kind}", *cells, ""))
         lines += ["", *(f"- {_about(row)}" for row in rows)]
         lines += [f"- {_difference(row)}" for row in table["comparisons"] if row["benchmark"] == name]
         sections.append("\n".join(lines) + "\n")
@@ -110,6 +115,18 @@ def _cell(entry: Mapping[str, float] | None) -> str:
     return f"{value:.1f} [{low:.1f}–{high:.1f}]"
 
 
+def _overlap(found: Mapping[str, int] | None) -> str:
+    """What the training data have of a benchmark, near ones with the same; the same in brackets."""
+    if found is None:
+        return "not looked for"
+    parts = [
+        f"{found[f'{what}_near']:,} ({found[f'{what}_exact']:,}) of {found[f'num_{what}']:,} {what}"
+        for what in ("pictures", "texts")
+        if found[f"num_{what}"]
+    ]
+    return ", ".join(parts)
+
+
 def _about(row: Mapping) -> str:
     made = ", ".join(f"{key} {value}" for key, value in row["made"].items())
     versions = ", ".join(f"{name} {version}" for name, version in row["versions"].items())
@@ -117,7 +134,7 @@ def _about(row: Mapping) -> str:
         f"**{row['model']}**: weights {row['weights_id']} ({made})",
         f"data {row['data']} ({', '.join(f'{number:,} {what}' for what, number in row['sizes'].items())})",
         f"templates {row['templates']}" if row["templates"] else "",
-        f"params {row['params']}, {versions}",
+        f"params {row['params']}, {row['precision']}, {versions}",
         f"commit {row['commit']}, {row['date']}",
         *row["contaminated"],
         *row["notes"],
