@@ -66,7 +66,7 @@ ablation: setup ## the paper's ablation, five seeds (one to two hours); writes r
 
 benchmark: setup ## models on benchmarks: make benchmark NAME="muge flickr30k_cn" DATA=FOLDER MODEL="FOLDER FOLDER" (docs/evaluation.md)
 	@test -n "$(NAME)" -a -n "$(MODEL)" || { echo 'error: which benchmarks and models? make benchmark NAME="muge elevater" DATA=FOLDER MODEL="FOLDER FOLDER"; docs/evaluation.md lists them' >&2; exit 2; }
-	@python -m stages.benchmark --names $(NAME) --models $(MODEL) $(DATA:%=--data %) $(TRAIN:%=--train %) $(TEMPLATES:%=--templates %)
+	@python -m stages.benchmark --names $(NAME) --models $(MODEL) $(DATA:%=--data %) $(TRAIN:%=--train %) $(TEMPLATES:%=--templates %) $(if $(SUBMIT),--submit)
 
 recipe: setup ## merge recipes/NAME.yaml into params.yaml: make recipe NAME=smoke (several: NAME="muge finetune-vit-b-16")
 	@test -n "$(NAME)" || { echo 'error: which recipe? make recipe NAME="table finetune-vit-b-16"; recipes/README.md lists them' >&2; exit 2; }

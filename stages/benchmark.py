@@ -41,17 +41,20 @@ def main(
     data: Path | None = None,
     train: Path | None = None,
     templates: Literal["ours", "cn_clip"] = "ours",
+    submit: bool = False,
     out: Path = OUT,
     params_file: Path = Path("params.yaml"),
 ) -> None:
     """Adds a row for each model on each benchmark to `out`/table.json and table.md.
 
     `data` holds the benchmarks' folders, or is the one; `train` is the packed training data (data/packed) in which the
-    benchmarks' pictures and texts are looked for.
+    benchmarks' pictures and texts are looked for. `submit` writes `out`/submissions/, what MUGE and ELEVATER score;
+    a benchmark without answers has nothing else.
     """
     from clip_core.data.store import open_store
     from clip_core.evaluate.benchmarks.described import described
     from clip_core.evaluate.benchmarks.rows import row_of
+    from clip_core.evaluate.benchmarks.submitted import submit as submitted
     from clip_core.evaluate.benchmarks.table import add_rows, page_of
     from clip_core.files import atomic_write
     from clip_core.inference.predictor import load
@@ -62,10 +65,19 @@ def main(
     store = None if train is None else open_store(train / "train")
     wanted = {name: benchmark for one in names for name, benchmark in described(one).items()}
     cases = [_case(name, benchmark, data, store, templates, params) for name, benchmark in wanted.items()]
+    if unknown := [case.name for case in cases if not (case.has_answers or submit)]:
+        raise UserError(
+            f"{', '.join(unknown)}: no text names a picture: without answers nothing can be measured. SUBMIT=1 "
+            "(--submit) writes what the challenge scores"
+        )
     measured = {}
     for model in dict.fromkeys(models):
         predictor = load(model)
         for case in cases:
+            if submit:
+                print(f"wrote {submitted(predictor, model, case, out / 'submissions')}", flush=True)
+            if not case.has_answers:
+                continue
             found = measured[model, case.name] = row_of(predictor, str(model), case)
             add_rows(out, [found.row], [])
             if found.by_template:

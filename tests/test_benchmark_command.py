@@ -15,6 +15,7 @@ from clip_core.evaluate.benchmarks.described import SETS
 from clip_core.files import atomic_write
 from clip_core.inference.predictor import load
 from clip_core.inference.prompts import templates_of
+from clip_core.model.weights import load_weights
 from stages.benchmark import main
 from tests.conftest import ROOT, run_in
 from tests.made_benchmarks import pictures, write_classes, write_model, write_retrieval
@@ -163,6 +164,33 @@ def test_the_paper_s_marks_are_for_released_weights_and_what_trained_from_them(p
     assert [row["contaminated"] for row in table()["rows"]] == [["contaminated: said by the paper"], []]
 
 
+def test_without_answers_there_is_a_submission_and_no_figure(place: Path) -> None:
+    write_retrieval(MUGE, "valid", {7: ("小猫", []), 3: ("红苹果", []), 9: ("鞋", []), 4: ("包", [])}, PICTURES)
+    muge, _, caltech = own_sets(place / "sets")
+    main((muge, caltech), (Path("model1"),), Path("data"), submit=True)
+    assert [row["benchmark"] for row in table()["rows"]] == ["caltech_101"]
+    of_muge, of_caltech = (next(TABLE.parent.glob(f"submissions/{name}-*")) for name in ("muge_valid", "caltech_101"))
+    model = load("model1", device="cpu")
+    images = model.encode_images(list(PICTURES.values()))
+    asked = [json.loads(line) for line in of_muge.read_text(encoding="utf-8").splitlines()]
+    texts = {7: "小猫", 3: "红苹果", 9: "鞋", 4: "包"}
+    assert {line["text_id"] for line in asked} == set(texts)
+    for line in asked:
+        scores = images @ model.encode_texts([texts[line["text_id"]]])[0]
+        assert line["image_ids"][0] == list(PICTURES)[int(scores.argmax())]
+        assert sorted(line["image_ids"]) == sorted(PICTURES)
+    found = json.loads(of_caltech.read_text(encoding="utf-8"))
+    (shares,) = found["predictions"]
+    assert found["dataset_name"] == "caltech-101" and np.shape(shares) == (6, 3)
+    features = model.encode_images([one for i in range(3) for one in pictures(10 * i, i + 1)])
+    prompts = [model.encode_texts([t.replace("{}", name) for t in templates_of("objects")]) for name in CLASSES]
+    classes = np.array([of.mean(axis=0) / np.linalg.norm(of.mean(axis=0)) for of in prompts])
+    odds = np.exp(model.logit_scale * features @ classes.T)
+    expected = (odds / odds.sum(axis=1, keepdims=True))[::-1]  # index.json turns the order round
+    np.testing.assert_allclose(shares, expected, atol=1e-5)
+    assert found["num_params"] == sum(parameter.numel() for parameter in load_weights(Path("model1")).parameters())
+
+
 MUGE = Path("data", "MUGE")
 
 
@@ -183,8 +211,8 @@ MISTAKES: dict[str, tuple[Callable[[], object], str]] = {
     "a picture that is not there": (one_more_line(line(8, "塔", [31])), r"valid_texts\.jsonl, line 5: image_missing"),
     "a text too many": (one_more_line(line(8, "塔", [30])), r"5 texts, but the benchmark has 4"),
     "no answers": (
-        lambda: write_retrieval(MUGE, "valid", {1: ("包", []), 2: ("鞋", [])}, PICTURES),
-        r"none of its 2 texts names a picture",
+        lambda: write_retrieval(MUGE, "valid", {i: (f"包{i}", []) for i in range(4)}, PICTURES),
+        r"muge_valid: no text names a picture: .*SUBMIT=1",
     ),
     "a picture that can not be decoded": (
         lambda: write_retrieval(MUGE, "valid", TEXTS, PICTURES | {7: b"no picture"}),

@@ -28,19 +28,19 @@ def test_order_and_labels_are_those_of_image_folder(folder: Path) -> None:
     deep.mkdir()
     shutil.copy(folder / "test" / "004" / "4-0.PNG", deep / "A.jpeg")
     shutil.copy(folder / "test" / "004" / "4-0.PNG", folder / "test" / "003" / "zz.bmp")
-    names, labels, shelves = read_class_folders(folder, "test", several=False)
+    names, labels, shelves, index = read_class_folders(folder, "test", several=False)
     samples = ImageFolder(str(folder / "test")).samples
     assert [image_id for shelf in shelves for image_id in shelf.image_ids] == [
         Path(path).relative_to(folder / "test").as_posix() for path, _ in samples
     ]
     assert labels.tolist() == [label for _, label in samples]
-    assert names == NAMES
+    assert names == NAMES and index == list(range(24))[::-1]
     assert [image for shelf in shelves for image in shelf.read()] == [Path(path).read_bytes() for path, _ in samples]
 
 
 def test_a_picture_in_several_class_folders_is_one_of_several_classes_where_these_are_asked(folder: Path) -> None:
     shutil.copy(folder / "test" / "004" / "4-0.PNG", folder / "test" / "011" / "again.png")
-    _, labels, shelves = read_class_folders(folder, "test", several=True)
+    _, labels, shelves, _ = read_class_folders(folder, "test", several=True)
     num = sum(len(shelf.image_ids) for shelf in shelves)
     assert labels.shape == (24, 12) and num == 24
     assert labels.sum() == 25
@@ -97,6 +97,10 @@ MISTAKES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a file that is no picture": (
         lambda f: (f / "test" / "003" / "Thumbs.db").write_bytes(b""),
         r"003/Thumbs\.db: no picture \(\.jpg",
+    ),
+    "an index that is none": (
+        lambda f: (f / "index.json").write_text('{"0": 1}', encoding="utf-8"),
+        r"index\.json: a list of numbers is expected",
     ),
     "a file among the folders": (
         lambda f: (f / "test" / "cat.png").write_bytes(b""),

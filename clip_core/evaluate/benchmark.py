@@ -48,7 +48,10 @@ class Questions:
 
 def read_benchmark(store: Store) -> Benchmark:
     """The benchmark in a packed split."""
-    return benchmark_of(store.pairs, store.image_ids)
+    found = benchmark_of(store.pairs, store.image_ids)
+    if not len(found.pairs):
+        raise UserError("no Chinese name or caption in this split: there is nothing to ask; check the column language")
+    return found
 
 
 def benchmark_of(rows: "pd.DataFrame", image_ids: list[str]) -> Benchmark:
@@ -56,8 +59,6 @@ def benchmark_of(rows: "pd.DataFrame", image_ids: list[str]) -> Benchmark:
     pictures = rows.dropna(subset="image_id").drop_duplicates("image_id").set_index("image_id").loc[image_ids]
     asked = rows[(rows.language == "zh") & rows.caption_kind.isin(["name", "caption"])].sort_values("text_id")
     paired = asked.dropna(subset="image_id")
-    if paired.empty:
-        raise UserError("no Chinese name or caption in this split: there is nothing to ask; check the column language")
     texts = asked.drop_duplicates("text_id")
     text_place = {text_id: i for i, text_id in enumerate(texts.text_id)}
     place = {image_id: i for i, image_id in enumerate(image_ids)}
@@ -69,7 +70,7 @@ def benchmark_of(rows: "pd.DataFrame", image_ids: list[str]) -> Benchmark:
         image_ids=list(image_ids),
         is_seen=pictures.seen.to_numpy(dtype=bool),
         classes=[name if isinstance(name, str) else None for name in pictures.group],
-        pairs=np.array(sorted(pairs)),
+        pairs=np.array(sorted(pairs), dtype=np.int64).reshape(-1, 2),
     )
 
 

@@ -46,7 +46,12 @@ def parts_of(data: MugeSource) -> list[Part]:
 
     The digest of a part's own rows and pictures stands in `at`, so that a changed line is work for its part alone.
     """
-    return [part for files in _files_of(data) for part in _parts_of(files, data)]
+    parts = []
+    for files in _files_of(data):
+        index = files.indexed(data)
+        _check(index.about(), index, files, data)
+        parts += _parts_of(files, data)
+    return parts
 
 
 def test_parts_of(data: MugeSource) -> list[Part]:
@@ -56,9 +61,7 @@ def test_parts_of(data: MugeSource) -> list[Part]:
 
 
 def _parts_of(files: Files, data: MugeSource) -> Iterator[Part]:
-    index = files.indexed(data)
-    about = index.about()
-    _check(about, index, files, data)
+    about = files.indexed(data).about()
     for table, ending in (("pictures", ""), ("rest", "-texts")):
         for number, digest in enumerate(about["digests"][table]):
             name = f"{shard_name(files.name)}{ending}-{number:05d}"

@@ -4,6 +4,7 @@
 order of their names: `000`, `001`, ... in ELEVATER's archive. Without the file, the folders' names are the classes'.
 """
 
+import json
 import os
 from collections.abc import Iterator
 from functools import partial
@@ -17,14 +18,16 @@ from clip_core.errors import UserError
 from clip_core.inference.features import Shelf
 from clip_core.kept import hashes_of
 
-NAMES = "label_cn.txt"
-BESIDE = {NAMES, "label.txt", "index.json"}  # of the reference's archive
+NAMES, INDEX = "label_cn.txt", "index.json"
+BESIDE = {NAMES, "label.txt", INDEX}  # of the reference's archive
 PICTURES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
 SHELF = 4096  # pictures whose features are kept together
 
 
-def read_class_folders(folder: Path, inner: str | None, several: bool) -> tuple[list[str], np.ndarray, list[Shelf]]:
-    """The class names, the labels (pictures,), and the pictures.
+def read_class_folders(
+    folder: Path, inner: str | None, several: bool
+) -> tuple[list[str], np.ndarray, list[Shelf], list[int] | None]:
+    """The class names, the labels (pictures,), the pictures, and the order in `index.json`, if it is there.
 
     With `several`, a picture that lies in several class folders is one of several classes, and labels are bool
     (pictures, classes).
@@ -47,7 +50,20 @@ def read_class_folders(folder: Path, inner: str | None, several: bool) -> tuple[
         some = files[start : start + SHELF]
         ids = [file.relative_to(root).as_posix() for file in some]
         shelves.append(Shelf(hash_of(sums[start : start + SHELF]), ids, partial(map, Path.read_bytes, some)))
-    return names, labels, shelves
+    return names, labels, shelves, _index(folder / INDEX)
+
+
+def _index(file: Path) -> list[int] | None:
+    """The places of the pictures in the challenge's own order."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: can not be read: {error}") from None
+    if not isinstance(found, list) or not all(type(place) is int for place in found):
+        raise UserError(f"{file}: a list of numbers is expected: the place of each picture in the challenge's order")
+    return found
 
 
 def _class_folders(root: Path) -> list[str]:

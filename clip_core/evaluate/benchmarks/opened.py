@@ -64,6 +64,7 @@ class Labelled:
     class_names: list[str]
     labels: np.ndarray  # (pictures,) places in class_names; (pictures, classes) bool where one may have several
     shelves: list[Shelf]
+    index: list[int] | None  # the challenge's order of the pictures
 
     @property
     def data_id(self) -> str:
@@ -121,7 +122,7 @@ def _of_groups(name: str, source: EmojiSource | IconparkSource, engine: Engine) 
     group = dict(zip(rows["image_id"], rows["group"], strict=True))
     names = sorted(set(group.values()))
     shelves, place = _shelves(results, set(group)), {name: i for i, name in enumerate(names)}
-    return Labelled(names, np.array([place[group[one]] for shelf in shelves for one in shelf.image_ids]), shelves)
+    return Labelled(names, np.array([place[group[one]] for shelf in shelves for one in shelf.image_ids]), shelves, None)
 
 
 def _test_rows(name: str, results: Sequence[Path], where: str) -> "pd.DataFrame":

@@ -48,6 +48,11 @@ class Case:
     params: Evaluate
     seed: int
 
+    @property
+    def has_answers(self) -> bool:
+        """False where no text names a picture."""
+        return not isinstance(self.data, Asked) or len(self.data.asked.pairs) > 0
+
 
 @dataclass(frozen=True)
 class Row:
