@@ -98,7 +98,11 @@ MISTAKES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: (f / "test" / "003" / "Thumbs.db").write_bytes(b""),
         r"003/Thumbs\.db: no picture \(\.jpg",
     ),
-    "an index that is none": (
+    "an index of texts": (
+        lambda f: (f / "index.json").write_text('[0, "1"]', encoding="utf-8"),
+        r"index\.json: a list of numbers is expected",
+    ),
+    "an index that is no list": (
         lambda f: (f / "index.json").write_text('{"0": 1}', encoding="utf-8"),
         r"index\.json: a list of numbers is expected",
     ),
