@@ -79,7 +79,6 @@ def _blocks(
     if device != "cpu":
         import torch
 
-        torch.backends.cuda.matmul.allow_tf32 = False
         matmul, asked = torch.matmul, torch.from_numpy(np.array(asked)).to(device)
         space = torch.from_numpy(space).to(device)
     for start in range(0, len(candidates), CANDIDATES_AT_ONCE):
