@@ -74,7 +74,7 @@ def _ap_11_points(scores: np.ndarray, is_one: np.ndarray) -> Weighted:
     ends = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))  # of those with one score
     ends = ends[
         np.add.reduceat(is_one[order].astype(int), np.append(0, ends[:-1] + 1)) > 0
-    ]  # elsewhere precision falls
+    ]  # else precision falls
 
     def weighted(weights: np.ndarray) -> np.ndarray:
         right = (weights[:, order] * is_one[order]).cumsum(axis=1)[:, ends]
