@@ -82,7 +82,7 @@ def test_details_name_the_right_and_the_found_pictures() -> None:
 
 def test_slices_are_the_queries_of_a_length_a_script_and_a_category() -> None:
     features, benchmark = perfect(0, ["动物"] * 3 + ["食物"] * 2)
-    texts = ["猫", "一只小狗在跑", "貓貓", "一個很長的句子說的是紅色的蘋果", "马"]
+    texts = ["猫", "一只小狗在跑", "貓貓貓貓", "一個很長的句子說的是紅色的蘋果", "马"]
     images = features.images[[0, 1, 2, 4, 3]]  # the model takes the foods for each other
     found = slices(replace(features, images=images), replace(benchmark, texts=texts), PARAMS, seed=1)
     told = {
