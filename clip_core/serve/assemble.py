@@ -35,7 +35,7 @@ CODE = Path(__file__).parents[2]
 SERVING_CODE = (
     *(f"clip_core/{name}.py" for name in ("__init__", "errors", "files", "guard", "image", "locks", "text")),
     *(f"clip_core/config/{name}.py" for name in ("__init__", "model", "section")),
-    *(f"clip_core/inference/{name}.py" for name in ("__init__", "onnx_towers")),
+    *(f"clip_core/inference/{name}.py" for name in ("__init__", "nearest", "onnx_towers")),
     *(f"clip_core/model/{name}.py" for name in ("__init__", "contract")),
     *(f"clip_core/serve/{name}.py" for name in ("__init__", "index", "queries", "triton_models")),
 )
