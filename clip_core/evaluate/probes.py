@@ -89,9 +89,10 @@ def _mean_recall(texts: np.ndarray, images: np.ndarray, right: Sequence[np.ndarr
 
 @cache
 def _scripts() -> tuple[dict[int, str], dict[int, str]]:
-    """Simplified -> traditional, traditional -> simplified."""
+    """Simplified -> traditional, traditional -> simplified, for str.translate."""
     table = tomllib.loads(files("clip_core.evaluate").joinpath("other_script.toml").read_text(encoding="utf-8"))
-    simplified, traditional = ("".join(table[script].split()) for script in ("simplified", "traditional"))
-    return str.maketrans(dict(zip(simplified, traditional, strict=True))), str.maketrans(
-        dict(zip(reversed(traditional), reversed(simplified), strict=True))
+    simplified, traditional = (
+        str.maketrans(*("".join(table[script][side].split()) for side in ("from", "to")))
+        for script in ("simplified", "traditional")
     )
+    return simplified, traditional
