@@ -32,10 +32,12 @@ class Answers:
         return self.num_tied is not None
 
 
-def answers_of(features: Features, benchmark: Benchmark) -> dict[str, dict[str, Answers]]:
+def answers_of(
+    features: Features, benchmark: Benchmark, among: Sequence[str] = GROUPS
+) -> dict[str, dict[str, Answers]]:
     """Group -> metric -> answers. A group without queries is left out, as is zero-shot where pictures have no class."""
     groups = {}
-    for group in GROUPS:
+    for group in among:
         asked = questions(benchmark, group)
         if len(asked.asking_texts):
             texts, images = features.texts, features.images

@@ -19,6 +19,7 @@ SECTIONS = {  # in the order in which one asks
     "recall": "Recall",
     "models": "Comparison",
     "before": "Changes",
+    "slices": "Slices",
     "queries": "Queries",
     "robustness": "Robustness",
     "calibration": "Calibration",
@@ -41,14 +42,15 @@ PACKAGES = ("torch", "timm", "transformers", "dvc", "great_expectations", "onnxr
 
 def page(run: Run) -> str:
     """The whole page as HTML; nothing in it is loaded from elsewhere."""
-    details = run.details
+    details, compared = run.details, results.compared(run.metrics)
+    slices, bins = results.sliced(details["slices"]), details["calibration"]["bins"]
     lacking = {
-        "models": not details["differences"],
+        "models": not compared,
+        "slices": not slices,
         "robustness": not details["probes"],
-        "calibration": "calibration" not in details,
+        "calibration": not bins,
         "ablation": run.ablation is None,
     }
-    compared = results.compared(run.metrics, details)
     return rendered(
         "report.html",
         run=run,
@@ -66,7 +68,8 @@ def page(run: Run) -> str:
         before_rows=results.since(run.metrics, run.before.metrics["test"]) if run.before else [],
         grids=grids(details, run.read_image, has_concepts(run.metrics)),
         probe_titles={name: say(title) for name, title in PROBES.items()},
-        calibration_chart="calibration" in details and results.calibration_chart(details["calibration"]["bins"]),
+        slices=slices,
+        calibration_chart=bins and results.calibration_chart(bins),
         cost=cost(run),
         training_charts=results.training_charts(run.curves),
         splits=[split_row(split, rows) for split, rows in run.pairs.items()],

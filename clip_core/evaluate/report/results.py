@@ -35,6 +35,7 @@ HEADLINE = (  # the overall figures first
     ("zero_shot", "top1_accuracy"),
 )
 COMPARED = (*HEADLINE[:3], ("all", "image_to_text_mean_recall"), *HEADLINE[3:])
+BY = {"length": "Characters of the query", "script": "Script of the query", "category": "Category of the picture"}
 MODELS = {"init": "start", "stage1": "stage 1", "stage2": "stage 2"}
 
 
@@ -64,19 +65,25 @@ def groups(metrics: Mapping) -> list[dict]:
     ]
 
 
-def compared(metrics: Mapping, details: Mapping) -> list[dict]:
+def compared(metrics: Mapping) -> list[dict]:
     """The final model against each other one: both figures and their paired difference."""
     return [
         {
-            "title": say(MODELS.get(other, other)),
+            "title": say(MODELS.get(name, name)),
             "rows": [
-                row | {"before": metrics["others"][other][group][name]["value"], "difference": differences[group][name]}
+                row | {"before": other[group][metric]["value"], "difference": other["differences"][group][metric]}
                 for row in figures(metrics, COMPARED)
-                for group, name in [row["key"]]
+                for group, metric in [row["key"]]
             ],
         }
-        for other, differences in details["differences"].items()
+        for name, other in metrics["others"].items()
     ]
+
+
+def sliced(slices: Sequence[Mapping]) -> list[dict]:
+    """The parts of the queries by what divides them; what does not divide them is left out."""
+    by = [{"title": say(title), "parts": [part for part in slices if part["by"] == name]} for name, title in BY.items()]
+    return [one for one in by if len(one["parts"]) > 1]
 
 
 def since(metrics: Mapping, before: Mapping) -> list[dict]:
