@@ -271,13 +271,13 @@ def test_every_phrase_that_a_template_says_has_its_chinese_and_nothing_else_has(
         found = [message for _, _, message in extract_from_ast(Environment().parse(file.read_text()))]
         said |= {message if isinstance(message, str) else message[0] for message in found if message}
     assert len(said) > 100
-    strings = {text for text in said if isinstance(text, str) and re.search("[A-Za-z]{2}", text)}
+    strings = {text for text in said if isinstance(text, str) and re.search("[A-Za-z]", text)}
     assert strings - SAME <= set(phrases())
     code = "".join(file.read_text() for file in (ROOT / "clip_core/evaluate").rglob("*.py"))
     code = re.sub(r'"\n\s+"', "", code)  # a string over two lines
     told = {arm["title"] for arm in json.loads((ROOT / "reports" / "ablation.json").read_text())["arms"].values()}
     unused = {text for text in phrases() if text not in strings | told and f'"{text}"' not in code}
-    assert unused <= {"random start"}  # of model.json
+    assert unused == {"random start", "33 or more"}  # of model.json, of slices.py
 
 
 def test_a_mixture_is_counted_by_source_in_both_languages(run: Run) -> None:
@@ -319,6 +319,7 @@ def browser() -> Generator["Browser"]:
 def test_the_switch_shows_one_language_at_a_time(run: Run, browser: "Browser", tmp_path: Path) -> None:
     (tmp_path / "report.html").write_text(page(run), encoding="utf-8")
     tab = browser.new_page()
+    tab.set_default_timeout(60_000)
     tab.goto((tmp_path / "report.html").as_uri())
     shown = [tab.inner_text("h1")]
     for language in ("中文", "English"):
@@ -336,6 +337,7 @@ def test_in_a_browser_nothing_is_wider_than_its_place_and_all_text_can_be_read(
     ablation = json.loads((ROOT / "reports" / "ablation.json").read_text(encoding="utf-8"))
     (tmp_path / "report.html").write_text(page(replace(run, ablation=ablation)), encoding="utf-8")
     tab = browser.new_page()
+    tab.set_default_timeout(60_000)
     tab.goto((tmp_path / "report.html").as_uri())
     tab.get_by_label(language, exact=True).check()
     tab.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true })")

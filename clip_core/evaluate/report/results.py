@@ -35,7 +35,8 @@ HEADLINE = (  # the overall figures first
     ("zero_shot", "top1_accuracy"),
 )
 COMPARED = (*HEADLINE[:3], ("all", "image_to_text_mean_recall"), *HEADLINE[3:])
-BY = {"length": "Characters of the query", "script": "Script of the query", "category": "Category of the picture"}
+BY = ("length", "script", "category")
+SCRIPTS = {"neither": "the same in both", "both": "characters of both"}
 MODELS = {"init": "start", "stage1": "stage 1", "stage2": "stage 2"}
 
 
@@ -80,10 +81,17 @@ def compared(metrics: Mapping) -> list[dict]:
     ]
 
 
-def sliced(slices: Sequence[Mapping]) -> list[dict]:
+def sliced(slices: Sequence[dict]) -> dict[str, list[dict]]:
     """The parts of the queries by what divides them; what does not divide them is left out."""
-    by = [{"title": say(title), "parts": [part for part in slices if part["by"] == name]} for name, title in BY.items()]
-    return [one for one in by if len(one["parts"]) > 1]
+    parts = {by: [part for part in slices if part["by"] == by] for by in BY}
+    return {
+        by: [
+            part | {"name": say(SCRIPTS.get(part["name"], part["name"]) if by == "script" else part["name"])}
+            for part in found
+        ]
+        for by, found in parts.items()
+        if len(found) > 1
+    }
 
 
 def since(metrics: Mapping, before: Mapping) -> list[dict]:
