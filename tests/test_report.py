@@ -1,5 +1,6 @@
 """The report of a small run made by hand: complete, self-contained, honest about misses."""
 
+import io
 import json
 import re
 import shutil
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from jinja2 import Environment
 from jinja2.ext import extract_from_ast
+from PIL import Image
 
 from clip_core.config.evaluation import Evaluate
 from clip_core.evaluate.benchmark import Benchmark, read_benchmark
@@ -204,6 +206,36 @@ def test_a_model_equal_to_the_one_before_is_not_told_apart_and_a_better_one_is_w
     assert html.count('class="better"') == 1
 
 
+def test_the_table_of_benchmarks_stands_where_there_is_one_with_its_marks_and_differences(run: Run) -> None:
+    assert "make benchmark" not in page(run)
+    entry = {"value": 0.5, "low": 0.4, "high": 0.6}
+    row = {"benchmark": "muge", "title": "MUGE<i>", "date": "2026-11-29", "contaminated": [],
+           "metrics": {"text_to_image_recall@1": entry, "text_to_image_map@r": entry}}  # fmt: skip
+    rows = [
+        row | {"model": "a", "weights_id": "1", "contaminated": ["its test"]},
+        row | {"model": "b", "weights_id": "2"},
+    ]
+    apart = {"model": "b", "minus": "a", "benchmark": "muge", "metric": "text_to_image_recall@1", "p_value": 0.25}
+    table = {"rows": rows, "comparisons": [apart | {"value": -0.02, "low": -0.05, "high": 0.01}]}
+    html = in_english(replace(run, benchmarks=table))
+    assert "MUGE&lt;i&gt;" in html and "a † <small>1, 2026-11-29" in html and "<th>b <small>2, 2026" in html
+    assert "b minus a" in html and '−2.0</b> <span class="range">−5.0 … +1.0</span></td><td>0.250</td>' in html
+
+
+def test_a_page_full_of_noisy_photographs_is_smaller_than_5_mb(run: Run) -> None:
+    noise, encoded = np.random.default_rng(1).integers(0, 256, (96, 96, 3), dtype=np.uint8), io.BytesIO()
+    Image.fromarray(noise).save(encoded, "PNG")
+    queries = [
+        {"text_id": f"{i:03}", "text": "一" * 60, "group": "seen" if i % 2 else "unseen", "rank": i % 40 + 1,
+         "right": [f"{i}-0" if i % 40 == 0 else "far"], "top": [f"{i}-{k}" for k in range(10)], "scores": [0.5] * 10}
+        for i in range(400)
+    ]  # fmt: skip
+    mistake = {"class": "动物", "taken_for": "食物", "count": 9, "of": 90, "pictures": [f"wrong-{k}" for k in range(8)]}
+    details = {**run.details, "text_to_image": queries, "confused": [mistake] * 6}
+    html = page(replace(run, details=details, read_image=lambda _: encoded.getvalue()))
+    assert html.count("<img") > 370 and len(html.encode()) < 5_000_000
+
+
 def test_the_page_tells_what_changed_since_the_run_before(run: Run) -> None:
     html = in_english(run)
     assert "<code>abc1234</code> of 2026-11-01" in html and "intervals overlap" in html
@@ -214,9 +246,9 @@ def test_the_page_tells_what_changed_since_the_run_before(run: Run) -> None:
 
 def test_calibration_is_drawn_where_it_was_fitted(run: Run) -> None:
     html = in_english(run)
-    assert "<th>75–100</th><td>85.0</td><td>100.0</td><td>3</td>" in html and "<th>0–25</th>" not in html
+    assert "<th>75–100</th><td>85.00</td><td>100.00</td><td>3</td>" in html and "<th>0–25</th>" not in html
     details = {**run.details, "calibration": {"bins": []}}
-    assert 'href="#calibration"' in html and "alibration" not in in_english(replace(run, details=details))
+    assert 'href="#calibration"' in html and "#calibration" not in in_english(replace(run, details=details))
 
 
 def test_the_page_of_a_table_claims_no_concepts_no_english_and_no_notice(run: Run) -> None:

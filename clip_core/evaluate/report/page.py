@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 SECTIONS = {  # in the order in which one asks
     "recall": "Recall",
     "models": "Comparison",
+    "benchmarks": "Benchmarks",
     "before": "Changes",
     "slices": "Slices",
     "queries": "Queries",
@@ -46,6 +47,7 @@ def page(run: Run) -> str:
     slices, bins = results.sliced(details["slices"]), details["calibration"]["bins"]
     lacking = {
         "models": not compared,
+        "benchmarks": not run.benchmarks["rows"],
         "slices": not slices,
         "robustness": not details["probes"],
         "calibration": not bins,
@@ -68,6 +70,7 @@ def page(run: Run) -> str:
         before_rows=results.since(run.metrics, run.before.metrics["test"]) if run.before else [],
         grids=grids(details, run.read_image, has_concepts(run.metrics)),
         probe_titles={name: say(title) for name, title in PROBES.items()},
+        benchmarks=results.benchmarks(run.benchmarks),
         slices=slices,
         calibration_chart=bins and results.calibration_chart(bins),
         cost=cost(run),

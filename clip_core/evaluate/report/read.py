@@ -36,6 +36,7 @@ class Run:
     parity: Mapping
     deploy: Mapping
     ablation: Mapping | None
+    benchmarks: Mapping  # the table of `make benchmark`: rows, comparisons
     before: Before | None
 
 
@@ -44,7 +45,7 @@ def read_run(reports: Path, data: Path, onnx: Path, confidence: float, before: B
     stores = {split: open_store(data / "packed" / split) for split in ("train", "valid", "test")}
     test = stores["test"]
     place = {image_id: i for i, image_id in enumerate(test.image_ids)}
-    ablation = reports / "ablation.json"
+    ablation, table = reports / "ablation.json", reports / "benchmarks" / "table.json"
     return Run(
         metrics=_json(reports / "test" / "metrics.json"),
         confidence=confidence,
@@ -59,6 +60,7 @@ def read_run(reports: Path, data: Path, onnx: Path, confidence: float, before: B
         parity=_json(onnx / "parity.json"),
         deploy=_json(reports / "deploy.json"),
         ablation=_json(ablation) if ablation.exists() else None,
+        benchmarks=_json(table) if table.exists() else {"rows": [], "comparisons": []},
         before=before,
     )
 

@@ -36,6 +36,17 @@ HEADLINE = (  # the overall figures first
 )
 COMPARED = (*HEADLINE[:3], ("all", "image_to_text_mean_recall"), *HEADLINE[3:])
 BY = ("length", "script", "category")
+BENCHMARKED = {
+    "text_to_image_recall@1": "R@1, text &rarr; picture",
+    "image_to_text_recall@1": "R@1, picture &rarr; text",
+    "text_to_image_mean_recall": "mean recall, text &rarr; picture",
+    "mean_recall": "mean recall, both ways",
+    "accuracy": "accuracy",
+    "mean_per_class": "accuracy, mean of classes",
+    "map_11_points": "11-point mAP",
+    "roc_auc": "ROC-AUC",
+}
+MAX_PARTS = 24  # of the queries, by what divides them; the largest stand
 SCRIPTS = {"neither": "the same in both", "both": "characters of both"}
 MODELS = {"init": "start", "stage1": "stage 1", "stage2": "stage 2"}
 
@@ -84,14 +95,29 @@ def compared(metrics: Mapping) -> list[dict]:
 def sliced(slices: Sequence[dict]) -> dict[str, list[dict]]:
     """The parts of the queries by what divides them; what does not divide them is left out."""
     parts = {by: [part for part in slices if part["by"] == by] for by in BY}
+    least = {
+        by: sorted((part["num_queries"] for part in found), reverse=True)[:MAX_PARTS] for by, found in parts.items()
+    }
     return {
         by: [
             part | {"name": say(SCRIPTS.get(part["name"], part["name"]) if by == "script" else part["name"])}
             for part in found
+            if part["num_queries"] >= least[by][-1]
         ]
         for by, found in parts.items()
         if len(found) > 1
     }
+
+
+def benchmarks(table: Mapping) -> list[dict]:
+    """Each benchmark of reports/benchmarks/table.json with its models' rows, and their differences."""
+    found = []
+    for name in dict.fromkeys(row["benchmark"] for row in table["rows"]):
+        rows = [row for row in table["rows"] if row["benchmark"] == name]
+        metrics = {key: say(label) for key, label in BENCHMARKED.items() if any(key in row["metrics"] for row in rows)}
+        apart = [row for row in table["comparisons"] if row["benchmark"] == name and row["metric"] in metrics]
+        found.append({"title": rows[-1]["title"], "rows": rows, "metrics": metrics, "comparisons": apart})
+    return found
 
 
 def since(metrics: Mapping, before: Mapping) -> list[dict]:
@@ -145,10 +171,11 @@ def calibration_chart(bins: Sequence[Mapping]) -> dict:
     """The reliability diagram: how often pairs of a probability match; on the diagonal they do as often as it says."""
     points = [(100 * found["mean_probability"], 100 * found["share_matched"]) for found in bins if found["count"]]
     lines = [
-        Line(say("perfect"), "stage1", [(0, 0), (100, 100)]),
+        Line(say("perfect"), "ideal", [(0, 0), (100, 100)]),
         Line(say("stage 2"), "stage2", points, dots=True),
     ]
-    return chart(say("Matched, % of pairs, over the probability given, %"), lines, "%", (0, 20, 40, 60, 80, 100))
+    drawn = chart(say("Matched, % of pairs, over the probability given, %"), lines, "%", (0, 20, 40, 60, 80, 100))
+    return drawn | {"lines": [line | {"last": ""} for line in drawn["lines"]]}  # where it ends says nothing
 
 
 def _sizes(group: Mapping) -> Said:
