@@ -11,7 +11,7 @@ from scipy.stats import ttest_rel
 
 from clip_core.all_params import load_params
 from clip_core.evaluate.ablation import claim, compare
-from clip_core.evaluate.report.templates import rendered
+from clip_core.evaluate.report.rendering import rendered
 from clip_core.evaluate.table import ablation_table
 from clip_core.params_file import read_yaml
 from clip_core.recipe import merged

@@ -149,6 +149,21 @@ def examined(features: Features, benchmark: Benchmark) -> dict:
     }
 
 
+def table_of_benchmarks() -> dict:
+    """As `make benchmark` leaves it: two models on one benchmark."""
+    entry = {"value": 0.5, "low": 0.4, "high": 0.6}
+    metrics = dict.fromkeys(
+        ("text_to_image_recall@1", "text_to_image_map@r", "image_to_text_recall@1", "mean_recall"), entry
+    )
+    row = {"benchmark": "muge", "title": "MUGE<i>", "date": "2026-11-29", "contaminated": [], "metrics": metrics}
+    rows = [
+        row | {"model": "a", "weights_id": "1", "contaminated": ["its test"]},
+        row | {"model": "b", "weights_id": "2"},
+    ]
+    apart = {"model": "b", "minus": "a", "benchmark": "muge", "metric": "text_to_image_recall@1", "p_value": 0.25}
+    return {"rows": rows, "comparisons": [apart | {"value": -0.02, "low": -0.05, "high": 0.01}]}
+
+
 def in_english(run: Run) -> str:
     """The page as its switch shows it at first."""
     html = re.sub(r'<bdi lang="en">(.*?)</bdi><bdi lang="zh">.*?</bdi>', r"\1", page(run), flags=re.DOTALL)
@@ -208,15 +223,7 @@ def test_a_model_equal_to_the_one_before_is_not_told_apart_and_a_better_one_is_w
 
 def test_the_table_of_benchmarks_stands_where_there_is_one_with_its_marks_and_differences(run: Run) -> None:
     assert "make benchmark" not in page(run)
-    entry = {"value": 0.5, "low": 0.4, "high": 0.6}
-    row = {"benchmark": "muge", "title": "MUGE<i>", "date": "2026-11-29", "contaminated": [],
-           "metrics": {"text_to_image_recall@1": entry, "text_to_image_map@r": entry}}  # fmt: skip
-    rows = [
-        row | {"model": "a", "weights_id": "1", "contaminated": ["its test"]},
-        row | {"model": "b", "weights_id": "2"},
-    ]
-    apart = {"model": "b", "minus": "a", "benchmark": "muge", "metric": "text_to_image_recall@1", "p_value": 0.25}
-    table = {"rows": rows, "comparisons": [apart | {"value": -0.02, "low": -0.05, "high": 0.01}]}
+    table = table_of_benchmarks()
     html = in_english(replace(run, benchmarks=table))
     assert "MUGE&lt;i&gt;" in html and "a † <small>1, 2026-11-29" in html and "<th>b <small>2, 2026" in html
     assert "b minus a" in html and '−2.0</b> <span class="range">−5.0 … +1.0</span></td><td>0.250</td>' in html
@@ -367,7 +374,9 @@ def test_in_a_browser_nothing_is_wider_than_its_place_and_all_text_can_be_read(
     run: Run, browser: "Browser", language: str, short: str, tmp_path: Path
 ) -> None:
     ablation = json.loads((ROOT / "reports" / "ablation.json").read_text(encoding="utf-8"))
-    (tmp_path / "report.html").write_text(page(replace(run, ablation=ablation)), encoding="utf-8")
+    (tmp_path / "report.html").write_text(
+        page(replace(run, ablation=ablation, benchmarks=table_of_benchmarks())), encoding="utf-8"
+    )
     tab = browser.new_page()
     tab.set_default_timeout(60_000)
     tab.goto((tmp_path / "report.html").as_uri())

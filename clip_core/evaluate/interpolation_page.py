@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from clip_core.evaluate.report.bilingual import say
 from clip_core.evaluate.report.charts import Line, chart
-from clip_core.evaluate.report.templates import rendered
+from clip_core.evaluate.report.rendering import rendered
 
 COLOURS = {"seen": "stage1", "unseen": "init", "all": "stage2"}  # of style.css
 CHARTS = {

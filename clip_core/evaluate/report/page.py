@@ -10,7 +10,7 @@ from clip_core.evaluate.report import results
 from clip_core.evaluate.report.bilingual import Said, say
 from clip_core.evaluate.report.queries import grids
 from clip_core.evaluate.report.read import Run
-from clip_core.evaluate.report.templates import percent, rendered
+from clip_core.evaluate.report.rendering import percent, rendered
 
 if TYPE_CHECKING:
     import pandas as pd
