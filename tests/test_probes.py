@@ -107,11 +107,11 @@ def test_what_a_probe_does_not_change_is_not_asked() -> None:
         return np.eye(3, dtype=np.float32)[: len(texts)]
 
     found = probes(encode, features, benchmark_of(["猫", "红猫", "cat"]), PARAMS, seed=1)
-    assert (
-        asked == [["紅貓"], ["猫红", asked[1][1]], [asked[2][0]], ["没有猫", "没有红猫", "没有cat"]]
-        or asked[0][0] == "貓"
-    )
-    assert [probe["num_queries"] for probe in found] == [len(texts) for texts in asked]
+    scripts, swapped, missing, denied = asked
+    assert scripts == ["貓", "紅貓"] and denied == ["没有猫", "没有红猫", "没有cat"]
+    assert swapped == ["猫红", with_two_characters_swapped("cat")]
+    assert missing == [with_a_character_missing("cat")]
+    assert [probe["num_queries"] for probe in found] == [2, 2, 1, 3]
     assert found[-1]["applies_to"] == 1
 
 
