@@ -157,7 +157,9 @@ def test_the_run_before_is_the_newest_commit_with_other_figures(
             "deps": [{"path": "data/checked/stage2.json", "md5": code}, {"path": "data/packed", "md5": "same"}],
             "params": {"params.yaml": {"seed": seed, "stage2": {"loss": {"name": "contrastive"}}}},
         }
-        YAML().dump({"stages": {"stage2": stage, "evaluate@test": {}}}, lock)
+        check = {"params": {"params.yaml": {"intervals": figure}}}  # what decides no figure
+        old = {"deps": [{"path": "data/packed", "md5": str(figure)}], "params": {"params.yaml": {"seed": 1}}}
+        YAML().dump({"stages": {"stage2": stage, "check": check, "report": old}}, lock)
         (tmp_path / "note").write_text(str(figure))
         run_in(tmp_path, "git", "add", "-A")
         run_in(tmp_path, "git", *["-c", "user.name=a", "-c", "user.email=a@b", "commit", "--allow-empty", "-qm", "run"])

@@ -130,7 +130,12 @@ def run(tmp_path: Path) -> Run:
     for tower in ("text", "image"):
         (onnx / f"{tower}.onnx").write_bytes(bytes(2**20))
     before = Before(
-        "abc1234", "2026-11-01", headline({"test": metrics}, 0.95), {"seed": ("1", "2")}, ["stage2"], data=True
+        "abc1234",
+        "2026-11-01",
+        headline({"test": metrics}, 0.95),
+        {"seed": ("1", "2"), "data.train_artworks": ("-", json.dumps([*"abcdefghij"] * 20))},
+        ["stage2"],
+        data=True,
     )
     return read_run(reports, data, onnx, confidence=0.95, before=before)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 LOCK = Path("dvc.lock")
+LEFT_OUT = ("check", "report")  # one reads all params, also those that decide nothing; the other has not run yet
 ABSENT = "\N{EN DASH}"
 
 
@@ -46,7 +47,10 @@ def run_before(metrics: Path, now: Mapping, lock: Path = LOCK) -> Before | None:
 def _given(lock: str) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
     """What a dvc.lock tells of params, of the code of each stage, and of the packed pairs."""
     params, code, data = {}, {}, {}
-    for name, stage in ((YAML(typ="safe").load(lock) or {}).get("stages") or {}).items():
+    stages = (YAML(typ="safe").load(lock) or {}).get("stages") or {}
+    for name, stage in stages.items():
+        if name in LEFT_OUT:
+            continue
         params |= dict(_flat(stage.get("params", {}).get("params.yaml", {})))
         for dep in stage.get("deps", []):
             if dep["path"].startswith("data/checked/"):
