@@ -9,7 +9,16 @@ import pytest
 
 from clip_core.evaluate import retrieval
 from clip_core.evaluate.benchmark import questions, read_benchmark
-from clip_core.evaluate.retrieval import chance_at, map_at_r, map_chance, quick_recall, ranks, recall_at, retrieve
+from clip_core.evaluate.retrieval import (
+    chance_at,
+    map_at_r,
+    map_chance,
+    median_rank_by_chance,
+    quick_recall,
+    ranks,
+    recall_at,
+    retrieve,
+)
 from clip_core.inference import nearest
 from tests.tiny_split import make_split
 
@@ -25,7 +34,7 @@ def full_sort_rank(query: np.ndarray, candidates: np.ndarray, right: Sequence[in
     return 1 + min(order.index(i) for i in right)
 
 
-@pytest.mark.parametrize("sizes", [(1, 1), (7, 9), (1024, 4096)])
+@pytest.mark.parametrize("sizes", [(5, 4), (7, 9), (1024, 4096)])
 @pytest.mark.parametrize("device", ["cpu", "cpu:0"])  # numpy, and torch as on a GPU
 def test_chunked_ranks_equal_the_full_sort(
     monkeypatch: pytest.MonkeyPatch, sizes: tuple[int, int], device: str
@@ -152,6 +161,14 @@ def test_chance_is_what_random_orders_score() -> None:
         assert chance_at(num_right, 20, k) == pytest.approx((orders < k).mean(), abs=0.01)
     assert chance_at([1], 1000, 5) == pytest.approx(0.005)
     assert chance_at([1, 2], 4, 10) == 1.0
+
+
+def test_the_median_rank_by_chance_is_where_chance_passes_one_half() -> None:
+    for num_right, num in (([1], 1), ([1], 2), ([1, 1, 3], 20), ([2, 7], 9), ([5], 1000)):
+        rank = median_rank_by_chance(num_right, num)
+        assert chance_at(num_right, num, rank) >= 0.5 - 1e-9
+        assert rank == 1 or chance_at(num_right, num, rank - 1) < 0.5
+    assert median_rank_by_chance([1], 10**6) == 500_000
 
 
 def test_seen_queries_search_seen_pictures_and_all_queries_all_pictures(tmp_path: Path) -> None:

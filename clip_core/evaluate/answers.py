@@ -1,6 +1,5 @@
 """What a model answers to every query of a benchmark: the values that all metrics are means of."""
 
-from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,7 +8,7 @@ import numpy as np
 from clip_core.evaluate.benchmark import GROUPS, Benchmark, questions
 from clip_core.evaluate.bootstrap import units_of
 from clip_core.evaluate.embed import Features
-from clip_core.evaluate.retrieval import AT, Relevant, chance_at, map_at_r, map_chance, retrieve
+from clip_core.evaluate.retrieval import AT, Relevant, chance_at, map_at_r, map_chance, median_rank_by_chance, retrieve
 from clip_core.evaluate.zeroshot import is_right
 
 PARTS = ("", "seen_", "unseen_")  # of the zero-shot pictures; the first is all of them
@@ -82,13 +81,9 @@ def _retrieval(way: str, queries: np.ndarray, candidates: np.ndarray, right: Rel
         f"{way}_mean_recall": Answers(np.mean(values, axis=0), float(np.mean(chances)), units),
         f"{way}_map@r": precision,
         f"{way}_median_rank": Answers(
-            found.ranks, _median_by_chance(num_right, len(candidates)), units, int(found.is_tied.sum())
+            found.ranks, median_rank_by_chance(num_right, len(candidates)), units, int(found.is_tied.sum())
         ),
     }
-
-
-def _median_by_chance(num_right: Sequence[int], num_candidates: int) -> int:
-    return 1 + bisect_left(range(1, num_candidates), 0.5, key=lambda rank: chance_at(num_right, num_candidates, rank))
 
 
 def _zero_shot(features: Features, benchmark: Benchmark) -> dict[str, Answers]:

@@ -40,7 +40,7 @@ def _counts(texts: np.ndarray, images: np.ndarray, right: list[np.ndarray]) -> n
     def count(_rows: slice, _columns: slice, scores: Scores) -> None:
         all_pairs[:] += np.bincount(bin_of(scores).ravel(), minlength=NUM_BINS)
 
-    top_k(images, texts, 0, count)
+    top_k(images, texts, 0, count, device="cpu")
     cosines = [images[places] @ text for text, places in zip(texts, right, strict=True)]
     matched = np.bincount(bin_of(np.concatenate(cosines)), minlength=NUM_BINS)
     return np.stack([matched, np.maximum(all_pairs - matched, 0)])  # a rounding apart at an edge

@@ -1,7 +1,8 @@
 """Recall at k, ranks and mAP@R of exact search, for queries with any number of right answers."""
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from math import comb
+from math import comb, exp, lgamma
 from typing import NamedTuple
 
 import numpy as np
@@ -31,9 +32,9 @@ class Retrieved(NamedTuple):
 
 
 def retrieve(
-    query_features: np.ndarray, candidate_features: np.ndarray, relevant: Relevant, k: int, device: str = "cpu"
+    query_features: np.ndarray, candidate_features: np.ndarray, relevant: Relevant, k: int, device: str | None = None
 ) -> Retrieved:
-    """Searches the candidates for each query, exactly and in bounded memory; `k` may be 0, `device` one of torch's."""
+    """Searches the candidates for each query, exactly and in bounded memory, where `top_k` does; `k` may be 0."""
     pairs = _Pairs(relevant, query_features, candidate_features)
     limits, above = pairs.best - TIE, np.nextafter(pairs.best + TIE, np.float32(np.inf))
     ahead, clearly_ahead = np.zeros((2, len(query_features)), dtype=np.int64)
@@ -128,6 +129,22 @@ def map_chance(num_right: Sequence[int] | np.ndarray, num_candidates: int) -> fl
 
     counts, times = np.unique(np.asarray(num_right), return_counts=True)
     return float(np.average([of_one(int(count)) for count in counts], weights=times))
+
+
+def median_rank_by_chance(num_right: Sequence[int] | np.ndarray, num_candidates: int) -> int:
+    """The rank within which, in a random order, half of the queries have a right answer; `chance_at` in logarithms."""
+    counts, times = np.unique(np.asarray(num_right), return_counts=True)
+
+    def hit(rank: int) -> float:
+        return 1 - float(np.average([missed(int(count), rank) for count in counts], weights=times)) + 1e-9
+
+    def missed(count: int, rank: int) -> float:
+        if rank > num_candidates - count:
+            return 0.0
+        ways, all_ways = num_candidates - count + 1, num_candidates + 1
+        return exp(lgamma(ways) - lgamma(ways - rank) - lgamma(all_ways) + lgamma(all_ways - rank))
+
+    return 1 + bisect_left(range(1, num_candidates), 0.5, key=hit)
 
 
 def quick_recall(

@@ -4,6 +4,7 @@ A score is the product of two features, for unit vectors their cosine. Neither a
 are ever held: candidates may be a file mapped into memory, which is read once.
 """
 
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -24,14 +25,15 @@ def top_k(
     k: int,
     adjust: Adjust | None = None,
     dtype: type = np.float32,
-    device: str = "cpu",
+    device: str | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The places and scores, best first, of the `k` candidates nearest to each query; equal ones in order.
 
     Both are (queries, k), or as many as there are candidates. `adjust` sees every block of scores once, before it
-    counts. `device` is "cpu", or one of torch's, where it computes the scores.
+    counts. `device` is where the scores are computed: "cpu" (numpy), or one of torch's; None: a GPU, if this process
+    has loaded torch and torch finds one.
     """
-    k = min(k, len(candidates))
+    k, device = min(k, len(candidates)), device or _fastest()
     least = np.full((len(queries), k), -np.inf, dtype=dtype)  # k scores of each query, of which none is above its best
     found: list[Found] = []
     for rows, columns, scores in _blocks(queries, candidates, dtype, device):
@@ -49,6 +51,11 @@ def top_k(
         return np.empty((len(queries), k), dtype=np.int64), least
     _, places, values = _best(found, len(queries), k)
     return places.reshape(-1, k), values.reshape(-1, k)
+
+
+def _fastest() -> str:
+    torch = sys.modules.get("torch")  # serving does without it
+    return "cuda" if torch is not None and torch.cuda.is_available() else "cpu"
 
 
 def count_above(scores: Scores, limits: np.ndarray) -> np.ndarray:
