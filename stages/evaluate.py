@@ -28,8 +28,11 @@ def main(
 ) -> None:
     from clip_core.data.store import open_store
     from clip_core.evaluate.benchmark import read_benchmark
+    from clip_core.evaluate.confusion import confused
     from clip_core.evaluate.embed import embed
     from clip_core.evaluate.measure import compare, details, measure
+    from clip_core.evaluate.probes import probes
+    from clip_core.evaluate.recall_curves import recall_curves
     from clip_core.evaluate.reliability import calibrate
     from clip_core.evaluate.slices import slices
     from clip_core.evaluate.table import metrics_table
@@ -50,7 +53,13 @@ def main(
         for name, other in found.items()
     }
     calibration, bins = calibrate(features, asked, weights)
-    told = {"slices": slices(features, asked, *how), "calibration": {"bins": bins}}
+    told = {
+        "slices": slices(features, asked, *how),
+        "calibration": {"bins": bins},
+        "recall_curves": {name: recall_curves(one, asked) for name, one in {**found, model.name: features}.items()},
+        "confused": confused(features, asked),
+        "probes": probes(predictor.encode_texts, features, asked, *how),  # of the model itself, too
+    }
     atomic_write(out / "calibration.json", calibration.model_dump_json(indent=1) + "\n")
     atomic_write(out / "details.json", json.dumps(details(features, asked) | told, ensure_ascii=False))
     atomic_write(out / "metrics.json", json.dumps(metrics, indent=1) + "\n")
