@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONUNBUFFERED := 1
 unexport PYTHONPATH VIRTUAL_ENV
 unexport PYTHONDONTWRITEBYTECODE # images set it: each process would compile torch anew, which takes 6 s
-.PHONY: help setup run test prove serve rollout rollback platform ablation recipe doctor clean browser
+.PHONY: help setup run test prove serve rollout rollback platform ablation benchmark recipe doctor clean browser
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +64,10 @@ ablation: setup ## the paper's ablation, five seeds (one to two hours); writes r
 	@dvc repro recipes/ablation/dvc.yaml
 	@test ! -f reports/report.html || dvc repro --force --single-item report # an optional file is no dep for DVC
 
+benchmark: setup ## models on benchmarks: make benchmark NAME="muge flickr30k_cn" DATA=FOLDER MODEL="FOLDER FOLDER" (docs/evaluation.md)
+	@test -n "$(NAME)" -a -n "$(MODEL)" || { echo 'error: which benchmarks and models? make benchmark NAME="muge elevater" DATA=FOLDER MODEL="FOLDER FOLDER"; docs/evaluation.md lists them' >&2; exit 2; }
+	@python -m stages.benchmark --names $(NAME) --models $(MODEL) $(DATA:%=--data %) $(TRAIN:%=--train %) $(TEMPLATES:%=--templates %) $(if $(SUBMIT),--submit)
+
 recipe: setup ## merge recipes/NAME.yaml into params.yaml: make recipe NAME=smoke (several: NAME="muge finetune-vit-b-16")
 	@test -n "$(NAME)" || { echo 'error: which recipe? make recipe NAME="table finetune-vit-b-16"; recipes/README.md lists them' >&2; exit 2; }
 	@python -m clip_core.recipe $(NAME:%=recipes/%.yaml)
@@ -73,4 +77,4 @@ doctor: ## look at this machine: what is missing, and the remedy
 
 clean: ## remove what DVC's cache keeps of the results, and the report; what serves, what trains and your files stay
 	@test ! -x .venv/bin/python || python -m flows.clean
-	@rm -rf reports/report.html reports/deploy.json reports/page.png .pytest_cache .ruff_cache .import_linter_cache
+	@rm -rf reports/report.html reports/deploy.json reports/page.png reports/screenshots .pytest_cache .ruff_cache .import_linter_cache

@@ -15,7 +15,7 @@ class Params(Section):
     export: Export
 
 
-def main(params: Params, model: Path, metrics: Path, packed: Path, out: Path) -> None:
+def main(params: Params, model: Path, metrics: Path, calibration: Path, packed: Path, out: Path) -> None:
     from clip_core.evaluate.gates import check_gates
 
     check_gates(json.loads(metrics.read_text(encoding="utf-8")), params.gates)  # before torch is loaded
@@ -25,7 +25,7 @@ def main(params: Params, model: Path, metrics: Path, packed: Path, out: Path) ->
 
     store = open_store(packed / "test")
     texts = sorted(set(store.pairs.query("language == 'zh'").caption))
-    parity = export(model, store, texts, params.export, out)
+    parity = export(model, store, texts, params.export, out, calibration)
     assert "onnxruntime" not in sys.modules, "torch's features must come from a process without onnxruntime"
     print(json.dumps(parity, indent=1))
 

@@ -16,20 +16,13 @@ class Params(Section):
 
 def main(params: Params, engine: Engine, out: Path, quarantine: Path) -> None:
     """Writes the pair tables and their pictures to `out`, and the rows that the source refused to `quarantine`."""
-    from clip_core.data.ingestion import ingest_part
+    from clip_core.data.ingestion import ingest
     from clip_core.data.pairs import read_counts
-    from clip_core.data.shards import Task, map_shards, publish
+    from clip_core.data.shards import publish
     from clip_core.data.sources import parts_of
     from clip_core.files import replacing_folder
 
-    results = map_shards(
-        "ingest",
-        [
-            Task(part.name, ingest_part, (params.data, part), part.reads, (params.data, part.at))
-            for part in parts_of(params.data)
-        ],
-        engine,
-    )
+    results = ingest(params.data, parts_of(params.data), engine)
     counts = read_counts(results.values())
     with replacing_folder(quarantine) as folder:
         publish(results, ["rejected"], folder)

@@ -24,6 +24,7 @@ def main(
     onnx: Path = Path("models/onnx"),
 ) -> None:
     from clip_core.evaluate.headline import headline
+    from clip_core.evaluate.report.before import run_before
     from clip_core.evaluate.report.page import page
     from clip_core.evaluate.report.read import read_run
     from clip_core.files import atomic_write
@@ -32,8 +33,9 @@ def main(
     benchmarks = {
         name: json.loads((reports / name / "metrics.json").read_text(encoding="utf-8")) for name in ("test", "valid")
     }
-    atomic_write(metrics, json.dumps(headline(benchmarks, confidence), indent=1) + "\n")
-    html = page(read_run(reports, data, onnx, confidence))
+    figures = headline(benchmarks, confidence)
+    atomic_write(metrics, json.dumps(figures, indent=1) + "\n")
+    html = page(read_run(reports, data, onnx, confidence, run_before(metrics, figures)))
     atomic_write(out, html)
     print(f"report: {out}, {len(html) / 2**20:.1f} MiB, self-contained")
 

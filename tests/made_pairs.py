@@ -37,12 +37,17 @@ def _write_table(folder: Path, number: int) -> None:
 
 def write_muge(folder: Path, share: float = 1.0) -> None:
     """`train` and `valid` in the reference's format: photo-like JPEGs of about 20 kB, captions of 7 characters."""
-    folder.mkdir(parents=True, exist_ok=True)
     for name, (num_pictures, num_pairs), first in (("train", TRAIN, 0), ("valid", VALID, TRAIN[0])):
         pictures, pairs = int(num_pictures * share), int(num_pairs * share)
         texts = pairs if name == "train" else int(NUM_QUERIES * share)
-        _write_pictures(folder / f"{name}_imgs.tsv", first, pictures)
-        _write_texts(folder / f"{name}_texts.jsonl", first, pictures, pairs, texts)
+        write_split(folder, name, first, pictures, pairs, texts)
+
+
+def write_split(folder: Path, name: str, first: int, num_pictures: int, num_pairs: int, num_texts: int) -> None:
+    """One of them, whose ids begin with `first`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_pictures(folder / f"{name}_imgs.tsv", first, num_pictures)
+    _write_texts(folder / f"{name}_texts.jsonl", first, num_pictures, num_pairs, num_texts)
 
 
 def _write_pictures(file: Path, first: int, num: int) -> None:

@@ -11,7 +11,7 @@ from scipy.stats import ttest_rel
 
 from clip_core.all_params import load_params
 from clip_core.evaluate.ablation import claim, compare
-from clip_core.evaluate.report.ablation import ablation_cards
+from clip_core.evaluate.report.rendering import rendered
 from clip_core.evaluate.table import ablation_table
 from clip_core.params_file import read_yaml
 from clip_core.recipe import merged
@@ -79,7 +79,7 @@ def test_an_arm_better_with_every_seed_differs_and_an_equal_one_is_not_told_apar
         ("longer_scratch", "two_stages"): True,
     }  # fmt: skip
     assert "seen: stage1 - scratch = +1" in ablation_table(found)
-    assert ablation_cards(found).count("not told apart") == 2
+    assert rendered("sections/ablation.html", run={"ablation": found}).count('<bdi lang="en">not told apart') == 2
 
 
 def test_the_claim_follows_the_differences_and_keeps_the_framing() -> None:

@@ -59,6 +59,12 @@ def test_both_sides_are_measured_in_turn_and_agree(work: Path) -> None:
     assert row["repeats"] == 1
 
 
+def test_the_pictures_that_cn_clip_s_own_scripts_find_are_found(work: Path) -> None:
+    options = ("--texts", "40", "--images", "500", "--only", "from files")
+    (row,) = run(work, "recall", *options).values()
+    assert row["agreement"] == {"equal_rows": 1.0}
+
+
 def test_rows_for_gpus_are_skipped_with_the_reason_where_there_is_none(work: Path) -> None:
     rows = run(work, "encode_images", "--only", "cuda bf16 torch compile / transformers")
     assert len(rows) == 2

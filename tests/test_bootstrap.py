@@ -1,11 +1,20 @@
 """Confidence intervals: what they cover, and that they repeat."""
 
+import time
+
 import numpy as np
 import pytest
 from scipy.stats import binomtest
 
 from clip_core.evaluate import bootstrap
-from clip_core.evaluate.bootstrap import intervals, resampled_means, units_of
+from clip_core.evaluate.bootstrap import (
+    compared,
+    intervals,
+    median_rank,
+    resampled_means,
+    resampled_median_ranks,
+    units_of,
+)
 
 
 def test_the_interval_of_a_share_is_the_binomial_one() -> None:
@@ -106,3 +115,43 @@ def test_captions_that_are_all_right_are_as_many_as_their_pictures() -> None:
 
 def test_queries_that_all_have_one_other_value_have_an_interval_of_no_width() -> None:
     assert intervals(np.full((9, 1), 0.5), np.arange(9), 100, confidence=0.95, seed=1).tolist() == [[0.5, 0.5]]
+
+
+def test_resampled_median_ranks_equal_the_slow_loop() -> None:
+    ranks = np.random.default_rng(8).integers(1, 9, 17)
+    units = np.array([0, 0, 0, 1, 2, 2, 0, 3, 3, 3, 3, 4, 1, 1, 0, 4, 4])
+    drawn = np.random.default_rng(4).integers(5, size=(50, 5))
+    expected = [median_rank(np.concatenate([ranks[units == unit] for unit in row])) for row in drawn]
+    assert resampled_median_ranks(ranks, units, 50, seed=4).tolist() == expected
+    assert (median_rank(np.array([9, 1, 2])), median_rank(np.array([9, 1, 2, 3]))) == (2, 2)
+
+
+def difference(ours: np.ndarray, theirs: np.ndarray, seed: int = 1) -> dict[str, float]:
+    values = ours.astype(float) - theirs
+    means = resampled_means(values[:, None], np.arange(len(values)), 1000, seed)[:, 0]
+    return compared(values.mean(), means, confidence=0.95)
+
+
+def test_the_p_value_of_equal_models_is_below_five_percent_in_one_of_twenty_comparisons() -> None:
+    rng = np.random.default_rng(9)
+    found = [difference(*(rng.random((2, 300)) < 0.4), seed) for seed in range(400)]
+    assert 0.03 <= np.mean([one["p_value"] < 0.05 for one in found]) <= 0.08
+    for one in found:  # the interval and the p-value say the same
+        assert (one["p_value"] < 0.05) == (one["low"] > 0 or one["high"] < 0) or 0.04 < one["p_value"] < 0.06
+
+
+def test_a_model_that_is_right_on_the_same_queries_and_some_more_is_above() -> None:
+    """Paired: unpaired, ten queries of a thousand are no difference."""
+    theirs = np.arange(1000) < 400
+    found = difference(np.arange(1000) < 410, theirs)
+    assert found["value"] == pytest.approx(0.01)
+    assert 0 < found["low"] < found["value"] < found["high"]
+    assert found["p_value"] == pytest.approx(2 / 1001)
+    assert difference(theirs, theirs)["p_value"] == 1
+
+
+def test_ten_thousand_resamples_of_the_queries_of_muge_take_less_than_two_seconds() -> None:
+    hits = (np.random.default_rng(10).random((5008, 1)) < 0.5).astype(float)
+    start = time.process_time()
+    resampled_means(hits, np.arange(5008), 10_000, seed=1)
+    assert time.process_time() - start < 2

@@ -128,7 +128,8 @@ from stages.command import sections_of
 from stages.export import main
 sections = sections_of(main, "stages.export", Path({str(ROOT / "params.yaml")!r}))
 try:
-    main(**sections, model=Path("none"), metrics=Path({str(metrics)!r}), packed=Path("none"), out=Path("none"))
+    paths = dict.fromkeys(("model", "calibration", "packed", "out"), Path("none"))
+    main(**sections, **paths, metrics=Path({str(metrics)!r}))
 except ValueError as error:
     print(error, "torch" in sys.modules)
 """

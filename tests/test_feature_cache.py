@@ -21,6 +21,7 @@ from clip_core.code import Reached
 from clip_core.config.loader import IN_PROCESS, Loader
 from clip_core.config.stage1 import Stage1
 from clip_core.config.training import AffineAugmentation, Augmentation, NoAugmentation
+from clip_core.data import feature_file
 from clip_core.data.augmentation import augment
 from clip_core.data.batches import TrainingBatches
 from clip_core.data.pictures import AsNeeded, Stored
@@ -33,7 +34,7 @@ from clip_core.model.weights import save_weights
 from clip_core.params_file import read_yaml
 from clip_core.recipe import merged
 from clip_core.text import build_tokenizer, parse_tokenizer
-from clip_core.train import feature_cache, feature_file
+from clip_core.train import feature_cache
 from clip_core.train.feature_cache import View, image_features_of
 from clip_core.train.loop import train
 from clip_core.train.setup import Setup
@@ -297,7 +298,8 @@ import os, signal
 from pathlib import Path
 from clip_core.data.store import open_store
 from clip_core.model.clip import CLIP
-from clip_core.train import feature_cache, feature_file
+from clip_core.data import feature_file
+from clip_core.train import feature_cache
 from tests.test_feature_cache import stored
 feature_cache.AT_ONCE, feature_file.SAVES_EVERY, real, calls = 4, 0.0, CLIP.encode_images, []
 def encode_images(self, pixels):

@@ -89,8 +89,8 @@ def test_an_answer_names_release_gallery_and_the_pictures_of_just_these(page: ht
         "gallery": "birds",  # the first
     }
     assert answer["hits"] == [
-        {"image_id": "b", "score": 0.9, "name": "绿色", "image": f"/images/{OLD}/birds/b"},
-        {"image_id": "a", "score": 0.1, "name": "红色", "image": f"/images/{OLD}/birds/a"},
+        {"image_id": "b", "score": 0.9, "probability": None, "name": "绿色", "image": f"/images/{OLD}/birds/b"},
+        {"image_id": "a", "score": 0.1, "probability": None, "name": "红色", "image": f"/images/{OLD}/birds/a"},
     ]
     assert ask(page, top=1).json()["hits"] == answer["hits"][:1]
 

@@ -132,10 +132,14 @@ def test_every_figure_is_the_one_that_the_eye_finds(store: Store) -> None:
                 "text_to_image_recall@5": 7 / 10,  # and b d f l
                 "text_to_image_recall@10": 8 / 10,  # and e
                 "text_to_image_mean_recall": 18 / 30,
+                "text_to_image_map@r": 2.5 / 10,  # c g, and half of a, whose second place is wrong
+                "text_to_image_median_rank": 2,
                 "image_to_text_recall@1": 3 / 10,  # D G H
                 "image_to_text_recall@5": 9 / 10,  # all but F
                 "image_to_text_recall@10": 10 / 10,
                 "image_to_text_mean_recall": 22 / 30,
+                "image_to_text_map@r": 3.25 / 10,  # D G, both of H, and of I the second with a precision of 1 / 2
+                "image_to_text_median_rank": 2,
                 "mean_recall": 40 / 60,
             }
         )
@@ -147,6 +151,8 @@ def test_every_figure_is_the_one_that_the_eye_finds(store: Store) -> None:
             "num_texts_without_picture": 2,
             "text_to_image_num_units": 8,
             "image_to_text_num_units": 8,
+            "text_to_image_num_ties": 1,  # f with K
+            "image_to_text_num_ties": 4,  # A B C E
         }
 
 

@@ -6,14 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from clip_core.inference.nearest import top_k
 from clip_core.model.contract import weights_id
-from clip_core.serve.index import build_index, read_index, recall_of, top_k
+from clip_core.serve.index import build_index, read_index, recall_of
 from tests.tiny_release import TOP_K, Release
 
 
 def test_the_best_are_those_of_a_full_sort() -> None:
     draw = np.random.default_rng(5)
-    features, queries = draw.normal(size=(200, 16)), draw.normal(size=(30, 16))
+    features, queries = (draw.normal(size=(rows, 16)).astype(np.float32) for rows in (200, 30))
     places, scores = top_k(features, queries, 7)
     all_scores = queries @ features.T
     np.testing.assert_array_equal(places, np.argsort(-all_scores, axis=1, kind="stable")[:, :7])

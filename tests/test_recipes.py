@@ -66,7 +66,9 @@ COMBINATIONS = [
     *product(["table"], [f"pretrain-{model}" for model in MODELS], ["single-gpu"]),
     *product(["table"], [f"finetune-{model}" for model in MODELS]),
     *product(BENCHMARKS, [f"finetune-{model}" for model in MODELS]),
-    *product(BENCHMARKS, [f"finetune-{model}" for model in MODELS], ["single-gpu", "small-batch", "evaluate"]),
+    *product(
+        BENCHMARKS, [f"finetune-{model}" for model in MODELS], ["single-gpu", "small-batch", "best-step", "evaluate"]
+    ),
     *product(["table"], [f"finetune-{model}" for model in MODELS], ["evaluate"]),
 ]
 
@@ -169,7 +171,7 @@ def test_to_evaluate_is_to_train_nothing(model: str) -> None:
     assert (params.model, params.init) == (finetuning.model, finetuning.init)
 
 
-@pytest.mark.parametrize("name", ["evaluate", "small-batch"])
+@pytest.mark.parametrize("name", ["evaluate", "small-batch", "best-step"])
 def test_what_only_changes_a_finetuning_is_refused_without_one(name: str, tmp_path: Path) -> None:
     params_file = tmp_path / "params.yaml"
     params_file.write_bytes((ROOT / "params.yaml").read_bytes())

@@ -1,34 +1,62 @@
 """The report of a small run made by hand: complete, self-contained, honest about misses."""
 
+import io
 import json
 import re
 import shutil
-import tomllib
+from collections.abc import Generator
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from jinja2 import Environment
+from jinja2.ext import extract_from_ast
+from PIL import Image
 
 from clip_core.config.evaluation import Evaluate
-from clip_core.evaluate.benchmark import read_benchmark
+from clip_core.evaluate.benchmark import Benchmark, read_benchmark
+from clip_core.evaluate.confusion import confused
 from clip_core.evaluate.embed import Features
 from clip_core.evaluate.headline import headline
-from clip_core.evaluate.measure import details, measure
-from clip_core.evaluate.report.charts import Line, curves, ticks
-from clip_core.evaluate.report.chinese import bilingual, chinese_of
+from clip_core.evaluate.measure import compare, details, measure
+from clip_core.evaluate.probes import probes
+from clip_core.evaluate.recall_curves import recall_curves
+from clip_core.evaluate.report.before import Before
+from clip_core.evaluate.report.bilingual import phrases, say
+from clip_core.evaluate.report.charts import Line, chart, ticks
 from clip_core.evaluate.report.page import page
 from clip_core.evaluate.report.queries import every_nth
-from clip_core.evaluate.report.read import read_run
-from clip_core.evaluate.report.sections import Run
+from clip_core.evaluate.report.read import Run, read_run
+from clip_core.evaluate.slices import slices
 from clip_core.evaluate.summary import COLUMNS, headline_table, summary
 from tests.conftest import ROOT
 from tests.tiny_split import make_split
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
 PARAMS = Evaluate(num_bootstrap=100, confidence=0.95, prompt_templates=("{}",))
-SAME = {"Triton", "R@k", "p50", "p99", "top-1, %"}  # in both languages
+SAME = {"Triton", "R@k", "R@1", "R@5", "R@10", "p50", "p99", "p", "ONNX"}  # in both languages
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+needs_browser = pytest.mark.skipif(
+    BROWSER is None, reason="no browser: apt-get install -y chromium fonts-wqy-microhei (as root)"
+)
+SCROLLING = """[...document.querySelectorAll('.scroll')].filter((one) => one.scrollWidth > one.clientWidth)
+    .map((one) => one.innerText)"""
+FAINT = """(() => {  // texts with less contrast to what is behind them than WCAG 2.2 asks for
+    const linear = (c) => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4
+    const light = (colour) => { const [r, g, b] = colour.match(/[0-9.]+/g).map((c) => linear(c / 255))
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b }
+    const behind = (one) => { const colour = getComputedStyle(one).backgroundColor
+        return /, 0\\)/.test(colour) ? behind(one.parentElement) : colour }
+    const texts = [...document.querySelectorAll('p, td, th, h1, h2, h3, h4, small, summary, .key, .range, a')]
+    return texts.filter((one) => {
+        const [a, b] = [light(getComputedStyle(one).color), light(behind(one))].sort((x, y) => y - x)
+        return (a + 0.05) / (b + 0.05) < 4.5 }).map((one) => one.outerHTML.slice(0, 99))
+})()"""
 NAMES = [f"名<{i}>" for i in range(12)]  # a careless page would take these for tags
 
 
@@ -64,10 +92,11 @@ def run(tmp_path: Path) -> Run:
     features = Features(np.roll(eye, 1, axis=0)[:, ::-1], eye, ["动物", "食物"], eye[:2])
     benchmark = read_benchmark(store)
     metrics = measure(features, benchmark, PARAMS, seed=1)
+    same = compare(features, features, benchmark, PARAMS, seed=1)
     parity = {"max_feature_difference": dict.fromkeys(("text", "image", "test_texts", "test_images"), 3e-7)}
     files = {
-        reports / "test/metrics.json": metrics | {"others": {"stage1": metrics}},
-        reports / "test/details.json": details(features, benchmark),
+        reports / "test/metrics.json": metrics | {"others": {"stage1": metrics | {"differences": same}}},
+        reports / "test/details.json": details(features, benchmark) | examined(features, benchmark),
         reports / "validation/validation.json": {
             "read": 9, "rejected": 2,
             "rules": [{"name": "caption_given", "description": "not blank", "allowed": "", "about": "row",
@@ -98,7 +127,53 @@ def run(tmp_path: Path) -> Run:
         (reports / stage / "train.csv").write_text("step,loss,lr\n10,4.5,0.1\n20,3.5,0.1\n")
         if stage != "init":
             (reports / stage / "validation.csv").write_text("step,text_to_image_mean_recall\n20,0.25\n")
-    return read_run(reports, data, onnx, confidence=0.95)
+    for tower in ("text", "image"):
+        (onnx / f"{tower}.onnx").write_bytes(bytes(2**20))
+    before = Before(
+        "abc1234",
+        "2026-11-01",
+        headline({"test": metrics}, 0.95),
+        {"seed": ("1", "2"), "data.train_artworks": ("-", json.dumps([*"abcdefghij"] * 20))},
+        ["stage2"],
+        data=True,
+    )
+    return read_run(reports, data, onnx, confidence=0.95, before=before)
+
+
+def examined(features: Features, benchmark: Benchmark) -> dict:
+    """What `evaluate` writes into details.json beside the queries."""
+    curves = recall_curves(features, benchmark)
+    bins = [{"low": i / 4, "high": (i + 1) / 4, "mean_probability": i / 4 + 0.1, "share_matched": i / 3, "count": i}
+            for i in range(4)]  # fmt: skip
+    return {
+        "recall_curves": {"stage1": curves, "stage2": curves},
+        "slices": slices(features, benchmark, PARAMS, seed=1),
+        "confused": confused(features, benchmark),
+        "probes": probes(lambda texts: features.texts[: len(texts)], features, benchmark, PARAMS, seed=1),
+        "calibration": {"bins": bins},
+    }
+
+
+def table_of_benchmarks() -> dict:
+    """As `make benchmark` leaves it: two models on one benchmark."""
+    entry = {"value": 0.5, "low": 0.4, "high": 0.6}
+    metrics = dict.fromkeys(
+        ("text_to_image_recall@1", "text_to_image_map@r", "image_to_text_recall@1", "mean_recall"), entry
+    )
+    row = {"benchmark": "muge", "title": "MUGE<i>", "date": "2026-11-29", "contaminated": [], "metrics": metrics}
+    rows = [
+        row | {"model": "a", "weights_id": "1", "contaminated": ["its test"]},
+        row | {"model": "b", "weights_id": "2"},
+    ]
+    apart = {"model": "b", "minus": "a", "benchmark": "muge", "metric": "text_to_image_recall@1", "p_value": 0.25}
+    return {"rows": rows, "comparisons": [apart | {"value": -0.02, "low": -0.05, "high": 0.01}]}
+
+
+def in_english(run: Run) -> str:
+    """The page as its switch shows it at first."""
+    html = re.sub(r'<bdi lang="en">(.*?)</bdi><bdi lang="zh">.*?</bdi>', r"\1", page(run), flags=re.DOTALL)
+    assert "<bdi" not in html
+    return html
 
 
 def test_the_page_is_whole_and_asks_for_nothing_from_outside(run: Run) -> None:
@@ -111,10 +186,10 @@ def test_the_page_is_whole_and_asks_for_nothing_from_outside(run: Run) -> None:
 
 
 def test_right_wrong_and_missed_pictures_are_marked(run: Run) -> None:
-    html = page(run)
-    for mark in ("right", "wrong", "missed"):
+    html = in_english(run)
+    for mark in ("right", "wrong", "missed", "mistaken"):
         assert f'class="hit {mark}"' in html
-    assert "missed" in html and "found at" in html
+    assert "missed: at" in html and "found at" in html
 
 
 def test_captions_are_text_and_never_markup(run: Run) -> None:
@@ -123,7 +198,7 @@ def test_captions_are_text_and_never_markup(run: Run) -> None:
 
 
 def test_the_page_says_where_counts_rules_and_metrics_stand(run: Run) -> None:
-    html = page(run)
+    html = in_english(run)
     assert "leakage 2" in html and "adds up" in html
     assert "0 of 1 rules passed; 2 of 9 rows refused" in html
     assert "random start" in html and "0123456789abcdef" in html
@@ -131,10 +206,77 @@ def test_the_page_says_where_counts_rules_and_metrics_stand(run: Run) -> None:
     assert "style that training never saw" in html
 
 
+def test_the_headline_quotes_the_overall_figures_first(run: Run) -> None:
+    html = in_english(run)
+    overall = run.metrics["all"]
+    assert "12 pictures are the candidates" in html
+    assert f"is right in {100 * overall['text_to_image_recall@1']['value']:.1f} of 100 queries" in html
+    assert re.findall(r'class="label">[^<]*<span>([^<]*)', html)[:4] == [*["all test pairs"] * 3, "seen concepts"]
+    said = headline_table(headline({"test": run.metrics}, 0.95)).splitlines()
+    assert [line.split("  ")[1] for line in said[2:5]] == ["all together", "concepts trained on", "concepts never seen"]
+
+
+def test_a_model_equal_to_the_one_before_is_not_told_apart_and_a_better_one_is_with_its_p_value(run: Run) -> None:
+    assert in_english(run).count('class="range">not told apart') == 7
+    metrics = json.loads(json.dumps(run.metrics))
+    apart = {"value": 0.125, "low": 0.05, "high": 0.2, "p_value": 0.0004}
+    metrics["others"]["stage1"]["differences"]["all"]["text_to_image_recall@1"] = apart
+    unsure = {"value": 0.125, "low": -0.01, "high": 0.26, "p_value": 0.07}
+    metrics["others"]["stage1"]["differences"]["all"]["text_to_image_recall@10"] = unsure
+    html = in_english(replace(run, metrics=metrics))
+    assert '+12.5</b> <span class="range">+5.0 … +20.0</span></td><td>&lt; 0.001</td>' in html
+    assert html.count('class="better"') == 1
+
+
+def test_the_table_of_benchmarks_stands_where_there_is_one_with_its_marks_and_differences(run: Run) -> None:
+    assert "make benchmark" not in page(run)
+    table = table_of_benchmarks()
+    html = in_english(replace(run, benchmarks=table))
+    assert "MUGE&lt;i&gt;" in html and "a † <small>1, 2026-11-29" in html and "<th>b <small>2, 2026" in html
+    assert "b minus a" in html and '−2.0</b> <span class="range">−5.0 … +1.0</span></td><td>0.250</td>' in html
+
+
+def test_a_page_full_of_noisy_photographs_is_smaller_than_5_mb(run: Run) -> None:
+    noise, encoded = np.random.default_rng(1).integers(0, 256, (300, 300, 3), dtype=np.uint8), io.BytesIO()
+    Image.fromarray(noise).save(encoded, "PNG")
+    queries = [
+        {"text_id": f"{i:03}", "text": "一" * 60, "group": "seen" if i % 2 else "unseen", "rank": i % 40 + 1,
+         "right": [f"{i}-0" if i % 40 == 0 else "far"], "top": [f"{i}-{k}" for k in range(10)], "scores": [0.5] * 10}
+        for i in range(400)
+    ]  # fmt: skip
+    mistake = {"class": "动物", "taken_for": "食物", "count": 9, "of": 90, "pictures": [f"wrong-{k}" for k in range(8)]}
+    details = {**run.details, "text_to_image": queries, "confused": [mistake] * 6}
+    html = page(replace(run, details=details, read_image=lambda _: encoded.getvalue()))
+    assert html.count("<img") > 370 and len(html.encode()) < 5_000_000
+
+
+def test_the_page_tells_what_changed_since_the_run_before(run: Run) -> None:
+    html = in_english(run)
+    assert "<code>abc1234</code> of 2026-11-01" in html and "intervals overlap" in html
+    assert "<code>seed</code></th><td>1</td><td>2</td>" in html
+    assert "Code or packages of these stages: stage2." in html and "The packed pairs are others." in html
+    assert "Git holds no run with other figures" in in_english(replace(run, before=None))
+
+
+def test_calibration_is_drawn_where_it_was_fitted(run: Run) -> None:
+    html = in_english(run)
+    assert "<th>75–100</th><td>85.00</td><td>100.00</td><td>3</td>" in html and "<th>0–25</th>" not in html
+    details = {**run.details, "calibration": {"bins": []}}
+    assert 'href="#calibration"' in html and "#calibration" not in in_english(replace(run, details=details))
+
+
 def test_the_page_of_a_table_claims_no_concepts_no_english_and_no_notice(run: Run) -> None:
     run = without_concepts(run)
-    html = page(run)
-    for claim in ("English</b>", "oncepts seen", "oncepts never", "<span>seen", "NOTICE", "Chinese name"):
+    html = in_english(run)
+    for claim in (
+        "English</b>",
+        "oncepts seen",
+        "oncepts never",
+        "<span>seen",
+        "<span>unseen",
+        "NOTICE",
+        "Chinese name",
+    ):
         assert claim not in html
     assert "A Chinese caption is the query" in html and "with <b>Chinese</b> captions" in html
     assert "All test pairs" in html and "CC0-1.0" in html
@@ -144,18 +286,18 @@ def test_the_page_of_a_table_claims_no_concepts_no_english_and_no_notice(run: Ru
 
 def test_the_page_of_data_with_english_captions_says_what_the_warm_up_reads(run: Run) -> None:
     pairs = {split: rows.assign(language="en") for split, rows in run.pairs.items()}
-    assert "with <b>English</b> captions unless" in page(replace(run, pairs=pairs))
+    assert "with <b>English</b> captions unless" in in_english(replace(run, pairs=pairs))
 
 
 def test_the_page_of_a_finetuned_checkpoint_tells_of_no_training_that_was_not(run: Run) -> None:
     nothing, start = {"loss": [], "recall": []}, {"loss": [], "recall": [(0.0, 0.4)]}
     made = {"made": {"text_tower": "Chinese CLIP 0123456789abcdef"}}
     curves_of = {"init": nothing, "stage1": start, "stage2": run.curves["stage2"]}
-    html = page(replace(run, curves=curves_of, model={**run.model, **made}))
+    html = in_english(replace(run, curves=curves_of, model={**run.model, **made}))
     assert "Chinese CLIP 0123456789abcdef" in html
     assert "Nothing trains: its figures are those of the start" in html
     assert "warmed up" not in html and "Stage 2 <small>20 steps" in html
-    html = page(replace(run, curves={"init": nothing, "stage1": start, "stage2": start}))  # recipes/evaluate.yaml
+    html = in_english(replace(run, curves={"init": nothing, "stage1": start, "stage2": start}))  # recipes/evaluate.yaml
     assert "Nothing trains: these are the weights as they were" in html and "There was none." in html
 
 
@@ -169,6 +311,21 @@ def test_all_headings_links_and_heads_of_tables_have_their_chinese(run: Run) -> 
     assert {text for text in english if re.search("[A-Za-z]", text)} <= SAME
 
 
+def test_every_phrase_that_a_template_says_has_its_chinese_and_nothing_else_has() -> None:
+    said = set()
+    for file in (ROOT / "clip_core/evaluate/report/templates").rglob("*.html"):
+        found = [message for _, _, message in extract_from_ast(Environment().parse(file.read_text()))]
+        said |= {message if isinstance(message, str) else message[0] for message in found if message}
+    assert len(said) > 100
+    strings = {text for text in said if isinstance(text, str) and re.search("[A-Za-z]", text)}
+    assert strings - SAME <= set(phrases())
+    code = "".join(file.read_text() for file in (ROOT / "clip_core/evaluate").rglob("*.py"))
+    code = re.sub(r'"\n\s+"', "", code)  # a string over two lines
+    told = {arm["title"] for arm in json.loads((ROOT / "reports" / "ablation.json").read_text())["arms"].values()}
+    unused = {text for text in phrases() if text not in strings | told and f'"{text}"' not in code}
+    assert unused == {"random start", "33 or more"}  # of model.json, of slices.py
+
+
 def test_a_mixture_is_counted_by_source_in_both_languages(run: Run) -> None:
     assert "Sources of the mixture" not in page(run)
     found = {"pairs": 1234, "pictures": 56, "left_out_by_weight": 7, "left_out_by_max_pairs": 8}
@@ -179,49 +336,78 @@ def test_a_mixture_is_counted_by_source_in_both_languages(run: Run) -> None:
         assert f'<bdi lang="en">{phrase}</bdi><bdi lang="zh">' in html
 
 
-def test_the_chinese_stands_beside_the_english_and_changes_nothing_of_it(run: Run) -> None:
-    html = page(run)
-    english = re.sub(r'<bdi lang="en">(.*?)</bdi><bdi lang="zh">.*?</bdi>', r"\1", html, flags=re.DOTALL)
-    assert "bdi" not in english.partition("</style>")[2]
-    assert bilingual(english) == html
-    for query in run.queries:  # what people wrote is for both
-        assert chinese_of(query["text"]) is None
+def test_what_people_wrote_is_for_both_languages_and_never_markup() -> None:
+    text = "seen <b>{}</b>"
+    assert say(text).__html__() == "seen &lt;b&gt;{}&lt;/b&gt;"
+    assert say("found at {}", text).chinese == "排在第 seen &lt;b&gt;{}&lt;/b&gt;"
+    assert say("{} minus {}", say("stage 2"), say("<i>")).chinese == "第二阶段 − &lt;i&gt;"
 
 
-def test_what_stands_in_the_places_of_a_phrase_is_told_in_chinese_too() -> None:
-    assert chinese_of("1,240 texts, 166 pictures") == "1,240 条文本，166 张图片"
-    assert chinese_of("Start <small>600 steps</small>") == "起点 <small>600 步</small>"
-    assert chinese_of("every 5th of 100 queries, in the order of their ids") == "100 条查询按 id 排列，每 5 条取一条"
-    table = (ROOT / "clip_core" / "evaluate" / "report" / "chinese.toml").read_text(encoding="utf-8")
-    for english, chinese in tomllib.loads(table).items():
+def test_what_stands_in_the_places_of_a_phrase_may_change_places_in_chinese() -> None:
+    assert say("{} texts, {} pictures", "1,240", 166).chinese == "1,240 条文本，166 张图片"
+    assert say("every {}th of {} queries, in the order of their ids", 5, 100).chinese.startswith("100 条查询按 id 排列")
+    for english, chinese in phrases().items():
         places = re.findall(r"\{(\d)\}", chinese)
         assert sorted(places) == [str(number) for number in range(english.count("{}"))], english
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no browser: apt-get install -y chromium fonts-wqy-microhei (as root)")
-def test_the_switch_shows_one_language_at_a_time(run: Run, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def browser() -> Generator["Browser"]:
     from playwright.sync_api import sync_playwright
 
-    (tmp_path / "report.html").write_text(page(run), encoding="utf-8")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        tab = browser.new_page()
-        tab.goto((tmp_path / "report.html").as_uri())
-        shown = [tab.inner_text("h1")]
-        for language in ("中文", "English"):
-            tab.get_by_label(language, exact=True).check()
-            shown.append(tab.inner_text("h1"))
+        yield browser
         browser.close()
+
+
+@needs_browser
+def test_the_switch_shows_one_language_at_a_time(run: Run, browser: "Browser", tmp_path: Path) -> None:
+    (tmp_path / "report.html").write_text(page(run), encoding="utf-8")
+    tab = browser.new_page()
+    tab.set_default_timeout(60_000)
+    tab.goto((tmp_path / "report.html").as_uri())
+    shown = [tab.inner_text("h1")]
+    for language in ("中文", "English"):
+        tab.get_by_label(language, exact=True).check()
+        shown.append(tab.inner_text("h1"))
+    tab.close()
     assert shown == ["Ask in Chinese, find the picture", "用中文提问，找到图片", "Ask in Chinese, find the picture"]
+
+
+@needs_browser
+@pytest.mark.parametrize(("language", "short"), [("English", "en"), ("中文", "zh")])
+def test_in_a_browser_nothing_is_wider_than_its_place_and_all_text_can_be_read(
+    run: Run, browser: "Browser", language: str, short: str, tmp_path: Path
+) -> None:
+    ablation = json.loads((ROOT / "reports" / "ablation.json").read_text(encoding="utf-8"))
+    (tmp_path / "report.html").write_text(
+        page(replace(run, ablation=ablation, benchmarks=table_of_benchmarks())), encoding="utf-8"
+    )
+    tab = browser.new_page()
+    tab.set_default_timeout(60_000)
+    tab.goto((tmp_path / "report.html").as_uri())
+    tab.get_by_label(language, exact=True).check()
+    tab.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true })")
+    for width in (1100, 390):
+        tab.set_viewport_size({"width": width, "height": 900})
+        assert tab.evaluate("document.documentElement.scrollWidth") == width
+        assert width < 1100 or tab.evaluate(SCROLLING) == []
+        for scheme in ("light", "dark"):
+            tab.emulate_media(color_scheme=scheme)
+            assert tab.evaluate(FAINT) == [], scheme
+            name = f"report-{width}-{scheme}-{short}.png"
+            tab.screenshot(path=ROOT / "reports" / "screenshots" / name, full_page=True)
+    tab.close()
 
 
 def without_concepts(run: Run) -> Run:
     """The run as the source `table` leaves it."""
     metrics = {group: found for group, found in run.metrics.items() if group not in ("unseen", "zero_shot")}
-    queries = [{**query, "group": "seen"} for query in run.queries]
+    queries = [{**query, "group": "seen"} for query in run.details["text_to_image"]]
     table = {"concept_id": None, "family": None, "group": None, "source": "table", "caption_kind": "caption"}
     pairs = {split: rows.assign(seen=True, **table) for split, rows in run.pairs.items()}
-    return replace(run, metrics=metrics, queries=queries, pairs=pairs)
+    return replace(run, metrics=metrics, details={**run.details, "text_to_image": queries}, pairs=pairs)
 
 
 def test_the_page_counts_pictures_without_a_text_and_texts_without_a_picture_and_takes_them_for_no_pairs(
@@ -231,16 +417,24 @@ def test_the_page_counts_pictures_without_a_text_and_texts_without_a_picture_and
     store = make_split(tmp_path / "mixed", rows)
     features = Features(np.eye(2, 4, dtype=np.float32), np.eye(3, 4, dtype=np.float32), [], np.empty((0, 0)))
     metrics = measure(features, read_benchmark(store), PARAMS, seed=1)
-    html = page(replace(run, metrics=metrics | {"others": {}}, pairs={"train": store.pairs, "test": store.pairs}))
+    html = in_english(
+        replace(
+            run,
+            metrics=metrics | {"others": {}},
+            pairs={"train": store.pairs, "test": store.pairs},
+            details={**run.details, "differences": {}},
+        )
+    )
     assert "1 texts, 3 pictures; 2 of them without a text; 1 more texts without a picture, not asked" in html
     assert "<tr><th>test</th><td>3</td><td>1</td>" in html
+    assert 'id="recall"' in html and 'id="models"' not in html  # there is none to compare with
     assert headline({"test": metrics}, 0.95)["test"]["all"]["num_pictures_without_text"] == 2
 
 
 def test_the_page_says_what_of_the_test_breaks_a_rule_about_quality_and_stays(run: Run) -> None:
     stay = {"test": {"picture_aspect": 3, "caption_length": 1}, "valid": {"picture_side": 7}}
     told = {"break_a_rule_and_stay": stay, "texts_that_left_with_their_pictures": 2}
-    html = page(replace(run, counts={**run.counts, "validate": {**run.counts["validate"], **told}}))
+    html = in_english(replace(run, counts={**run.counts, "validate": {**run.counts["validate"], **told}}))
     assert "these break a rule: picture_aspect 3, caption_length 1." in html
     assert "2 texts of validation and test left" in html
     assert "for its quality" not in page(run)
@@ -260,8 +454,12 @@ def test_ticks_are_round_and_hold_the_curve() -> None:
 
 
 def test_a_curve_ends_where_its_last_value_says() -> None:
-    svg = curves([Line("stage 1", "stage1", [(0, 0.0), (100, 10.0)])], "loss", from_zero=True)
-    assert 'points="40.0,180.0 346.0,12.0"' in svg
+    drawn = chart(say("Loss"), [Line("stage 1", "stage1", [(0, 0.0), (100, 10.0)])], unit="%")
+    assert (drawn["lines"][0]["points"], drawn["lines"][0]["last"]) == ("40.0,180.0 346.0,12.0", "10%")
+    drawn = chart(
+        say("Loss"), [Line("stage 1", "stage1", [(1, 0.0), (10, 5.0), (100, 10.0)])], "%", (1, 100), is_log=True
+    )
+    assert drawn["lines"][0]["points"] == "40.0,180.0 193.0,96.0 346.0,12.0"
 
 
 def test_the_headline_is_rounded_and_holds_no_earlier_model(run: Run) -> None:

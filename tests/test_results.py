@@ -5,6 +5,8 @@ import re
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import run_in
 
 
@@ -42,7 +44,26 @@ def test_the_metrics_hold_value_interval_and_chance_for_seen_unseen_and_all(smok
         entry = metrics[group]["text_to_image_mean_recall"]
         assert 0 < entry["chance"] < 0.2 and entry["low"] <= entry["value"] <= entry["high"]
     assert metrics["zero_shot"]["num_candidates"] == 8
-    assert set(metrics["others"]["stage1"]) == {"seen", "unseen", "all", "zero_shot"}
+    stage1 = metrics["others"]["stage1"]
+    assert set(stage1) == {"seen", "unseen", "all", "zero_shot", "differences"}
+    name = "text_to_image_recall@1"
+    difference = stage1["differences"]["all"][name]
+    assert difference["value"] == pytest.approx(metrics["all"][name]["value"] - stage1["all"][name]["value"])
+    assert 0 < difference["p_value"] <= 1
+
+
+def test_the_probability_of_a_match_is_fitted_on_validation_and_travels_with_export_and_release(
+    smoke_project: Path,
+) -> None:
+    fitted = (smoke_project / "reports" / "valid" / "calibration.json").read_text()
+    for folder in ("onnx", "release"):
+        assert (smoke_project / "models" / folder / "calibration.json").read_text() == fitted
+    details = json.loads((smoke_project / "reports" / "test" / "details.json").read_text())
+    sizes = json.loads((smoke_project / "reports" / "test" / "metrics.json").read_text())["all"]
+    bins = details["calibration"]["bins"]
+    assert sum(row["count"] for row in bins) == sizes["num_queries"] * sizes["num_candidates"]
+    for by in ("length", "script", "category"):
+        assert sum(part["num_queries"] for part in details["slices"] if part["by"] == by) == sizes["num_queries"]
 
 
 def test_the_summary_is_printed_from_the_metrics(smoke_project: Path) -> None:

@@ -1,5 +1,6 @@
 """Recall, ranks and chance levels against slow and obvious versions of themselves."""
 
+import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,7 +9,17 @@ import pytest
 
 from clip_core.evaluate import retrieval
 from clip_core.evaluate.benchmark import questions, read_benchmark
-from clip_core.evaluate.retrieval import chance_at, quick_recall, ranks, recall_at, top
+from clip_core.evaluate.retrieval import (
+    chance_at,
+    map_at_r,
+    map_chance,
+    median_rank_by_chance,
+    quick_recall,
+    ranks,
+    recall_at,
+    retrieve,
+)
+from clip_core.inference import nearest
 from tests.tiny_split import make_split
 
 
@@ -23,14 +34,45 @@ def full_sort_rank(query: np.ndarray, candidates: np.ndarray, right: Sequence[in
     return 1 + min(order.index(i) for i in right)
 
 
-@pytest.mark.parametrize("max_scores", [1, 100, 2**24])
-def test_chunked_ranks_equal_the_full_sort(monkeypatch: pytest.MonkeyPatch, max_scores: int) -> None:
-    monkeypatch.setattr(retrieval, "MAX_SCORES", max_scores)
+@pytest.mark.parametrize("sizes", [(5, 4), (7, 9), (1024, 4096)])
+@pytest.mark.parametrize("device", ["cpu", "cpu:0"])  # numpy, and torch as on a GPU
+def test_chunked_ranks_equal_the_full_sort(
+    monkeypatch: pytest.MonkeyPatch, sizes: tuple[int, int], device: str
+) -> None:
+    monkeypatch.setattr(nearest, "QUERIES_AT_ONCE", sizes[0])
+    monkeypatch.setattr(nearest, "CANDIDATES_AT_ONCE", sizes[1])
     rng = np.random.default_rng(1)
     queries, candidates = unit(40, 8, seed=2), unit(57, 8, seed=3)
     relevant = [sorted(rng.choice(57, size=rng.integers(1, 6), replace=False).tolist()) for _ in queries]
     expected = [full_sort_rank(q, candidates, right) for q, right in zip(queries, relevant, strict=True)]
-    assert ranks(queries, candidates, relevant).tolist() == expected
+    assert retrieve(queries, candidates, relevant, 10, device).ranks.tolist() == expected
+
+
+@pytest.mark.parametrize("device", ["cpu", "cpu:0"])
+@pytest.mark.parametrize("k", [1, 10, 70, 700])
+@pytest.mark.parametrize("most", [2**22, 1])
+def test_the_best_of_all_blocks_are_those_of_a_full_sort(
+    monkeypatch: pytest.MonkeyPatch, device: str, k: int, most: int
+) -> None:
+    monkeypatch.setattr(nearest, "CANDIDATES_AT_ONCE", 300)
+    monkeypatch.setattr(nearest, "MAX_FOUND", most)
+    rng = np.random.default_rng(13)
+    candidates = rng.integers(-2, 3, size=(1000, 4)).astype(np.float32)  # most scores are there many times
+    queries = rng.integers(-2, 3, size=(50, 4)).astype(np.float32)
+    places, scores = nearest.top_k(candidates, queries, k, device=device)
+    true = queries @ candidates.T
+    np.testing.assert_array_equal(places, np.argsort(-true, axis=1, kind="stable")[:, :k])
+    np.testing.assert_array_equal(scores, np.take_along_axis(true, places, axis=1))
+
+
+def test_memory_is_that_of_a_block_and_not_of_all_scores() -> None:
+    """The products of 3,000 queries and 30,000 candidates would take 343 MiB."""
+    queries, candidates = unit(3000, 8, seed=14), unit(30_000, 8, seed=15)
+    tracemalloc.start()
+    retrieve(queries, candidates, np.arange(3000)[:, None], 10)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 80 * 2**20
 
 
 def test_a_tie_never_counts_in_favour_of_the_truth() -> None:
@@ -70,12 +112,45 @@ def test_the_top_ten_agrees_with_the_ranks() -> None:
     rng = np.random.default_rng(8)
     queries, candidates = unit(30, 4, seed=9), unit(25, 4, seed=10)[rng.integers(0, 25, 60)]  # many exact ties
     relevant = [rng.choice(60, size=2, replace=False) for _ in queries]
-    places, scores = top(queries, candidates, relevant, k=10)
-    found = ranks(queries, candidates, relevant)
-    for row, right, rank in zip(places, relevant, found, strict=True):
-        hits = np.flatnonzero(np.isin(row, right))
+    found = retrieve(queries, candidates, relevant, k=10)
+    for row, is_right, right, rank in zip(found.places, found.is_right, relevant, found.ranks, strict=True):
+        np.testing.assert_array_equal(is_right, np.isin(row, right))
+        hits = np.flatnonzero(is_right)
         assert (hits[0] + 1 == rank) if rank <= 10 else len(hits) == 0
-    assert (np.diff(scores) <= retrieval.TIE).all()
+    assert (np.diff(found.scores) <= retrieval.TIE).all()
+    true = np.take_along_axis(queries @ candidates.T, found.places, axis=1)
+    np.testing.assert_allclose(found.scores, true, atol=2e-7)
+
+
+def test_queries_whose_truth_is_level_with_a_wrong_candidate_are_counted() -> None:
+    candidates = np.array([[1, 0], [1, 0], [0, 1], [0.6, 0.8]], dtype=np.float32)
+    queries = np.array([[1, 0], [0, 1], [1, 0]], dtype=np.float32)
+    found = retrieve(queries, candidates, [[0], [2], [0, 1]], 0)
+    assert (found.is_tied.tolist(), found.ranks.tolist()) == ([True, False, False], [2, 1, 1])
+    assert found.places.shape == (3, 0)
+
+
+def slow_map_at_r(query: np.ndarray, candidates: np.ndarray, right: Sequence[int]) -> float:
+    order = sorted(range(len(candidates)), key=lambda i: (-float(query @ candidates[i]), i in right))[: len(right)]
+    precisions = [sum(i in right for i in order[: n + 1]) / (n + 1) for n, i in enumerate(order) if order[n] in right]
+    return sum(precisions) / len(right)
+
+
+def test_map_at_r_equals_its_definition() -> None:
+    rng = np.random.default_rng(16)
+    queries, candidates = unit(40, 4, seed=17), unit(30, 4, seed=18)
+    relevant = [rng.choice(30, size=rng.integers(1, 9), replace=False) for _ in queries]
+    expected = [slow_map_at_r(q, candidates, right.tolist()) for q, right in zip(queries, relevant, strict=True)]
+    found = retrieve(queries, candidates, relevant, 8)
+    np.testing.assert_allclose(map_at_r(found.is_right, [len(right) for right in relevant]), expected)
+
+
+def test_the_chance_of_map_at_r_is_what_random_orders_score() -> None:
+    rng, num_right = np.random.default_rng(19), np.array([1, 2, 7])
+    is_right = np.array([[rng.permutation(20) < n for n in num_right] for _ in range(20_000)])
+    scored = np.mean([map_at_r(rows, num_right) for rows in is_right])
+    assert map_chance(num_right, 20) == pytest.approx(scored, abs=0.005)
+    assert (map_chance([1], 50), map_chance([3], 3)) == (1 / 50, 1)
 
 
 def test_chance_is_what_random_orders_score() -> None:
@@ -86,6 +161,14 @@ def test_chance_is_what_random_orders_score() -> None:
         assert chance_at(num_right, 20, k) == pytest.approx((orders < k).mean(), abs=0.01)
     assert chance_at([1], 1000, 5) == pytest.approx(0.005)
     assert chance_at([1, 2], 4, 10) == 1.0
+
+
+def test_the_median_rank_by_chance_is_where_chance_passes_one_half() -> None:
+    for num_right, num in (([1], 1), ([1], 2), ([1, 1, 3], 20), ([2, 7], 9), ([5], 1000)):
+        rank = median_rank_by_chance(num_right, num)
+        assert chance_at(num_right, num, rank) >= 0.5 - 1e-9
+        assert rank == 1 or chance_at(num_right, num, rank - 1) < 0.5
+    assert median_rank_by_chance([1], 10**6) == 500_000
 
 
 def test_seen_queries_search_seen_pictures_and_all_queries_all_pictures(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Zero-shot classification and the metrics file as a whole, on models made by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,9 +9,11 @@ import pytest
 from clip_core.config.evaluation import Evaluate
 from clip_core.evaluate.benchmark import Benchmark
 from clip_core.evaluate.embed import Features
-from clip_core.evaluate.measure import details, measure
+from clip_core.evaluate.measure import compare, details, measure
+from clip_core.evaluate.slices import slices
 from clip_core.evaluate.table import metrics_table
-from clip_core.evaluate.zeroshot import classifier, is_right
+from clip_core.evaluate.zeroshot import is_right
+from clip_core.inference.prompts import classifier
 
 PARAMS = Evaluate(num_bootstrap=100, confidence=0.95, prompt_templates=("{}", "一张{}的图片"))
 
@@ -74,3 +78,39 @@ def test_details_name_the_right_and_the_found_pictures() -> None:
     assert (query["text"], query["group"], query["right"], query["top"][0]) == ("名11", "unseen", ["p11"], "p11")
     assert len(query["top"]) == len(query["scores"]) == 10
     assert pd.Series(query["scores"]).is_monotonic_decreasing
+
+
+def test_slices_are_the_queries_of_a_length_a_script_and_a_category() -> None:
+    features, benchmark = perfect(0, ["动物"] * 3 + ["食物"] * 2)
+    texts = ["猫", "一只小狗在跑", "貓貓貓貓", "一個很長的句子說的是紅色的蘋果", "马"]
+    images = features.images[[0, 1, 2, 4, 3]]  # the model takes the foods for each other
+    found = slices(replace(features, images=images), replace(benchmark, texts=texts), PARAMS, seed=1)
+    told = {
+        (part["by"], part["name"]): (part["num_queries"], part["text_to_image_recall@1"]["value"]) for part in found
+    }
+    assert told == {
+        ("length", "1-4"): (3, pytest.approx(2 / 3)),
+        ("length", "5-8"): (1, 1),
+        ("length", "9-16"): (1, 0),
+        ("script", "neither"): (1, 1),
+        ("script", "simplified"): (2, 0.5),
+        ("script", "traditional"): (2, 0.5),
+        ("category", "动物"): (3, 1),
+        ("category", "食物"): (2, 0),
+    }
+    whole = measure(replace(features, images=images), benchmark, PARAMS, seed=1)["all"]["text_to_image_recall@1"]
+    assert whole["value"] == sum(n * value for (by, _), (n, value) in told.items() if by == "length") / 5
+
+
+def test_a_model_compared_with_itself_differs_in_nothing_and_with_a_worse_one_in_its_values() -> None:
+    features, benchmark = perfect(2, ["动物"] * 5 + ["食物"] * 3)
+    same = compare(features, features, benchmark, PARAMS, seed=1)
+    assert {(d["value"], d["p_value"]) for metrics in same.values() for d in metrics.values()} == {(0, 1)}
+    worse = replace(features, images=np.roll(features.images, 1, axis=0))
+    found = compare(features, worse, benchmark, PARAMS, seed=1)
+    ours, theirs = (measure(one, benchmark, PARAMS, seed=1) for one in (features, worse))
+    for name, difference in found["all"].items():
+        assert difference["value"] == pytest.approx(ours["all"][name]["value"] - theirs["all"][name]["value"])
+    assert found["all"]["text_to_image_recall@1"] == pytest.approx(
+        {"value": 1, "low": 1, "high": 1, "p_value": 2 / 101}
+    )

@@ -1,14 +1,25 @@
-"""Ingestion of one part of a source: its pairs with what is measured on the pictures, these, and the rows refused."""
+"""Ingestion of a source's parts: their pairs with what is measured on the pictures, these, and the rows refused."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clip_core.data.pairs import write_counts, write_images, write_pairs, write_rejected
-from clip_core.data.shards import record_files
+from clip_core.data.shards import Task, map_shards, record_files
 from clip_core.data.sources import MEASURED, Part, harvest, measured
 
 if TYPE_CHECKING:
+    from clip_core.config.engine import Engine
     from clip_core.config.sources import Source
+
+
+def ingest(data: "Source", parts: Sequence[Part], engine: "Engine") -> dict[str, Path]:
+    """Shard -> the folder that `ingest_part` has filled; what was ingested before is not read again."""
+    return map_shards(
+        "ingest",
+        [Task(part.name, ingest_part, (data, part), part.reads, (data, part.at)) for part in parts],
+        engine,
+    )
 
 
 def ingest_part(data: "Source", part: Part, out: Path) -> None:

@@ -4,12 +4,12 @@ import base64
 import io
 import json
 from collections.abc import Callable
-from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from clip_core.data.aggregate import EDGES
+from clip_core.data.pages import rendered
 from clip_core.data.profile import check_decodable
 from clip_core.data.verdict_on_all import Verdict, allowed, told
 from clip_core.image import open_image, read_image
@@ -71,11 +71,6 @@ def summary_of(verdict: Verdict) -> dict[str, Any]:
 
 def page_of(verdict: Verdict, summary: dict[str, Any], read_picture: ReadPicture, max_pixels: int) -> str:
     """The summary, examples of what failed and the histograms as an HTML page."""
-    from jinja2 import Environment, StrictUndefined
-
-    page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(
-        files("clip_core.data").joinpath("validation.html").read_text(encoding="utf-8")
-    )
     examples = {
         rule["name"]: [
             row | dict(zip(("picture", "no_picture"), _picture(row, read_picture, max_pixels), strict=True))
@@ -84,7 +79,8 @@ def page_of(verdict: Verdict, summary: dict[str, Any], read_picture: ReadPicture
         for rule in summary["rules"]
         if rule["name"] in verdict.aggregate.examples
     }
-    return page.render(
+    return rendered(
+        "validation.html",
         summary=summary,
         rows_rules=[rule for rule in summary["rules"] if rule["about"] == "row"],
         all_rules=[rule | {"told": told(rule["observed"])} for rule in summary["rules"] if rule["about"] == "batch"],

@@ -1,6 +1,6 @@
 """What a model answers to every query of a benchmark: the values that all metrics are means of."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +8,7 @@ import numpy as np
 from clip_core.evaluate.benchmark import GROUPS, Benchmark, questions
 from clip_core.evaluate.bootstrap import units_of
 from clip_core.evaluate.embed import Features
-from clip_core.evaluate.retrieval import AT, Relevant, chance_at, ranks
+from clip_core.evaluate.retrieval import AT, Relevant, chance_at, map_at_r, map_chance, median_rank_by_chance, retrieve
 from clip_core.evaluate.zeroshot import is_right
 
 PARTS = ("", "seen_", "unseen_")  # of the zero-shot pictures; the first is all of them
@@ -16,23 +16,33 @@ PARTS = ("", "seen_", "unseen_")  # of the zero-shot pictures; the first is all 
 
 @dataclass(frozen=True)
 class Answers:
-    """A metric before its mean is taken: a value for every query, and the mean of a model that knows nothing."""
+    """A metric before its mean is taken: a value for every query, and the mean of a model that knows nothing.
+
+    Of ranks it is the median that is taken.
+    """
 
     values: np.ndarray
     chance: float
     units: np.ndarray  # queries of one number are drawn together: bootstrap.py
+    num_tied: int | None = None  # of ranks: queries whose right answer is level with a wrong one, which stands before
+
+    @property
+    def are_ranks(self) -> bool:
+        return self.num_tied is not None
 
 
-def answers_of(features: Features, benchmark: Benchmark) -> dict[str, dict[str, Answers]]:
+def answers_of(
+    features: Features, benchmark: Benchmark, among: Sequence[str] = GROUPS
+) -> dict[str, dict[str, Answers]]:
     """Group -> metric -> answers. A group without queries is left out, as is zero-shot where pictures have no class."""
     groups = {}
-    for group in GROUPS:
+    for group in among:
         asked = questions(benchmark, group)
         if len(asked.asking_texts):
             texts, images = features.texts, features.images
             groups[group] = {
-                **_retrieval("text_to_image", texts[asked.asking_texts], images[asked.images], asked.right_images),
-                **_retrieval("image_to_text", images[asked.asking_images], texts[asked.texts], asked.right_texts),
+                **answers_one_way("text_to_image", texts[asked.asking_texts], images[asked.images], asked.right_images),
+                **answers_one_way("image_to_text", images[asked.asking_images], texts[asked.texts], asked.right_texts),
             }
     if len(features.class_names) > 1:
         groups["zero_shot"] = _zero_shot(features, benchmark)
@@ -40,8 +50,13 @@ def answers_of(features: Features, benchmark: Benchmark) -> dict[str, dict[str, 
 
 
 def to_json(answers: Mapping[str, Mapping[str, Answers]]) -> dict:
-    """The answers as lists, by `group.metric`."""
-    named = {f"{group}.{name}": found for group, metrics in answers.items() for name, found in metrics.items()}
+    """The answers whose means count as lists, by `group.metric`."""
+    named = {
+        f"{group}.{name}": found
+        for group, metrics in answers.items()
+        for name, found in metrics.items()
+        if not found.are_ranks
+    }
     return {
         "values": {name: np.round(found.values.astype(float), 6).tolist() for name, found in named.items()},
         "chance": {name: found.chance for name, found in named.items()},
@@ -55,12 +70,21 @@ def labelled(features: Features, benchmark: Benchmark) -> tuple[np.ndarray, np.n
     return pictures, np.array([place[benchmark.classes[i]] for i in pictures])
 
 
-def _retrieval(way: str, queries: np.ndarray, candidates: np.ndarray, right: Relevant) -> dict[str, Answers]:
-    found, num_right = ranks(queries, candidates, right), [len(places) for places in right]
+def answers_one_way(way: str, queries: np.ndarray, candidates: np.ndarray, right: Relevant) -> dict[str, Answers]:
+    """Each metric of one way of searching: queries (n, width) among candidates (m, width), all L2-normalised."""
+    num_right = [len(places) for places in right]
+    found = retrieve(queries, candidates, right, max(num_right))
     units = units_of(right)
-    each = {f"{way}_recall@{k}": Answers(found <= k, chance_at(num_right, len(candidates), k), units) for k in AT}
+    each = {f"{way}_recall@{k}": Answers(found.ranks <= k, chance_at(num_right, len(candidates), k), units) for k in AT}
     values, chances = [each[name].values for name in each], [each[name].chance for name in each]
-    return each | {f"{way}_mean_recall": Answers(np.mean(values, axis=0), float(np.mean(chances)), units)}
+    precision = Answers(map_at_r(found.is_right, num_right), map_chance(num_right, len(candidates)), units)
+    return each | {
+        f"{way}_mean_recall": Answers(np.mean(values, axis=0), float(np.mean(chances)), units),
+        f"{way}_map@r": precision,
+        f"{way}_median_rank": Answers(
+            found.ranks, median_rank_by_chance(num_right, len(candidates)), units, int(found.is_tied.sum())
+        ),
+    }
 
 
 def _zero_shot(features: Features, benchmark: Benchmark) -> dict[str, Answers]:

@@ -5,11 +5,15 @@ its id, as in the reference; two that read the same are two.
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from clip_core.data.store import Store
 from clip_core.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 GROUPS = ("seen", "unseen", "all")  # concepts that occur in train, concepts that do not, everything
 
@@ -43,25 +47,30 @@ class Questions:
 
 
 def read_benchmark(store: Store) -> Benchmark:
-    """The benchmark in a packed split; its texts are the Chinese names (or captions, where there are no names)."""
-    rows = store.pairs
-    pictures = rows.dropna(subset="image_id").drop_duplicates("image_id").set_index("image_id").loc[store.image_ids]
+    """The benchmark in a packed split."""
+    found = benchmark_of(store.pairs, store.image_ids)
+    if not len(found.pairs):
+        raise UserError("no Chinese name or caption in this split: there is nothing to ask; check the column language")
+    return found
+
+
+def benchmark_of(rows: "pd.DataFrame", image_ids: list[str]) -> Benchmark:
+    """The benchmark in a pair table with `seen`; its texts are the Chinese names, or captions where there are none."""
+    pictures = rows.dropna(subset="image_id").drop_duplicates("image_id").set_index("image_id").loc[image_ids]
     asked = rows[(rows.language == "zh") & rows.caption_kind.isin(["name", "caption"])].sort_values("text_id")
     paired = asked.dropna(subset="image_id")
-    if paired.empty:
-        raise UserError("no Chinese name or caption in this split: there is nothing to ask; check the column language")
     texts = asked.drop_duplicates("text_id")
     text_place = {text_id: i for i, text_id in enumerate(texts.text_id)}
-    place = {image_id: i for i, image_id in enumerate(store.image_ids)}
+    place = {image_id: i for i, image_id in enumerate(image_ids)}
     pairs = {(text_place[text], place[image]) for text, image in zip(paired.text_id, paired.image_id, strict=True)}
     return Benchmark(
         texts=texts.caption.tolist(),
         text_ids=texts.text_id.tolist(),
         texts_seen=texts.seen.to_numpy(dtype=bool),
-        image_ids=list(store.image_ids),
+        image_ids=list(image_ids),
         is_seen=pictures.seen.to_numpy(dtype=bool),
         classes=[name if isinstance(name, str) else None for name in pictures.group],
-        pairs=np.array(sorted(pairs)),
+        pairs=np.array(sorted(pairs), dtype=np.int64).reshape(-1, 2),
     )
 
 

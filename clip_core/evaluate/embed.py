@@ -6,8 +6,9 @@ import numpy as np
 
 from clip_core.data.store import Store
 from clip_core.evaluate.benchmark import Benchmark
-from clip_core.evaluate.zeroshot import classifier
-from clip_core.inference.predictor import Predictor, encode_pictures
+from clip_core.inference.features import image_features, shelves_of
+from clip_core.inference.predictor import Predictor
+from clip_core.inference.prompts import classifier
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,8 @@ class Features:
 
 
 def embed(predictor: Predictor, store: Store, benchmark: Benchmark, templates: tuple[str, ...]) -> Features:
-    """The features of all texts, pictures and class names of `benchmark`; prints how far it is."""
-    images = encode_pictures(predictor, store)
+    """The features of all texts, pictures and class names of `benchmark`; pictures' are kept, prints how far it is."""
+    images = image_features(predictor, shelves_of(store))
     texts = predictor.encode_texts(benchmark.texts)
     if predictor.num_truncated:
         length = predictor.contract.context_length

@@ -13,7 +13,7 @@ COLUMNS = {
     "text_to_image_recall@10": "R@10",
     "text_to_image_mean_recall": "mean recall",
 }
-GROUPS = {"seen": "concepts trained on", "unseen": "concepts never seen", "all": "all together"}
+GROUPS = {"all": "all together", "seen": "concepts trained on", "unseen": "concepts never seen"}
 WITHOUT_CONCEPTS = {"all": "all test pairs"}
 
 

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from clip_core.errors import UserError
+from clip_core.inference.calibration import read_calibration
 from clip_core.inference.onnx_towers import open_session, run
 from clip_core.inference.predictor import Predictor, tokenizer_in
 from clip_core.model.contract import WEIGHTS_SUM, read_contract, weights_id
@@ -52,7 +53,8 @@ def load(folder: str | Path, device: str = "auto", precision: str = "fp32", widt
     if not (onnx / WEIGHTS_SUM).exists():
         again = f"`python -m clip_core.serve.export WEIGHTS_FOLDER {onnx}`"
         raise UserError(f"{onnx}: an export of an older version: export it again with {again}, or load the weights")
-    return Predictor(OnnxTowers(onnx), tokenizer, contract, weights_id(onnx, width), width)
+    weights = weights_id(onnx, width)
+    return Predictor(OnnxTowers(onnx), tokenizer, contract, weights, width, read_calibration(folder, weights))
 
 
 def exported(folder: Path) -> Path:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from clip_core.errors import UserError
 from clip_core.image import pixels_of
+from clip_core.inference.calibration import CALIBRATION_FILE, Calibration, read_calibration
 from clip_core.model.contract import MODEL_FILE, Contract, read_contract, weights_id
 from clip_core.text import Tokenizer, load_tokenizer
 
@@ -50,7 +51,13 @@ class Predictor:
     """
 
     def __init__(
-        self, towers: Towers, tokenizer: Tokenizer, contract: Contract, weights_id: str, width: int | None = None
+        self,
+        towers: Towers,
+        tokenizer: Tokenizer,
+        contract: Contract,
+        weights_id: str,
+        width: int | None = None,
+        calibration: Calibration | None = None,
     ) -> None:
         self.contract = contract
         self.weights_id = weights_id  # the fingerprint of what it computes
@@ -59,6 +66,7 @@ class Predictor:
         self.width = _checked_width(width, contract)
         self.towers = towers
         self._tokenizer = tokenizer
+        self._calibration = calibration
 
     def __repr__(self) -> str:
         return (
@@ -98,6 +106,19 @@ class Predictor:
                     features[some[rows]] = self._cut(self.towers.encode_images(pixels[rows]))
         return features
 
+    def match_probability(self, cosines: np.ndarray, num_candidates: int | None = None) -> np.ndarray:
+        """The probability that a text and a picture of each of these cosines match, among so many pictures.
+
+        None: as many as it was fitted with. `clip_core/inference/calibration.py` says what it means. UserError for a
+        model without a calibration.
+        """
+        if self._calibration is None:
+            raise UserError(
+                f"the model {self.weights_id} has no {CALIBRATION_FILE}: `dvc repro evaluate` fits one and the export "
+                "carries it (models/onnx); or copy reports/valid/calibration.json into the weights folder"
+            )
+        return self._calibration.probability(cosines, num_candidates)
+
     def _pixels(self, images: Sequence[bytes | Image.Image], i: int) -> np.ndarray:
         try:
             return pixels_of(images[i], self.contract.image_size, self.contract.preprocessing)
@@ -134,7 +155,8 @@ def load(folder: str | Path, device: str = "auto", precision: str = "fp32", widt
         from clip_core.inference.torch_towers import load_towers
 
         towers = load_towers(folder, device, precision)
-        return Predictor(towers, tokenizer, contract, identity.result(), width)
+        weights = identity.result()
+        return Predictor(towers, tokenizer, contract, weights, width, read_calibration(folder, weights))
 
 
 def tokenizer_in(folder: Path, contract: Contract) -> Tokenizer:

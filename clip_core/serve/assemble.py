@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from clip_core.errors import UserError
 from clip_core.files import check_space
+from clip_core.inference.calibration import CALIBRATION_FILE, read_calibration
 from clip_core.model.contract import read_contract, weights_id
 from clip_core.serve.golden import Golden, write_golden
 from clip_core.serve.index import read_index
@@ -35,7 +36,7 @@ CODE = Path(__file__).parents[2]
 SERVING_CODE = (
     *(f"clip_core/{name}.py" for name in ("__init__", "errors", "files", "guard", "image", "locks", "text")),
     *(f"clip_core/config/{name}.py" for name in ("__init__", "model", "section")),
-    *(f"clip_core/inference/{name}.py" for name in ("__init__", "onnx_towers")),
+    *(f"clip_core/inference/{name}.py" for name in ("__init__", "nearest", "onnx_towers")),
     *(f"clip_core/model/{name}.py" for name in ("__init__", "contract")),
     *(f"clip_core/serve/{name}.py" for name in ("__init__", "index", "queries", "triton_models")),
 )
@@ -80,6 +81,8 @@ def assemble(onnx: Path, galleries: Mapping[str, Gallery], golden: Golden, k: in
     for name, gallery in galleries.items():
         shutil.copytree(gallery.index, folder / "models" / "clip_search" / "1" / "galleries" / name)
         shutil.copytree(gallery.store, folder / "galleries" / name)
+    if read_calibration(onnx, weights):
+        shutil.copy2(onnx / CALIBRATION_FILE, folder / CALIBRATION_FILE)
     write_golden(golden, folder / "golden")
     release = id_of(sums_of(folder))
     for model in ANSWERS_WITH_ID:

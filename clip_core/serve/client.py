@@ -16,7 +16,7 @@ START = "start one in another terminal: `make serve`, or what `python -m clip_co
 
 
 def ask(url: str, text: str, top: int, gallery: str | None = None) -> dict:
-    """The gateway's answer: release, gallery, milliseconds and hits (image_id, score, name, image)."""
+    """The gateway's answer: release, gallery, milliseconds and hits (image_id, score, probability, name, image)."""
     opener = build_opener(ProxyHandler({}))  # the server is on loopback, whatever proxy is set
     question = {"text": text, "top": top} | ({} if gallery is None else {"gallery": gallery})
     try:
@@ -61,7 +61,8 @@ def main() -> None:
         url = arguments.url or read_url(serving_folder(arguments.serving))
         answer = ask(url, arguments.text, arguments.top, arguments.gallery)
     for hit in answer["hits"]:
-        print(f"{hit['score']:.4f}  {hit['image_id']}  {hit['name']}")
+        probability = "" if hit["probability"] is None else f"  {100 * hit['probability']:3.0f} %"
+        print(f"{hit['score']:.4f}{probability}  {hit['image_id']}  {hit['name']}")
     if len(answer["hits"]) < arguments.top:
         limit = "index.top_k in params.yaml (--top-k of a gallery), or all there are"
         print(f"the release finds {len(answer['hits'])} pictures a text: {limit}", file=sys.stderr)

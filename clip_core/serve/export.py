@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from clip_core.config.export import Export
 from clip_core.errors import UserError, told_to_the_user
 from clip_core.files import atomic_write, replacing_folder, sha256_file
+from clip_core.inference.calibration import CALIBRATION_FILE, read_calibration
 from clip_core.inference.first_token import keep_first_tokens
 from clip_core.inference.predictor import Predictor, encode_pictures
 from clip_core.inference.torch_towers import TorchTowers
@@ -28,6 +29,7 @@ from clip_core.model.contract import (
     WEIGHTS_SUM,
     Contract,
     read_contract,
+    weights_id,
 )
 from clip_core.model.matryoshka import narrow
 from clip_core.model.weights import load_weights
@@ -46,6 +48,7 @@ EXPORTED = {  # what an export may hold
     MODEL_FILE,
     TOKENIZER_FILE,
     WEIGHTS_SUM,
+    CALIBRATION_FILE,
     "parity.json",
 }
 
@@ -72,10 +75,13 @@ class ImageTower(nn.Module):
         return self.model.encode_images(pixels)
 
 
-def export(model: Path, store: "Store", texts: list[str], params: Export, out: Path) -> dict:
+def export(
+    model: Path, store: "Store", texts: list[str], params: Export, out: Path, calibration: Path | None = None
+) -> dict:
     """Writes the export of the weights folder `model` into `out` and returns its parity with torch.
 
-    Raises UserError when the parity is worse than `params` allow; `out` then stays as it was.
+    It carries the file `calibration`. Raises UserError when that is of other weights, or the parity is worse than
+    `params` allow; `out` then stays as it was.
     """
     clip = load_weights(model)
     narrow(clip, params.width or clip.architecture.embed_dim)
@@ -88,6 +94,9 @@ def export(model: Path, store: "Store", texts: list[str], params: Export, out: P
         print("exporting the towers", flush=True)
         write_onnx(clip, contract, params.opset, aside)
         _write_facts(model, contract, aside)
+        if calibration:
+            shutil.copy2(calibration, aside / CALIBRATION_FILE)
+            read_calibration(aside, weights_id(aside))
         print("onnxruntime's features of the test data", flush=True)
         parity = measure_parity(Path(expected), aside, store.folder, params)
         (aside / "parity.json").write_text(json.dumps(parity, indent=2) + "\n", encoding="utf-8")
@@ -134,6 +143,8 @@ def _check_place(out: Path) -> None:
 
 def _write_facts(model: Path, contract: Contract, folder: Path) -> None:
     shutil.copy2(model / contract.tokenizer, folder / contract.tokenizer)
+    if (model / CALIBRATION_FILE).exists():
+        shutil.copy2(model / CALIBRATION_FILE, folder / CALIBRATION_FILE)
     atomic_write(folder / MODEL_FILE, contract.model_dump_json(indent=2) + "\n")
     (folder / WEIGHTS_SUM).write_text(sha256_file(model / WEIGHTS_FILE), encoding="utf-8")
 

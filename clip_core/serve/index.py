@@ -9,11 +9,13 @@ import numpy as np
 
 from clip_core.errors import UserError
 from clip_core.files import replacing_folder
+from clip_core.inference.nearest import top_k
 from clip_core.model.contract import weights_id
 
 if TYPE_CHECKING:
     from clip_core.data.store import Store
 
+QUERIES_AT_ONCE = 256
 ROUNDING = 1e-6  # by which float32 scores of unit vectors may differ from the exact ones
 
 
@@ -21,17 +23,6 @@ class Index(NamedTuple):
     features: np.ndarray  # (images, embed_dim), L2-normalised
     image_ids: list[str]
     weights_id: str  # of the model that made the features
-
-
-def top_k(features: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The places and scores, best first, of the `k` rows of `features` nearest to each query; equal ones in order."""
-    scores = queries @ features.T  # (queries, images)
-    k = min(k, len(features))
-    places = np.empty((len(queries), k), dtype=np.int64)
-    for row, row_scores in enumerate(scores):
-        near = np.flatnonzero(row_scores >= np.partition(row_scores, -k)[-k])  # k of them, or more when tied
-        places[row] = near[np.argsort(-row_scores[near], kind="stable")][:k]
-    return places, np.take_along_axis(scores, places, axis=1)
 
 
 def same_ranking(true_scores: np.ndarray, places: np.ndarray, margin: float) -> np.ndarray:
@@ -42,13 +33,14 @@ def same_ranking(true_scores: np.ndarray, places: np.ndarray, margin: float) -> 
 
 def recall_of(features: np.ndarray, queries: np.ndarray, k: int) -> float:
     """The share of the index's top `k` that an exact search in float64 puts there; equal scores are both right."""
-    exact = features.astype(np.float64)
     places, _ = top_k(features, queries, k)
-    hits = []
-    for query, found in zip(queries.astype(np.float64), places, strict=True):
-        scores = exact @ query
-        hits.append(np.mean(scores[found] >= np.sort(scores)[-len(found)] - ROUNDING))
-    return float(np.mean(hits))
+    _, best = top_k(features, queries, k, dtype=np.float64)
+    num_right = 0
+    for start in range(0, len(queries), QUERIES_AT_ONCE):
+        rows = slice(start, start + QUERIES_AT_ONCE)
+        found = np.einsum("qd,qkd->qk", queries[rows], features[places[rows]], dtype=np.float64)
+        num_right += (found >= best[rows, -1:] - ROUNDING).sum()
+    return num_right / places.size
 
 
 def build_index(onnx: Path, store: "Store", texts: Sequence[str], k: int, min_recall: float, folder: Path) -> float:

@@ -20,6 +20,7 @@ from tritonclient.utils import InferenceServerException
 
 from clip_core.data.store import open_store
 from clip_core.errors import UserError
+from clip_core.inference.calibration import Calibration, read_calibration
 from clip_core.serve.edge import INTERNAL, guarded, problem
 from clip_core.serve.queries import Found, find
 from clip_core.serve.release import GALLERY_NAME, RELEASE_ID
@@ -70,6 +71,7 @@ class Pictures(NamedTuple):
     store: "Store"
     places: dict[str, int]  # of the picture's id
     names: dict[str, str]
+    calibration: Calibration | None
 
 
 class Galleries:
@@ -201,15 +203,18 @@ def make_app(backend: Backend, releases: Path, host_names: Sequence[str] = HOST_
         async with searches.turn():
             found = await searches.ask(text, gallery, request.state.id)
             gallery = gallery or (await galleries.names(found.release))[0]
-            names = (await galleries.pictures(found.release, gallery)).names
+            pictures = await galleries.pictures(found.release, gallery)
         hits = [
             {
                 "image_id": image_id,
                 "score": round(float(score), 4),
-                "name": names.get(image_id, ""),
+                "probability": probability,
+                "name": pictures.names.get(image_id, ""),
                 "image": f"/images/{found.release}/{gallery}/{quote(image_id, safe='')}",
             }
-            for image_id, score in zip(found.ids, found.scores, strict=True)
+            for image_id, score, probability in zip(
+                found.ids, found.scores, _probabilities(pictures, found.scores), strict=True
+            )
         ]
         milliseconds = round(1000 * (time.perf_counter() - started), 1)
         answer = {"text": text, "release": found.release, "gallery": gallery, "milliseconds": milliseconds}
@@ -267,7 +272,16 @@ def _open_pictures(folder: Path) -> Pictures:
     store = open_store(folder)
     for file in store.files:
         store.image_bytes(file["first"])  # opens it, so that it can be read also when the folder is removed
-    return Pictures(store, {image_id: place for place, image_id in enumerate(store.image_ids)}, _names(store))
+    places = {image_id: place for place, image_id in enumerate(store.image_ids)}
+    return Pictures(store, places, _names(store), read_calibration(folder.parents[1], None))
+
+
+def _probabilities(pictures: Pictures, scores: np.ndarray) -> list[float | None]:
+    """That each of the pictures found matches the text; None where the release has no calibration."""
+    if pictures.calibration is None:
+        return [None] * len(scores)
+    probabilities = pictures.calibration.probability(scores, len(pictures.places))
+    return [round(float(value), 4) for value in probabilities]
 
 
 def _names(store: "Store") -> dict[str, str]:

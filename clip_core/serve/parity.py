@@ -14,8 +14,9 @@ import numpy as np
 
 from clip_core.config.export import Export
 from clip_core.errors import UserError
+from clip_core.inference.nearest import top_k
 from clip_core.model.contract import Contract, read_contract
-from clip_core.serve.index import same_ranking, top_k
+from clip_core.serve.index import same_ranking
 
 TOP = 10
 BATCHES = (1, 2, 3, 8, 32, 64)

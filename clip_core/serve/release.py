@@ -4,6 +4,7 @@
     models/              a Triton model repository, with the code that its Python models run
     galleries/<name>/    the pictures that can be found, as a store
     golden/              questions with torch's answers
+    calibration.json     from scores to probabilities, where that was fitted
 
 The id is the hash of all files, but of those that state it: weights, tokenizer, preprocessing, indexes, galleries and
 serving code.

@@ -13,9 +13,10 @@ import triton_python_backend_utils as pb  # ty: ignore[import-not-found]
 
 from clip_core.errors import UserError
 from clip_core.image import decoded_size, pixels_of
+from clip_core.inference.nearest import top_k
 from clip_core.inference.onnx_towers import open_session, run
 from clip_core.model.contract import read_contract
-from clip_core.serve.index import Index, read_index, top_k
+from clip_core.serve.index import Index, read_index
 from clip_core.serve.queries import BAD_INPUT, MAX_IMAGES_BYTES, MAX_IMAGES_PIXELS, MAX_TEXTS_BYTES
 from clip_core.text import load_tokenizer
 

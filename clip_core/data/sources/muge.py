@@ -49,13 +49,23 @@ def parts_of(data: MugeSource) -> list[Part]:
     parts = []
     for files in _files_of(data):
         index = files.indexed(data)
-        about = index.about()
-        _check(about, index, files, data)
-        for table, ending in (("pictures", ""), ("rest", "-texts")):
-            for number, digest in enumerate(about["digests"][table]):
-                name = f"{shard_name(files.name)}{ending}-{number:05d}"
-                parts.append(Part(name, (), (files.name, " ".join(files.splits), table, number, digest)))
+        _check(index.about(), index, files, data)
+        parts += _parts_of(files, data)
     return parts
+
+
+def test_parts_of(data: MugeSource) -> list[Part]:
+    """Those of the files that `data.test` names, all of which is test: of a benchmark, which needs no other split."""
+    assert data.test
+    return list(_parts_of(Files(data.test, ("test",)), data))
+
+
+def _parts_of(files: Files, data: MugeSource) -> Iterator[Part]:
+    about = files.indexed(data).about()
+    for table, ending in (("pictures", ""), ("rest", "-texts")):
+        for number, digest in enumerate(about["digests"][table]):
+            name = f"{shard_name(files.name)}{ending}-{number:05d}"
+            yield Part(name, (), (files.name, " ".join(files.splits), table, number, digest))
 
 
 def _files_of(data: MugeSource) -> Iterator[Files]:

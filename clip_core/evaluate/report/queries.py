@@ -1,15 +1,17 @@
-"""The report's queries: Chinese texts with the pictures that were found, right and wrong ones marked."""
+"""The report's pictures: queries with what was found, the surest hits, the farthest misses, the confused classes."""
 
 import base64
 import io
 from collections.abc import Callable, Mapping, Sequence
-from html import escape
+from functools import cache
 
+from clip_core.evaluate.report.bilingual import say
 from clip_core.image import read_image
 
 SIDE = 96  # pixels of a picture on the page
-SHOWN = {"seen": 14, "unseen": 10}
+SHOWN = {"seen": 10, "unseen": 8}
 TITLES = {"seen": "Concepts seen in training", "unseen": "Concepts never seen in training"}
+NUM_EXTREME = 6  # hits, and misses
 
 ReadImage = Callable[[str], bytes]  # image_id -> encoded bytes
 
@@ -21,29 +23,57 @@ def every_nth(queries: Sequence[Mapping], count: int) -> list[Mapping]:
     return ordered[step // 2 :: step][:count]
 
 
-def query_grid(queries: Sequence[Mapping], read_bytes: ReadImage, known: bool) -> str:
-    """Sections of the queries in details.json, one for each group; `known`: whether they are about known concepts."""
-    names = _names(queries)
-    sections = []
+def grids(details: Mapping, read_bytes: ReadImage, known: bool) -> dict:
+    """What the page shows of details.json; `known`: whether its queries are about known concepts."""
+    queries = details["text_to_image"]
+    show = Shown(queries, read_bytes)
+    blocks = []
     for group, count in SHOWN.items():
         mine = [query for query in queries if query["group"] == group]
-        if mine:
-            shown = every_nth(mine, count)
-            rows = "".join(_query(query, names, read_bytes) for query in shown)
-            title = TITLES[group] if known else "Queries"
-            rule = f"every {max(1, len(mine) // count)}th of {len(mine):,} queries, in the order of their ids"
-            sections.append(f'<h3>{title} <small>{rule}</small></h3><div class="queries">{rows}</div>')
-    return "".join(sections)
+        rule = say("every {}th of {} queries, in the order of their ids", max(1, len(mine) // count), f"{len(mine):,}")
+        blocks.append((say(TITLES[group] if known else "Queries"), rule, every_nth(mine, count)))
+    hits = sorted((query for query in queries if query["rank"] == 1), key=_lead, reverse=True)
+    misses = sorted((query for query in queries if query["rank"] > 1), key=lambda query: query["rank"], reverse=True)
+    blocks += [
+        (say("Surest hits"), say("the right picture leads by most"), hits[:NUM_EXTREME]),
+        (say("Farthest misses"), say("the right picture stands last"), misses[:NUM_EXTREME]),
+    ]
+    return {
+        "sample": [show.query(query, num_hits=5) for query in every_nth(queries, 5)],
+        "blocks": [
+            {"title": title, "rule": rule, "queries": [show.query(query) for query in shown]}
+            for title, rule, shown in blocks
+            if shown
+        ],
+        "confused": [
+            mistake | {"pictures": [show.picture(image, "mistaken") for image in mistake["pictures"]]}
+            for mistake in details["confused"]
+        ],
+    }
 
 
-def sample(queries: Sequence[Mapping], read_bytes: ReadImage) -> str:
-    """A few queries with their best pictures, small enough to stand beside the title."""
-    names = _names(queries)
-    rows = "".join(
-        f'<li><span lang="zh">{escape(query["text"])}</span>{_hits(query, names, read_bytes, count=5)}</li>'
-        for query in every_nth(queries, 5)
-    )
-    return f'<ul class="sample" aria-label="five queries and the pictures found">{rows}</ul>'
+class Shown:
+    """Pictures as the page has them, each encoded once."""
+
+    def __init__(self, queries: Sequence[Mapping], read_bytes: ReadImage) -> None:
+        self.names = {image: query["text"] for query in queries for image in query["right"]}
+        self.source = cache(lambda image: thumbnail(read_bytes(image)))
+
+    def query(self, query: Mapping, num_hits: int = 10) -> dict:
+        """A text with its best pictures, and the one that it wanted where that is not among them."""
+        right = set(query["right"])
+        hits = [
+            self.picture(image, "right" if image in right else "wrong", f"{place}, score {score:.2f}")
+            for place, (image, score) in enumerate(zip(query["top"], query["scores"], strict=True), start=1)
+        ]
+        missed = None if right & set(query["top"]) else self.picture(query["right"][0], "missed", "wanted")
+        return {"text": query["text"], "rank": query["rank"], "hits": hits[:num_hits], "wanted": missed}
+
+    def picture(self, image: str, mark: str, place: str = "") -> dict[str, str]:
+        """One picture with its name."""
+        name = self.names.get(image, image)
+        told = f"{name} ({place})" if place else name
+        return {"mark": mark, "name": name, "told": told, "source": self.source(image)}
 
 
 def thumbnail(encoded: bytes) -> str:
@@ -55,33 +85,8 @@ def thumbnail(encoded: bytes) -> str:
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _names(queries: Sequence[Mapping]) -> dict[str, str]:
-    return {image: query["text"] for query in queries for image in query["right"]}
-
-
-def _query(query: Mapping, names: dict[str, str], read_bytes: ReadImage) -> str:
+def _lead(query: Mapping) -> float:
+    """How far the right picture, which is first, stands before the best wrong one."""
     right = set(query["right"])
-    rank = next((place for place, image in enumerate(query["top"], start=1) if image in right), None)
-    verdict = (
-        f"found at {rank}" if rank else "missed " + _picture(query["right"][0], names, read_bytes, "missed", "wanted")
-    )
-    return (
-        f'<article class="query {"found" if rank else "lost"}"><h4 lang="zh">{escape(query["text"])}</h4>'
-        f'{_hits(query, names, read_bytes)}<p class="verdict">{verdict}</p></article>'
-    )
-
-
-def _hits(query: Mapping, names: dict[str, str], read_bytes: ReadImage, count: int = 10) -> str:
-    right = set(query["right"])
-    pictures = "".join(
-        _picture(image, names, read_bytes, "right" if image in right else "wrong", f"{place}, score {score:.2f}")
-        for place, (image, score) in enumerate(zip(query["top"], query["scores"], strict=True), start=1)
-        if place <= count
-    )
-    return f'<div class="hits">{pictures}</div>'
-
-
-def _picture(image: str, names: dict[str, str], read_bytes: ReadImage, mark: str, place: str) -> str:
-    name = escape(names.get(image, image))
-    source = thumbnail(read_bytes(image))
-    return f'<span class="hit {mark}" title="{name} ({place})"><img src="{source}" alt="{mark}: {name}"></span>'
+    wrong = (score for image, score in zip(query["top"], query["scores"], strict=True) if image not in right)
+    return query["scores"][0] - next(wrong, query["scores"][-1])
