@@ -72,9 +72,7 @@ def _map_11_points(scores: np.ndarray, labels: np.ndarray) -> Weighted:
 def _ap_11_points(scores: np.ndarray, is_one: np.ndarray) -> Weighted:
     order = np.argsort(-scores, kind="stable")
     ends = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))  # of those with one score
-    ends = ends[
-        np.add.reduceat(is_one[order].astype(int), np.append(0, ends[:-1] + 1)) > 0
-    ]  # else precision falls
+    ends = ends[np.add.reduceat(is_one[order].astype(int), np.append(0, ends[:-1] + 1)) > 0]  # else precision falls
 
     def weighted(weights: np.ndarray) -> np.ndarray:
         right = (weights[:, order] * is_one[order]).cumsum(axis=1)[:, ends]

@@ -43,16 +43,15 @@ def score_retrieval(files: list[Path], truth: Path) -> dict[str, dict]:
     units = units_of(places)
     sizes = {"num_queries": len(with_truth), "num_without_truth": len(right) - len(with_truth)}
     means = {file: resampled_means(found, units, NUM_BOOTSTRAP, SEED) for file, found in hits.items()}
-    first = next(iter(hits))
-    return {
-        file: sizes
-        | {
-            name: _entry(found[:, i].mean(), means[file][:, i])
-            | ({} if file == first else {"minus_first": _minus(hits, means, file, first, i)})
-            for i, name in enumerate(_names(asks))
-        }
-        for file, found in hits.items()
-    }
+    first, told = next(iter(hits)), {}
+    for file, found in hits.items():
+        told[file] = dict(sizes)
+        for i, name in enumerate(_names(asks)):
+            told[file][name] = _entry(found[:, i].mean(), means[file][:, i])
+            if file != first:
+                value, its_means = (of[file][:, i] - of[first][:, i] for of in (hits, means))
+                told[file][name]["minus_first"] = compared(float(value.mean()), its_means, CONFIDENCE)
+    return told
 
 
 def score_classification(files: list[Path], truth: Path, metric: str) -> dict[str, dict]:
@@ -108,13 +107,6 @@ def _names(asks: str) -> list[str]:
 def _entry(value: float, means: np.ndarray) -> dict[str, Any]:
     low, high = bounds_of(means, CONFIDENCE)
     return {"value": float(value), "low": float(low), "high": float(high)}
-
-
-def _minus(
-    hits: dict[str, np.ndarray], means: dict[str, np.ndarray], file: str, first: str, i: int
-) -> dict[str, float]:
-    value = float(hits[file][:, i].mean() - hits[first][:, i].mean())
-    return compared(value, means[file][:, i] - means[first][:, i], CONFIDENCE)
 
 
 def _read_labels(file: Path, metric: str, num_classes: int) -> np.ndarray:
