@@ -40,7 +40,7 @@ pytestmark = [
 @pytest.fixture(autouse=True)
 def without_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
     """Convolutions in TF32, which is torch's own choice, are only good to three digits."""
-    monkeypatch.setattr(torch.backends, "fp32_precision", "ieee")
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
 def adapted() -> CLIP:

@@ -61,6 +61,13 @@ def test_a_release_is_added_by_links_and_again_without_a_trace(serving: Path, re
     assert verify(place).release == release.id
 
 
+def test_every_file_that_was_proved_is_added(serving: Path, release: Release, tmp_path: Path) -> None:
+    made = changed(release, tmp_path / "made", lambda folder: (folder / "calibration.json").write_text("{}"))
+    releases.add(serving, made.folder, keep=5)
+    assert inodes(releases.folder_of(serving, made.id)) == inodes(made.folder)
+    verify(releases.folder_of(serving, made.id))
+
+
 def test_a_folder_that_was_deleted_or_damaged_is_added_anew_and_what_is_current_stays(
     serving: Path, tiny_releases: tuple[Release, Release]
 ) -> None:

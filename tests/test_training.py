@@ -353,12 +353,12 @@ def test_where_the_peak_is_known_the_flops_that_the_model_needs_are_told_as_a_pa
 def test_torch_computes_with_the_same_bits_and_in_full_fp32_unless_the_params_give_that_up() -> None:
     params = tiny_training()
     try:
-        for is_exact, number in ((False, "tf32"), (True, "ieee")):
-            torch_ = Torch(tf32=not is_exact, compile=False, deterministic=is_exact)
-            compute_as(params.model_copy(update={"torch": torch_}))
+        for is_exact in (False, True):
+            switches = Torch(tf32=not is_exact, compile=False, deterministic=is_exact)
+            compute_as(params.model_copy(update={"torch": switches}))
             assert torch.are_deterministic_algorithms_enabled() == is_exact
-            assert torch.backends.cuda.matmul.fp32_precision == number
-            assert torch.backends.cudnn.conv.fp32_precision == number  # ty: ignore[missing-attribute]
+            assert torch.backends.cuda.matmul.allow_tf32 != is_exact
+            assert torch.backends.cudnn.allow_tf32 != is_exact
     finally:
         compute_as(params)
 

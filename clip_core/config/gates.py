@@ -9,7 +9,7 @@ from clip_core.config.section import Name, Share, resembling
 RECALLS = tuple(
     f"{way}_{recall}"
     for way in ("text_to_image", "image_to_text")
-    for recall in ("recall@1", "recall@5", "recall@10", "mean_recall")
+    for recall in ("recall@1", "recall@5", "recall@10", "mean_recall", "map@r")
 )
 METRICS = (  # groups of a benchmark and what is measured of each, see clip_core/evaluate/measure.py
     (("seen", "unseen", "all"), (*RECALLS, "mean_recall")),

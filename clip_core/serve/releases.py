@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from clip_core.errors import UserError, told_to_the_user
-from clip_core.files import atomic_write, check_space, replacing_folder, sync
+from clip_core.files import atomic_write, check_space, link_file, replacing_folder, sync
 from clip_core.locks import try_lock
 from clip_core.project import project_root, serving_folder
-from clip_core.serve.release import MANIFEST, RELEASE_ID, Manifest, link_tree, read_manifest, verify
+from clip_core.serve.release import MANIFEST, RELEASE_ID, Manifest, read_manifest, verify
 from clip_core.serve.triton import Server
 
 
@@ -53,8 +53,9 @@ def add(serving: Path, folder: Path, keep: int | None) -> Manifest:
             verify(folder)
             check_space(serving, [folder])  # where links can not be had, copies are made
             with replacing_folder(place) as aside:
-                for part in ("models", "galleries", "golden"):
-                    link_tree(folder / part, aside / part)
+                for name in manifest.files:
+                    (aside / name).parent.mkdir(parents=True, exist_ok=True)
+                    link_file(folder / name, aside / name)
                 shutil.copy2(folder / MANIFEST, aside / MANIFEST)
         if added(serving)[:1] != [manifest.release]:  # new, or made again after others: then it is the newest again
             record(serving, "added", manifest.release, str(folder))
