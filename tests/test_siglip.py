@@ -1,0 +1,280 @@
+"""SigLIP 2 comes from transformers' folders and goes back to the bit; tokens, pixels and features are transformers'."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn.functional import normalize
+
+import clip_core
+from clip_core.image import AS_SIGLIP2, pixels_of
+from clip_core.model.clip import CLIP
+from clip_core.model.contract import read_contract
+from clip_core.model.costs import architecture_of, on_meta, parameters_by_part
+from clip_core.model.matryoshka import narrow
+from clip_core.model.pretrained.exporting import export_weights
+from clip_core.model.pretrained.importing import import_checkpoint
+from clip_core.model.pretrained.recognise import name_of
+from clip_core.model.registry import MODELS, SIGLIP2_SIZES
+from clip_core.model.weights import load_weights
+from tests.siglip import B16, SMALL, gemma_tokenizer, save_as_released, siglip2
+
+VOCAB_SIZE = 600
+TEXTS = ["杰尼龟的猫", "Hello WORLD cat", "", "两\n\n行  空格", "😀 Ǆ ΣΑΣ", "一只黑色的" * 80, "“沙发”上的cat"]
+PIXELS = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+SIGLIPS = [name for name in MODELS if name.startswith("siglip2")]
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return siglip2(VOCAB_SIZE, **SMALL)
+
+
+@pytest.fixture(scope="module")
+def released(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_as_released(model, tmp_path_factory.mktemp("siglip") / "released", **SMALL)
+
+
+@pytest.fixture(scope="module")
+def imported(released: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("siglip") / "weights"
+    import_checkpoint(released, folder, None, None)
+    return folder
+
+
+def their_token_ids(folder: Path, texts: list[str]) -> Tensor:
+    from transformers.models.siglip2.tokenization_siglip2 import Siglip2Tokenizer
+
+    tokenizer = Siglip2Tokenizer.from_pretrained(folder)
+    return tokenizer(texts, padding="max_length", max_length=64, truncation=True, return_tensors="pt").input_ids
+
+
+@torch.inference_mode()
+def their_features(model: Any, token_ids: Tensor, pixels: Tensor, **how: Any) -> tuple[Tensor, Tensor]:
+    images = model.get_image_features((pixels / 255 - 0.5) / 0.5, **how).pooler_output
+    return normalize(images, dim=-1), normalize(model.get_text_features(token_ids).pooler_output, dim=-1)
+
+
+@torch.inference_mode()
+def assert_features(ours: CLIP, token_ids: Tensor, pixels: Tensor, wanted: tuple[Tensor, Tensor]) -> None:
+    torch.testing.assert_close(ours.encode_images(pixels), wanted[0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(ours.encode_texts(token_ids), wanted[1], atol=1e-5, rtol=0)
+
+
+def assert_same_tensors(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+def test_texts_get_the_tokens_of_transformers_and_padding_after_them(released: Path, imported: Path) -> None:
+    ours, theirs = clip_core.load(imported).tokenize(TEXTS), their_token_ids(released, TEXTS)
+    assert ours.shape == (len(TEXTS), 64)
+    assert (ours == theirs.numpy()).all()
+    assert clip_core.load(imported).tokenize([""]).tolist() == [[1, 0]]
+    spelt = clip_core.load(imported).tokenize(["a <pad> <eos>"])[
+        0
+    ]  # theirs takes it for the end; in training it was not
+    assert (spelt[:-1] > 1).all() and spelt[-1] == 1
+
+
+@pytest.mark.parametrize("size", [(32, 32), (700, 300), (20, 11)])
+def test_pictures_become_the_pixels_of_transformers_processor(size: tuple[int, int], released: Path) -> None:
+    from transformers import AutoImageProcessor
+
+    noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    picture = Image.fromarray(noise)
+    processor = AutoImageProcessor.from_pretrained(released, backend="pil")
+    theirs = processor(picture, return_tensors="np", do_convert_rgb=True)["pixel_values"][0]
+    np.testing.assert_allclose((pixels_of(picture, 32, AS_SIGLIP2) / 255 - 0.5) / 0.5, theirs, atol=1e-6)
+
+
+@pytest.mark.parametrize("runtime", ["torch", "onnx"])
+def test_features_are_those_of_transformers_on_torch_and_on_onnx(
+    runtime: Any, model: Any, released: Path, imported: Path
+) -> None:
+    wanted = their_features(model, their_token_ids(released, TEXTS), PIXELS)
+    if runtime == "torch":
+        assert_features(load_weights(imported), their_token_ids(released, TEXTS), PIXELS, wanted)
+    predictor = clip_core.load(imported, runtime=runtime)
+    pictures = [Image.fromarray(pixels.permute(1, 2, 0).numpy()) for pixels in PIXELS]
+    np.testing.assert_allclose(predictor.encode_images(pictures), wanted[0].numpy(), atol=1e-5)
+    np.testing.assert_allclose(predictor.encode_texts(TEXTS), wanted[1].numpy(), atol=1e-5)
+    np.testing.assert_allclose(predictor.encode_texts([""]), wanted[1][2:3].numpy(), atol=1e-5)
+    rows = predictor.tokenize(TEXTS[:1])
+    for length in (rows.shape[1], 16, 63, 64):  # Triton pads to a few lengths
+        padded = np.pad(rows, ((0, 0), (0, length - rows.shape[1])))
+        np.testing.assert_allclose(predictor.towers.encode_texts(padded), wanted[1][:1].numpy(), atol=1e-5)
+    assert predictor.logit_scale == pytest.approx(model.logit_scale.exp().item())
+
+
+def test_an_import_and_an_export_give_the_folder_back_to_the_bit(
+    model: Any, released: Path, imported: Path, tmp_path: Path
+) -> None:
+    from transformers import AutoModel, AutoProcessor
+
+    export_weights(imported, tmp_path / "back", "transformers")
+    assert_same_tensors(load_file(tmp_path / "back" / "model.safetensors"), load_file(released / "model.safetensors"))
+    loaded, processor = (kind.from_pretrained(tmp_path / "back") for kind in (AutoModel, AutoProcessor))
+    assert type(loaded) is type(model)
+    token_ids = processor(text=TEXTS, padding="max_length", truncation=True, return_tensors="pt")["input_ids"]
+    assert torch.equal(token_ids, their_token_ids(released, TEXTS))
+    wanted = their_features(model, token_ids, PIXELS)
+    for found, feature in zip(their_features(loaded.eval(), token_ids, PIXELS), wanted, strict=True):
+        torch.testing.assert_close(found, feature, atol=0, rtol=0)
+    import_checkpoint(tmp_path / "back", tmp_path / "again", None, None)
+    assert read_contract(tmp_path / "again").architecture == read_contract(imported).architecture
+    assert (tmp_path / "again" / "tokenizer.json").read_bytes() == (imported / "tokenizer.json").read_bytes()
+
+
+def test_timm_loads_the_image_tower_and_it_comes_back(model: Any, imported: Path, tmp_path: Path) -> None:
+    import timm
+
+    export_weights(imported, tmp_path / "timm", "timm")
+    tower = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
+    with torch.inference_mode():
+        features = normalize(tower((PIXELS / 255 - 0.5) / 0.5), dim=-1)
+    torch.testing.assert_close(features, load_weights(imported).encode_images(PIXELS), atol=1e-6, rtol=0)
+    import_checkpoint(tmp_path / "timm", tmp_path / "tower", None, None)
+    assert json.loads((tmp_path / "tower" / "config.json").read_text())["pretrained_cfg"]["mean"] == [0.5, 0.5, 0.5]
+
+
+def test_positions_for_larger_pictures_are_those_of_transformers(model: Any, released: Path, tmp_path: Path) -> None:
+    import_checkpoint(released, tmp_path / "larger", None, 48, 16)
+    pixels = torch.randint(0, 256, (1, 3, 48, 48), dtype=torch.uint8)
+    token_ids = their_token_ids(released, ["hello"])
+    wanted = their_features(model, token_ids, pixels, interpolate_pos_encoding=True)
+    assert_features(load_weights(tmp_path / "larger"), token_ids[:, :5], pixels, wanted)
+    assert clip_core.load(tmp_path / "larger").tokenize(["一只黑色的" * 80]).shape == (1, 16)
+
+
+def test_narrower_features_are_the_first_numbers_of_the_wider(imported: Path) -> None:
+    model, token_ids = load_weights(imported), torch.tensor([[9, 1]])
+    with torch.inference_mode():
+        wanted = [normalize(f[:, :16], dim=-1) for f in (model.encode_images(PIXELS), model.encode_texts(token_ids))]
+        narrow(model, 16)
+        fitting = CLIP(model.architecture)
+        fitting.load_state_dict(model.state_dict())
+        for found, feature in zip(
+            (fitting.encode_images(PIXELS), fitting.encode_texts(token_ids)), wanted, strict=True
+        ):
+            torch.testing.assert_close(found, feature, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("name", SIGLIPS)
+def test_a_model_has_exactly_the_parameters_of_transformers(name: str) -> None:
+    from transformers import SiglipConfig, SiglipModel
+
+    _, size, patch_size, image_size = name.split("-")
+    width, layers, heads, hidden = SIGLIP2_SIZES[{"b": "base", "l": "large"}.get(size, size)]
+    shape = {
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "intermediate_size": hidden,
+    }
+    text = {**shape, "vocab_size": 256_000, "projection_size": width}
+    vision = {**shape, "patch_size": int(patch_size), "image_size": int(image_size)}
+    with torch.device("meta"):
+        theirs = SiglipModel(SiglipConfig(text_config=text, vision_config=vision))
+    ours = parameters_by_part(on_meta(architecture_of(name)))
+    assert sum(ours.values()) == sum(parameter.numel() for parameter in theirs.parameters())
+
+
+Change = Callable[[Path], object]
+
+
+def config(**changes: Any) -> Change:
+    def change(folder: Path) -> None:
+        content = json.loads((folder / "config.json").read_text())
+        for key, value in changes.items():
+            content[key] = {**content[key], **value} if isinstance(value, dict) else value
+        (folder / "config.json").write_text(json.dumps(content))
+
+    return change
+
+
+def tensors(make: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> Change:
+    return lambda folder: save_file(make(load_file(folder / "model.safetensors")), folder / "model.safetensors")
+
+
+def tokenizer_of_another_kind(folder: Path) -> None:
+    from clip_core.text import build_tokenizer
+
+    (folder / "tokenizer.json").write_text(build_tokenizer(["一只猫"]))
+
+
+BAD: dict[str, tuple[Change, str]] = {
+    "naflex": (config(model_type="siglip2"), "a SigLIP 2 of the kind NaFlex"),
+    "siglip 1": (
+        tensors(lambda t: {**t, "text_model.embeddings.token_embedding.weight": torch.zeros(32_000, 64)}),
+        r"a SigLIP \(1\): its 32,000 tokens",
+    ),
+    "no bias": (tensors(lambda t: {k: v for k, v in t.items() if k != "logit_bias"}), r"missing: logit_bias \(\)"),
+    "a resolution that the positions do not have": (
+        config(vision_config={"image_size": 48}),
+        "config.json is 48, but there are 16 positions for patches of 8 pixels: 32 x 32 pixels",
+    ),
+    "pictures of another size": (
+        lambda folder: (folder / "preprocessor_config.json").write_text('{"size": {"height": 48, "width": 48}}'),
+        r"so here: size \{'height': 48",
+    ),
+    "another activation": (config(text_config={"hidden_act": "gelu"}), "hidden_act 'gelu' of its text tower"),
+    "heads that do not fit": (config(vision_config={"num_attention_heads": 7}), "is 7, which do not share 96"),
+    "no config": (lambda folder: (folder / "config.json").unlink(), "tensors without a config.json"),
+    "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer.json: no such file"),
+    "a tokenizer of BERT's kind": (tokenizer_of_another_kind, "not Gemma's tokenizer .BPE, .*but WordPiece with 7 tok"),
+    "a tokenizer of another size": (
+        lambda folder: gemma_tokenizer(700).save(str(folder / "tokenizer.json")),
+        "has 700 tokens, but the weights have embeddings for 600",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_what_is_no_whole_siglip_2_is_refused_by_name_with_what_is_accepted(
+    kind: str, released: Path, tmp_path: Path
+) -> None:
+    change, message = BAD[kind]
+    shutil.copytree(released, tmp_path / "bad")
+    change(tmp_path / "bad")
+    with pytest.raises(ValueError, match=rf"(?s)bad: .*{message}.*accepted are SigLIP 2 for fixed resolutions"):
+        import_checkpoint(tmp_path / "bad", tmp_path / "weights", None, None)
+    assert not (tmp_path / "weights").exists()
+
+
+def test_weights_that_transformers_can_not_hold_are_not_exported(imported: Path, tmp_path: Path) -> None:
+    model, folder = load_weights(imported), tmp_path / "narrow"
+    shutil.copytree(imported, folder)
+    narrow(model, 16)
+    contract = read_contract(imported).model_copy(update={"architecture": model.architecture})
+    (folder / "model.json").write_text(contract.model_dump_json())
+    save_file(model.state_dict(), folder / "model.safetensors")
+    for form, message in (
+        ("transformers", "without SigLIP's attention pooling"),
+        ("ofa", "is a BERT, not 'siglip_text_model'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            export_weights(folder, tmp_path / "out", form)
+
+
+def test_b_16_goes_in_and_out_in_its_real_shape(tmp_path: Path) -> None:
+    theirs = siglip2(256_000, **B16)
+    released = save_as_released(theirs, tmp_path / "released", **B16)
+    token_ids = their_token_ids(released, ["杰尼龟"])
+    pixels = torch.randint(0, 256, (1, 3, 224, 224), dtype=torch.uint8)
+    wanted = their_features(theirs, token_ids, pixels)
+    del theirs
+    import_checkpoint(released, tmp_path / "weights", None, None)
+    assert name_of(read_contract(tmp_path / "weights").architecture) == "siglip2-b-16-224"
+    assert_features(load_weights(tmp_path / "weights"), token_ids, pixels, wanted)
+    export_weights(tmp_path / "weights", tmp_path / "back", "transformers")
+    assert_same_tensors(*(load_file(tmp_path / name / "model.safetensors") for name in ("released", "back")))
+    shutil.rmtree(tmp_path)
