@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
@@ -56,6 +57,7 @@ def siglip2(vocab_size: int, vision: dict[str, Any], text: dict[str, Any]) -> An
     with without_init():
         model = SiglipModel(SiglipConfig(text_config=text, vision_config=vision))
     fill(model)
+    torch.nn.init.constant_(model.logit_scale, 4.7)  # above ln(100), as in the released ones
     return model.eval()
 
 

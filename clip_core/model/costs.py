@@ -15,28 +15,13 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from clip_core.image import AS_RELEASED, AS_SIGLIP2, Preprocessing
 from clip_core.model.clip import CLIP
 from clip_core.model.contract import Architecture, TextArchitecture
-from clip_core.model.registry import MODELS, SIGLIP_TEXT, VOCABULARY
+from clip_core.model.registry import CHINESE_CLIP, MODELS, SIGLIP2
 
 PARTS = ("image_tower", "image_projection", "text_tower", "text_projection", "logit_scale", "logit_bias")
 ADAMW_BYTES = 4 * 4  # for each parameter
 IMAGE_SIZES = {"tiny": 48, "rn50": 224}  # the others' towers say it
-
-
-@dataclass(frozen=True)
-class Released:
-    """What the weights of a family were trained with, beside their shapes."""
-
-    vocabulary: int
-    context_length: int
-    preprocessing: Preprocessing
-    logit_bias: bool
-
-
-CHINESE_CLIP = Released(VOCABULARY, 52, AS_RELEASED, logit_bias=False)
-SIGLIP2 = Released(256_000, 64, AS_SIGLIP2, logit_bias=True)
 
 
 @dataclass(frozen=True)
@@ -74,16 +59,16 @@ def costs_of(name: str) -> Costs:
 def architecture_of(name: str) -> Architecture:
     """The model as released; the tiny one, which builds its own vocabulary, with that of Chinese-CLIP."""
     shape = MODELS[name]
-    as_released = SIGLIP2 if shape.text_tower.name == SIGLIP_TEXT else CHINESE_CLIP
-    options = {"max_position_embeddings": as_released.context_length, **shape.text_tower.options}
+    family = shape.family
+    options = {"max_position_embeddings": family.context_length, **shape.text_tower.options}
     return Architecture(
         image_tower=shape.image_tower,
-        text_tower=TextArchitecture(name=shape.text_tower.name, options=options, vocab_size=as_released.vocabulary),
+        text_tower=TextArchitecture(name=shape.text_tower.name, options=options, vocab_size=family.vocabulary),
         embed_dim=shape.embed_dim,
         image_size=IMAGE_SIZES.get(name) or int(shape.image_tower.name[-3:]),
-        context_length=as_released.context_length,
-        preprocessing=as_released.preprocessing,
-        logit_bias=as_released.logit_bias,
+        context_length=family.context_length,
+        preprocessing=family.preprocessing,
+        logit_bias=family.logit_bias,
     )
 
 
@@ -151,7 +136,7 @@ def main() -> None:
         f" {CHINESE_CLIP.context_length} tokens, SigLIP 2 {SIGLIP2.context_length});"
         "\nact.: what training keeps for the backward pass, attention written out (fused attention keeps less);"
         "\nAdamW: weights, gradients and two moments, 16 bytes for each parameter, once and not per sample."
-        f"\nVocabulary: {VOCABULARY:,} tokens, SigLIP 2 {SIGLIP2.vocabulary:,}."
+        f"\nVocabulary: {CHINESE_CLIP.vocabulary:,} tokens, SigLIP 2 {SIGLIP2.vocabulary:,}."
         " For tiny this is assumed: `init` builds its own from the captions."
     )
 

@@ -8,9 +8,24 @@ config.json of google/siglip2-* (docs/models.md).
 from dataclasses import dataclass
 
 from clip_core.config.model import EMBED_DIMS, CustomModel, ImageTower, NamedModel, Options, TextTower
+from clip_core.image import AS_RELEASED, AS_SIGLIP2, Preprocessing
 
 VOCABULARY = 21128  # tokens of the Chinese BERT that all released Chinese-CLIPs share
 SIGLIP_TEXT = "siglip_text_model"  # what transformers calls SigLIP's text tower
+
+
+@dataclass(frozen=True)
+class Family:
+    """What released weights were trained with, beside their shapes."""
+
+    vocabulary: int  # tokens
+    context_length: int
+    preprocessing: Preprocessing
+    logit_bias: bool
+
+
+CHINESE_CLIP = Family(VOCABULARY, 52, AS_RELEASED, logit_bias=False)
+SIGLIP2 = Family(256_000, 64, AS_SIGLIP2, logit_bias=True)
 
 
 @dataclass(frozen=True)
@@ -20,6 +35,10 @@ class Shape:
     image_tower: ImageTower
     text_tower: TextTower
     embed_dim: int
+
+    @property
+    def family(self) -> Family:
+        return SIGLIP2 if self.text_tower.name == SIGLIP_TEXT else CHINESE_CLIP
 
 
 def _bert(hidden_size: int, num_hidden_layers: int, num_attention_heads: int) -> TextTower:
