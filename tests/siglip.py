@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from torch import Tensor
+from torch.nn.functional import normalize
 
 from tests.released import fill, without_init
 
@@ -18,7 +20,6 @@ SMALL: dict[str, Any] = {  # neither tower is as large as the other
     "text": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
     | {"projection_size": 96},
 }
-B16: dict[str, Any] = {"vision": {}, "text": {}}  # transformers' own defaults
 
 
 def gemma_tokenizer(vocab_size: int) -> Tokenizer:
@@ -49,16 +50,21 @@ def gemma_tokenizer(vocab_size: int) -> Tokenizer:
     return backend
 
 
-def siglip2(vocab_size: int, vision: dict[str, Any], text: dict[str, Any]) -> Any:
+def without_numbers(vocab_size: int, vision: dict[str, Any], text: dict[str, Any]) -> Any:
     """The model of transformers."""
     from transformers import SiglipConfig, SiglipModel
 
     text = {"vocab_size": vocab_size, "bos_token_id": None, "eos_token_id": 1, **text}
     with without_init():
-        model = SiglipModel(SiglipConfig(text_config=text, vision_config=vision))
+        return SiglipModel(SiglipConfig(text_config=text, vision_config=vision)).eval()
+
+
+def siglip2(vocab_size: int, vision: dict[str, Any], text: dict[str, Any]) -> Any:
+    """The model of transformers with random numbers."""
+    model = without_numbers(vocab_size, vision, text)
     fill(model)
     torch.nn.init.constant_(model.logit_scale, 4.7)  # above ln(100), as in the released ones
-    return model.eval()
+    return model
 
 
 def save_as_released(model: Any, folder: Path, vision: dict[str, Any], text: dict[str, Any]) -> Path:
@@ -92,3 +98,21 @@ def save_as_released(model: Any, folder: Path, vision: dict[str, Any], text: dic
         (folder / f"{name}.json").write_text(json.dumps(content))
     gemma_tokenizer(vocab_size).save(str(folder / "tokenizer.json"))
     return folder
+
+
+def their_token_ids(folder: Path, texts: list[str]) -> Tensor:
+    from transformers.models.siglip2.tokenization_siglip2 import Siglip2Tokenizer
+
+    tokenizer = Siglip2Tokenizer.from_pretrained(folder)
+    return tokenizer(texts, padding="max_length", max_length=64, truncation=True, return_tensors="pt").input_ids
+
+
+@torch.inference_mode()
+def their_features(model: Any, token_ids: Tensor, pixels: Tensor, **how: Any) -> tuple[Tensor, Tensor]:
+    images = model.get_image_features((pixels / 255 - 0.5) / 0.5, **how).pooler_output
+    return normalize(images, dim=-1), normalize(model.get_text_features(token_ids).pooler_output, dim=-1)
+
+
+def assert_same_tensors(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []

@@ -1,7 +1,6 @@
 """SigLIP 2 comes from transformers' folders and goes back to the bit; tokens, pixels and features are transformers'."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +17,15 @@ from clip_core.image import AS_SIGLIP2, pixels_of
 from clip_core.inference.fast_vit import Patches
 from clip_core.model.clip import CLIP
 from clip_core.model.contract import read_contract
-from clip_core.model.costs import architecture_of, on_meta, parameters_by_part
 from clip_core.model.matryoshka import narrow
 from clip_core.model.pretrained.exporting import export_weights
 from clip_core.model.pretrained.importing import import_checkpoint
-from clip_core.model.pretrained.recognise import name_of
-from clip_core.model.registry import MODELS, SIGLIP2_SIZES
 from clip_core.model.weights import load_weights
-from tests.siglip import B16, SMALL, save_as_released, siglip2
+from tests.siglip import SMALL, assert_same_tensors, save_as_released, siglip2, their_features, their_token_ids
 
 VOCAB_SIZE = 600
 TEXTS = ["杰尼龟的猫", "Hello WORLD cat", "", "两\n\n行  空格", "😀 Ǆ ΣΑΣ", "一只黑色的" * 80, "“沙发”上的cat"]
 PIXELS = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-SIGLIPS = [name for name in MODELS if name.startswith("siglip2")]
 
 
 @pytest.fixture(scope="module")
@@ -50,28 +45,10 @@ def imported(released: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def their_token_ids(folder: Path, texts: list[str]) -> Tensor:
-    from transformers.models.siglip2.tokenization_siglip2 import Siglip2Tokenizer
-
-    tokenizer = Siglip2Tokenizer.from_pretrained(folder)
-    return tokenizer(texts, padding="max_length", max_length=64, truncation=True, return_tensors="pt").input_ids
-
-
-@torch.inference_mode()
-def their_features(model: Any, token_ids: Tensor, pixels: Tensor, **how: Any) -> tuple[Tensor, Tensor]:
-    images = model.get_image_features((pixels / 255 - 0.5) / 0.5, **how).pooler_output
-    return normalize(images, dim=-1), normalize(model.get_text_features(token_ids).pooler_output, dim=-1)
-
-
 @torch.inference_mode()
 def assert_features(ours: CLIP, token_ids: Tensor, pixels: Tensor, wanted: tuple[Tensor, Tensor]) -> None:
     torch.testing.assert_close(ours.encode_images(pixels), wanted[0], atol=1e-5, rtol=0)
     torch.testing.assert_close(ours.encode_texts(token_ids), wanted[1], atol=1e-5, rtol=0)
-
-
-def assert_same_tensors(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
-    assert one.keys() == other.keys()
-    assert [name for name in one if not torch.equal(one[name], other[name])] == []
 
 
 def test_texts_get_the_tokens_of_transformers_and_padding_after_them(released: Path, imported: Path) -> None:
@@ -172,41 +149,3 @@ def test_narrower_features_are_the_first_numbers_of_the_wider(imported: Path) ->
             (fitting.encode_images(PIXELS), fitting.encode_texts(token_ids)), wanted, strict=True
         ):
             torch.testing.assert_close(found, feature, atol=1e-6, rtol=0)
-
-
-@pytest.mark.parametrize("name", SIGLIPS)
-def test_a_model_has_exactly_the_parameters_of_transformers(name: str) -> None:
-    from transformers import SiglipConfig, SiglipModel
-
-    _, size, patch_size, image_size = name.split("-")
-    width, layers, heads, hidden = SIGLIP2_SIZES[{"b": "base", "l": "large"}.get(size, size)]
-    shape = {
-        "hidden_size": width,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "intermediate_size": hidden,
-    }
-    text = {**shape, "vocab_size": 256_000, "projection_size": width}
-    vision = {**shape, "patch_size": int(patch_size), "image_size": int(image_size)}
-    with torch.device("meta"):
-        theirs = SiglipModel(SiglipConfig(text_config=text, vision_config=vision))
-    ours = parameters_by_part(on_meta(architecture_of(name)))
-    assert sum(ours.values()) == sum(parameter.numel() for parameter in theirs.parameters())
-
-
-def test_b_16_goes_in_and_out_in_its_real_shape(tmp_path: Path) -> None:
-    theirs = siglip2(256_000, **B16)
-    released = save_as_released(theirs, tmp_path / "released", **B16)
-    token_ids = their_token_ids(released, ["杰尼龟"])
-    pixels = torch.randint(0, 256, (1, 3, 224, 224), dtype=torch.uint8)
-    wanted = their_features(theirs, token_ids, pixels)
-    del theirs
-    import_checkpoint(released, tmp_path / "weights", None, None)
-    assert name_of(read_contract(tmp_path / "weights").architecture) == "siglip2-b-16-224"
-    towers = clip_core.load(tmp_path / "weights").towers
-    np.testing.assert_allclose(towers.encode_images(pixels.numpy()), wanted[0].numpy(), atol=1e-5)
-    np.testing.assert_allclose(towers.encode_texts(token_ids.numpy()), wanted[1].numpy(), atol=1e-5)
-    del towers
-    export_weights(tmp_path / "weights", tmp_path / "back", "transformers")
-    assert_same_tensors(*(load_file(tmp_path / name / "model.safetensors") for name in ("released", "back")))
-    shutil.rmtree(tmp_path)
