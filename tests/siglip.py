@@ -63,7 +63,7 @@ def siglip2(vocab_size: int, vision: dict[str, Any], text: dict[str, Any]) -> An
     """The model of transformers with random numbers."""
     model = without_numbers(vocab_size, vision, text)
     fill(model)
-    torch.nn.init.constant_(model.logit_scale, 4.7)  # above ln(100), as in the released ones
+    torch.nn.init.constant_(model.logit_scale, 4.7)  # above ln(100)
     return model
 
 

@@ -60,7 +60,7 @@ class CLIP(nn.Module):
 
     @torch.no_grad()
     def clamp_logit_scale(self) -> None:
-        """Keeps the logits' factor from 1 on, and up to 100 where no bias goes with it: SigLIPs were released above."""
+        """Keeps the logits' factor from 1 on, and up to 100 where no bias goes with it: SigLIP has no limit."""
         self.logit_scale.clamp_(0, MAX_LOGIT_SCALE if self.logit_bias is None else None)
 
 
