@@ -122,7 +122,7 @@ def api_of(upstream: Upstream, galleries: Galleries) -> APIRouter:
 def _probabilities(scores: np.ndarray, calibration: Calibration | None) -> tuple[Sequence, Sequence]:
     """That each label is right: whatever the others are, and if just one is right; None without a calibration.
 
-    The calibration's odds are exp(slope * cosine + b); if just one label is right, it is the one by its share of the odds.
+    Its odds are exp(slope * cosine + b); if just one label is right, each is it by its share of the odds.
     """
     if calibration is None:
         return (none := [None] * len(scores)), none

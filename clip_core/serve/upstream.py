@@ -105,7 +105,7 @@ class Upstream:
         rows, releases = {}, set()
         for kind, (model, tensor, output) in TOWERS.items():
             names = [name for name, item in items.items() if isinstance(item, kind)]
-            encoded = [_as_bytes(items[name]) for name in names]
+            encoded = [_as_bytes(name, items[name]) for name in names]
             for some in await asyncio.to_thread(in_requests, encoded, SHARES[tensor]):  # it looks into the pictures
                 asked, names = names[: len(some)], names[len(some) :]
                 try:
@@ -144,8 +144,11 @@ class Upstream:
         return self.client
 
 
-def _as_bytes(item: str | bytes) -> bytes:
-    return item if isinstance(item, bytes) else item.encode()
+def _as_bytes(name: str, item: str | bytes) -> bytes:
+    try:
+        return item if isinstance(item, bytes) else item.encode()
+    except UnicodeEncodeError:  # a surrogate without its other half, which JSON can spell
+        raise HTTPException(400, f"{name}: the text is not valid Unicode") from None
 
 
 def _by_name(message: str, names: Sequence[str]) -> str:
