@@ -84,7 +84,7 @@ def test_the_openai_client_works_unchanged(
 ) -> None:
     openai = pytest.importorskip("openai", reason="no package openai; the next test has the JSON that it sends")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    client = openai.OpenAI(base_url=f"{api.base_url}v1", api_key="any", max_retries=0)
+    client = openai.OpenAI(base_url=f"{api.base_url}/v1", api_key="any", max_retries=0)
     texts = list(release.truth.texts[:3])
     for more in ({}, {"encoding_format": "float"}):
         made = client.embeddings.create(model=MODEL, input=[*texts, url_of(picture(release, 5))], **more)
