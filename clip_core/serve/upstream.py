@@ -106,7 +106,11 @@ class Upstream:
         for kind, (model, tensor, output) in TOWERS.items():
             names = [name for name, item in items.items() if isinstance(item, kind)]
             encoded = [_as_bytes(name, items[name]) for name in names]
-            for some in await asyncio.to_thread(in_requests, encoded, SHARES[tensor]):  # it looks into the pictures
+            if tensor == "IMAGE" and encoded:  # it looks into the pictures
+                parts = await asyncio.to_thread(in_requests, encoded, SHARES[tensor])
+            else:
+                parts = in_requests(encoded, SHARES[tensor])
+            for some in parts:
                 asked, names = names[: len(some)], names[len(some) :]
                 try:
                     features, made_by = await self._ask(model, {tensor: some}, [output, "release"], request_id)
