@@ -201,11 +201,13 @@ def test_a_text_finds_what_clip_search_finds_with_the_calibrated_probability(
 
 @pytest.mark.parametrize("limit", [1, 7, 10, 36])
 def test_pages_one_after_the_other_are_the_full_ranking(limit: int, api: httpx.Client, release: Release) -> None:
-    found, offset, served = [], 0, None
+    found, offset, served, num_pages = [], 0, None, 0
     while offset is not None:
+        num_pages += 1
         answer = search(api, text="红色圆形", limit=limit, offset=offset, release=served)
         found += answer["hits"]
         offset, served = answer["next_offset"], answer["release"]
+    assert num_pages == -(-36 // limit)
     truth = release.truth
     scores = truth.image_features @ load(release.model).encode_texts(["红色圆形"])[0]
     assert sorted(hit["image_id"] for hit in found) == sorted(truth.image_ids)
@@ -382,7 +384,11 @@ def test_who_sends_too_slowly_or_hangs_up_costs_nobody_anything(
         assert slow.makefile("rb").readline().startswith(b"HTTP/1.1 408")
     for _ in range(20):
         with socket.create_connection(address) as caller:
-            caller.sendall(head)
+            caller.sendall(head + b'"text": "x"}')  # a question as it is, but less than was announced
+    lost = 'clip_gateway_requests_total{key="",route="none",status="0"} 20.0'
+    deadline = time.monotonic() + 10
+    while lost not in api.get("/metrics").text:
+        assert time.monotonic() < deadline
     assert search(api, text="猫", limit=1)["hits"]
 
 
