@@ -67,7 +67,7 @@ def test_a_main_command_works_without_a_network(command: tuple[str, ...], projec
 @needs_namespaces
 def test_serving_the_platform_and_a_rollout_work_without_a_network(project_copy: Path) -> None:
     output = run_in(project_copy, *without_network(), "bash", "-c", SERVICES).stdout
-    assert len(re.findall(r"^[\d.-]+  twemoji-", output, re.MULTILINE)) == 5  # the client's hits
+    assert len(re.findall(r"^[\d.-]+ +\d+ %  twemoji-", output, re.MULTILINE)) == 5  # the client's hits
     assert re.search(r"^release [0-9a-f]{16} serves already$", output, re.MULTILINE)
     assert "No Prefect server is running" not in output  # the rollout has found the platform
     assert "'name': 'nightly'" in output
