@@ -32,8 +32,10 @@ class Average:
     def in_place(self) -> Generator[None]:
         """The model has the average while the block runs, and then its own weights again."""
         self.swap()
-        yield
-        self.swap()
+        try:
+            yield
+        finally:
+            self.swap()
 
     @torch.no_grad()
     def swap(self) -> None:

@@ -84,8 +84,9 @@ def train(
             if _is_due(step, interval.log_every, num_steps):
                 factor = model.logit_scale.exp().item()
                 log(step, loss=loss, lr=lr, grad_norm=grad_norm, logit_scale=factor, kin=batch.share_of_kin)
-            with average.in_place():
-                has_stalled = watch(step, model)
+            if watch.is_due(step):  # exchanging all weights is work
+                with average.in_place():
+                    has_stalled = watch(step, model)
             if is_interrupted or has_stalled or _is_due(step, interval.save_every, num_steps):
                 save(step)
             if is_interrupted and step < num_steps:

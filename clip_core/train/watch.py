@@ -51,10 +51,9 @@ class Watch:
 
     def __call__(self, step: int, model: CLIP) -> bool:
         """Measures where it is due after `step`; whether the training may end here, since its recall has stalled."""
-        is_due = step in (0, self._num_steps) or step % self._every == 0 if self._validation else False
         if step == 0 and self._recalls:  # goes on with a training that may have ended before it was published
             return self._has_stalled()
-        if not is_due:
+        if not self.is_due(step):
             return False
         assert self._validation
         whole_model, recall = gathered_model(model), torch.zeros((), dtype=torch.float64)
@@ -72,6 +71,10 @@ class Watch:
                 with replacing_file(self._file) as aside:
                     write_tensors(state, aside)
         return self._has_stalled()
+
+    def is_due(self, step: int) -> bool:
+        """Whether it measures after `step`."""
+        return self._validation is not None and (step in (0, self._num_steps) or step % self._every == 0)
 
     @property
     def best(self) -> int:
