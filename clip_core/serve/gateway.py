@@ -13,6 +13,7 @@ import webbrowser
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from urllib.request import ProxyHandler, build_opener
 
 from clip_core.env import set_switches
@@ -22,6 +23,10 @@ from clip_core.serve import releases
 from clip_core.serve.client import read_url
 from clip_core.serve.page import make_app
 from clip_core.serve.supervisor import GaveUp, Supervisor
+
+
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+asked_to_end: list[int] = []  # the signals; Python loses an exception that one raises in a callback, as imports have
 
 
 def serve(serving: Path, port: int, opens_browser: bool) -> None:
@@ -53,6 +58,9 @@ def _run_gateway(supervisor: Supervisor, listener: socket.socket) -> None:
 
     app = make_app(supervisor, supervisor.serving / "releases")
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3))
+    for number in ENDING:
+        signal.signal(number, server.handle_exit)
+    server.should_exit = bool(asked_to_end)
     stopped, given_up = threading.Event(), []
 
     def watch() -> None:
@@ -71,6 +79,11 @@ def _run_gateway(supervisor: Supervisor, listener: socket.socket) -> None:
         watcher.join()
     if given_up:
         raise given_up[0]
+
+
+def _end(number: int, _frame: FrameType | None) -> None:
+    asked_to_end.append(number)
+    raise KeyboardInterrupt  # so that all is tidied up
 
 
 def _has_user() -> bool:
@@ -124,14 +137,13 @@ def main() -> None:
     parser.add_argument("--serving", type=Path, help="the folder of releases; default: the project's")
     parser.add_argument("--no-browser", action="store_true", help="only print the page's address")
     arguments = parser.parse_args()
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: sys.exit(0))  # else nothing would be tidied up
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would hand down "ignore"
+    for number in ENDING:  # SIGINT too: a shell's background job would hand down "ignore"
+        signal.signal(number, _end)
     with told_to_the_user(OSError):
         serving = serving_folder(arguments.serving)
         try:
-            serve(serving, arguments.port, not arguments.no_browser)
-        except KeyboardInterrupt:
+            with suppress(KeyboardInterrupt):
+                serve(serving, arguments.port, not arguments.no_browser)
             print("stopped")
         except GaveUp as error:
             sys.exit(f"error: Triton could not be kept alive: {error}. Its log: {serving / 'triton.log'}")
