@@ -24,7 +24,6 @@ from clip_core.serve.client import read_url
 from clip_core.serve.page import make_app
 from clip_core.serve.supervisor import GaveUp, Supervisor
 
-
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 asked_to_end: list[int] = []  # the signals; Python loses an exception that one raises in a callback, as imports have
 
