@@ -151,3 +151,29 @@ def test_ending_it_leaves_nothing_running(number: signal.Signals, release: Relea
     assert not (tmp_path / "serving" / "running.json").exists()
     assert not (tmp_path / "serving" / "live").exists()
     assert releases.current(tmp_path / "serving") == release.id
+
+
+LOST_SIGNAL = """
+import os, signal
+from clip_core.serve import gateway
+
+class Callback:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+
+def start(supervisor, started=gateway.Supervisor.start):
+    started(supervisor)
+    Callback()
+
+gateway.Supervisor.start = start
+gateway.main()
+"""
+
+
+def test_a_signal_whose_exception_python_loses_ends_it_as_well(release: Release, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", LOST_SIGNAL, "--port", "0", *of(tmp_path / "serving", release)]
+    result = subprocess.run(
+        command, capture_output=True, text=True, timeout=60, env=ENVIRONMENT | {"PYTHONPATH": str(ROOT)}
+    )
+    assert "Exception ignored in" in result.stderr
+    assert (result.returncode, result.stdout.splitlines()[-1]) == (0, "stopped")

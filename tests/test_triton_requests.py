@@ -204,7 +204,7 @@ def test_the_client_splits_what_is_too_much_for_one_request(triton: Server) -> N
         features = encode_texts(client, texts)
     np.testing.assert_allclose(features[:4], features[-4:], atol=1e-5)
     image = png_header(6_000, 6_000)
-    split = queries._requests([image] * 9 + [b"none"] * 70, queries.SHARES["IMAGE"])
+    split = queries.in_requests([image] * 9 + [b"none"] * 70, queries.SHARES["IMAGE"])
     assert [len(request) for request in split] == [4, 4, 64, 7]
 
 

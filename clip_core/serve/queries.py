@@ -1,7 +1,7 @@
 """What to ask the served models, and their answers as arrays; gRPC."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -51,30 +51,6 @@ def search(
     ]
 
 
-async def find(client: "aio.InferenceServerClient", text: str, gallery: str | None = None) -> Found:
-    """What the served index finds for one text, in the gallery named or else in the release's first; awaited.
-
-    How long it may take is the caller's to say.
-    """
-    from tritonclient.grpc import InferInput, InferRequestedOutput
-    from tritonclient.utils import InferenceServerException
-
-    inputs = []
-    for name, value in (("TEXT", text), ("GALLERY", gallery)):
-        if value is not None:
-            inputs.append(InferInput(name, [1, 1], "BYTES"))
-            inputs[-1].set_data_from_numpy(np.array([[value.encode()]], dtype=object))
-    wanted = [InferRequestedOutput(output) for output in ("ids", "scores", "release")]
-    try:
-        answer = await client.infer("clip_search", inputs, outputs=wanted)
-    except InferenceServerException as error:
-        if error.status() == "StatusCode.INVALID_ARGUMENT" and BAD_INPUT in error.message():
-            raise UserError(error.message().rpartition(BAD_INPUT)[2]) from None
-        raise
-    (ids,), (scores,), ((release,),) = (answer.as_numpy(output.name()) for output in wanted)
-    return Found([image_id.decode() for image_id in ids], scores, release.decode())
-
-
 def _refuse_one(texts: Sequence[str]) -> None:
     if isinstance(texts, str):  # a text is a sequence, too: of its characters
         raise TypeError(f"a list of texts is wanted, not one text: [{texts[:40]!r}]")
@@ -94,7 +70,7 @@ def _ask_all(
     gallery: str = "",
 ) -> list[np.ndarray]:
     answers = []
-    for some in _requests(items, SHARES[name]):
+    for some in in_requests(items, SHARES[name]):
         part = np.array(some, dtype=object).reshape(-1, 1)
         tensors = {name: part} | ({"GALLERY": np.full(part.shape, gallery.encode(), dtype=object)} if gallery else {})
         answers.append(ask(client, model, tensors, outputs))
@@ -109,15 +85,10 @@ def ask(
     timeout: float = TIMEOUT,
 ) -> list[np.ndarray]:
     """The outputs with which the served model answers; UserError with its reason when it refuses the tensors."""
-    from tritonclient.grpc import InferInput, InferRequestedOutput
-    from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+    from tritonclient.utils import InferenceServerException
 
-    questions = [InferInput(name, [*array.shape], np_to_triton_dtype(array.dtype)) for name, array in tensors.items()]
-    for question, array in zip(questions, tensors.values(), strict=True):
-        question.set_data_from_numpy(array)
-    wanted = [InferRequestedOutput(output) for output in outputs]
     try:
-        answer = client.infer(model, questions, outputs=wanted, client_timeout=timeout)
+        answer = client.infer(model, **_question(tensors, outputs), client_timeout=timeout)
     except InferenceServerException as error:
         if error.status() == "StatusCode.INVALID_ARGUMENT":
             raise UserError(error.message().rpartition(BAD_INPUT)[2]) from None
@@ -125,18 +96,46 @@ def ask(
     return [answer.as_numpy(output) for output in outputs]
 
 
-def _requests(items: Sequence[bytes], share: Callable[[bytes], float]) -> Iterator[list[bytes]]:
+async def ask_async(
+    client: "aio.InferenceServerClient",
+    model: str,
+    tensors: dict[str, np.ndarray],
+    outputs: list[str],
+    request_id: str,
+) -> list[np.ndarray]:
+    """As `ask`, awaited; how long it may take is the caller's to say. UserError only for what the model refuses."""
+    from tritonclient.utils import InferenceServerException
+
+    try:
+        answer = await client.infer(model, **_question(tensors, outputs), request_id=request_id)
+    except InferenceServerException as error:
+        if error.status() == "StatusCode.INVALID_ARGUMENT" and BAD_INPUT in error.message():
+            raise UserError(error.message().rpartition(BAD_INPUT)[2]) from None
+        raise
+    return [answer.as_numpy(output) for output in outputs]
+
+
+def _question(tensors: dict[str, np.ndarray], outputs: list[str]) -> dict[str, list]:
+    from tritonclient.grpc import InferInput, InferRequestedOutput
+    from tritonclient.utils import np_to_triton_dtype
+
+    inputs = [InferInput(name, [*array.shape], np_to_triton_dtype(array.dtype)) for name, array in tensors.items()]
+    for tensor, array in zip(inputs, tensors.values(), strict=True):
+        tensor.set_data_from_numpy(array)
+    return {"inputs": inputs, "outputs": [InferRequestedOutput(output) for output in outputs]}
+
+
+def in_requests(items: Sequence[bytes], share: Callable[[bytes], float]) -> list[list[bytes]]:
     """The items in order, as many at a time as one request may hold."""
-    request, full = [], 0.0
+    requests, full = [], 0.0
     for item in items:
         part = share(item)
-        if request and (len(request) == AT_ONCE or full + part > 1):
-            yield request
-            request, full = [], 0.0
-        request.append(item)
+        if not requests or len(requests[-1]) == AT_ONCE or full + part > 1:
+            requests.append([])
+            full = 0.0
+        requests[-1].append(item)
         full += part
-    if request:
-        yield request
+    return requests
 
 
 def _share_of_text(text: bytes) -> float:
