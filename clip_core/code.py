@@ -7,7 +7,9 @@ import ast
 import functools
 import hashlib
 import importlib.metadata
+import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -75,6 +77,17 @@ def reached_by(module: str) -> Reached:
 def installed_version(package: str) -> str:
     """The version without the build that follows a plus: torch's wheels for a CPU and a GPU are one version."""
     return importlib.metadata.version(package).partition("+")[0]
+
+
+def commit_of(project: Path = ROOT) -> str:
+    """The commit of the code in the folder, with a plus where files differ from it; "unknown" without git."""
+    with suppress(OSError, subprocess.CalledProcessError):
+        head, changed = (
+            subprocess.run(["git", *command], cwd=project, check=True, capture_output=True, text=True).stdout.strip()
+            for command in (("rev-parse", "--short=12", "HEAD"), ("status", "--porcelain", "-uno"))
+        )
+        return head + ("+" if changed else "")
+    return "unknown"
 
 
 def locked_versions(lock: Path) -> dict[str, str]:

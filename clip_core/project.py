@@ -8,7 +8,8 @@ from pathlib import Path
 from clip_core.errors import UserError
 
 MARKS = ("params.yaml", "dvc.yaml")
-SERVING = Path("serving")  # the releases, in the project
+RELEASE = Path("models/release")  # what the stage `deploy` makes, in the project
+SERVING = Path("serving")  # the releases
 
 
 def project_root() -> Path:

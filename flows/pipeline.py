@@ -22,14 +22,13 @@ from prefect.states import Completed, Failed
 from clip_core.all_params import load_params
 from clip_core.errors import EXIT_CODE, UserError
 from clip_core.guard import start, stop
-from clip_core.project import SERVING, project_root
-from clip_core.serve import releases
+from clip_core.project import RELEASE, SERVING, project_root
+from clip_core.serve import lineage, releases
 from flows.dag import Stage, clear_stale_locks, locked, stages_upstream_first
 from flows.outage import go_on_without_the_lease
 
 go_on_without_the_lease()  # here, since a worker imports this module and runs the flow
 
-RELEASE = Path("models/release")  # what the stage `deploy` makes
 GIT_HINTS = ("To track the changes", "git add", "To enable auto staging", "dvc config", "Use `dvc push`")
 
 
@@ -88,6 +87,7 @@ async def skip(stage: str) -> State:
 def add_release(folder: Path, keep: int) -> str:
     """Has the release that the stage `deploy` proved lie where it can be served; says whether it is the one."""
     release = releases.add(SERVING, folder, keep).release
+    lineage.keep(SERVING, folder, Path())
     return releases.announcement(SERVING, release)
 
 

@@ -104,6 +104,10 @@ def test_broken_features_and_unanswerable_queries_are_refused() -> None:
     features = unit(2, 4, seed=7)
     with pytest.raises(ValueError, match="NaN or infinity"):
         ranks(np.full((1, 4), np.nan, dtype=np.float32), features, [[0]])
+    last = unit(100, 4, seed=7)
+    last[-1, -1] = np.inf
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        ranks(features, last, [[0], [0]])
     with pytest.raises(ValueError, match="query 1 has no right answer"):
         ranks(features, features, [[0], []])
 
@@ -169,6 +173,7 @@ def test_the_median_rank_by_chance_is_where_chance_passes_one_half() -> None:
         assert chance_at(num_right, num, rank) >= 0.5 - 1e-9
         assert rank == 1 or chance_at(num_right, num, rank - 1) < 0.5
     assert median_rank_by_chance([1], 10**6) == 500_000
+    assert median_rank_by_chance([10, 1, 1], 10) == 3  # a third is sure to be found, of the rest three tenths are
 
 
 def test_seen_queries_search_seen_pictures_and_all_queries_all_pictures(tmp_path: Path) -> None:

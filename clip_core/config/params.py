@@ -17,6 +17,7 @@ from clip_core.config.intervals import Intervals
 from clip_core.config.loader import Loader
 from clip_core.config.model import AnyModel, Model
 from clip_core.config.packing import Pack
+from clip_core.config.promotion import Promotion
 from clip_core.config.releases import Releases
 from clip_core.config.section import Section, Seed
 from clip_core.config.sources import Source
@@ -48,6 +49,7 @@ class Params(Section):
     index: Index
     deploy: Deploy
     releases: Releases
+    promotion: Promotion
     ablation: Ablation
 
     @field_validator("export")

@@ -50,7 +50,7 @@ def compare(features: Features, others: Features, benchmark: Benchmark, params: 
     """
     ours, theirs = answers_of(features, benchmark), answers_of(others, benchmark)
     return {
-        group: {name: _difference(mine, theirs[group][name], params, seed) for name, mine in named.items()}
+        group: {name: difference(mine, theirs[group][name], params, seed) for name, mine in named.items()}
         for group, named in ours.items()
     }
 
@@ -89,7 +89,8 @@ def entry_of(answers: Answers, params: Evaluate, seed: int) -> dict[str, float]:
     return {"value": float(value), "low": float(low), "high": float(high), "chance": answers.chance}
 
 
-def _difference(ours: Answers, theirs: Answers, params: Evaluate, seed: int) -> dict[str, float]:
+def difference(ours: Answers, theirs: Answers, params: Evaluate, seed: int) -> dict[str, float]:
+    """By how much `ours` is above `theirs`, with interval and p-value: bootstrap.py says what stands there."""
     if ours.are_ranks:
         mine, its = (
             resampled_median_ranks(one.values, one.units, params.num_bootstrap, seed) for one in (ours, theirs)

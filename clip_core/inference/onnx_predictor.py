@@ -22,11 +22,11 @@ class OnnxTowers:
     precision: Literal["fp32"] = "fp32"
     texts_at_once, images_at_once = 64, 8  # their numbers stay in the CPU's cache
 
-    def __init__(self, onnx: Path) -> None:
+    def __init__(self, text: Path, image: Path) -> None:
         asked = os.environ.get("OMP_NUM_THREADS", "")  # what limits torch, too
         num_threads = int(asked) if asked.isdecimal() and asked != "0" else os.cpu_count() or 1
-        self._text = open_session(onnx / "text.onnx", num_threads)
-        self._image = open_session(onnx / "image.onnx", num_threads)
+        self._text = open_session(text, num_threads)
+        self._image = open_session(image, num_threads)
         self.logit_scale = float(self._text.get_modelmeta().custom_metadata_map["logit_scale"])
 
     def encode_texts(self, token_ids: np.ndarray) -> np.ndarray:
@@ -53,8 +53,8 @@ def load(folder: str | Path, device: str = "auto", precision: str = "fp32", widt
     if not (onnx / WEIGHTS_SUM).exists():
         again = f"`python -m clip_core.serve.export WEIGHTS_FOLDER {onnx}`"
         raise UserError(f"{onnx}: an export of an older version: export it again with {again}, or load the weights")
-    weights = weights_id(onnx, width)
-    return Predictor(OnnxTowers(onnx), tokenizer, contract, weights, width, read_calibration(folder, weights))
+    weights, towers = weights_id(onnx, width), OnnxTowers(onnx / "text.onnx", onnx / "image.onnx")
+    return Predictor(towers, tokenizer, contract, weights, width, read_calibration(folder, weights))
 
 
 def exported(folder: Path) -> Path:

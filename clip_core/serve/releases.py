@@ -23,7 +23,7 @@ from typing import NamedTuple
 from clip_core.errors import UserError, told_to_the_user
 from clip_core.files import atomic_write, check_space, link_file, replacing_folder, sync
 from clip_core.locks import try_lock
-from clip_core.project import project_root, serving_folder
+from clip_core.project import RELEASE, project_root, serving_folder
 from clip_core.serve.release import MANIFEST, RELEASE_ID, Manifest, read_manifest, verify
 from clip_core.serve.triton import Server
 
@@ -32,7 +32,7 @@ class Event(NamedTuple):
     """A line of the history."""
 
     time: str  # UTC
-    event: str  # added, begun (a rollout of it), public (on a Triton), serves, failed, removed
+    event: str  # added, promoted, refused, begun (a rollout of it), public (on a Triton), serves, failed, removed
     release: str
     why: str
 
@@ -99,6 +99,12 @@ def have_served(serving: Path) -> list[str]:
     order = [event.release for event in reversed(history(serving)) if event.event == "serves"]
     there, now = set(added(serving)), current(serving)
     return [release for release in dict.fromkeys(order) if release in there and release != now]
+
+
+def refused(serving: Path) -> set[str]:
+    """The releases that the promotion has refused, and not promoted since."""
+    decided = {event.release: event.event for event in history(serving) if event.event in ("promoted", "refused")}
+    return {release for release, decision in decided.items() if decision == "refused"}
 
 
 def make_current(serving: Path, release: str, why: str) -> None:
@@ -213,6 +219,7 @@ def _lock(file: Path, message: str, waits: bool = False) -> Generator[None]:
 
 def main() -> None:
     from clip_core.all_params import load_params
+    from clip_core.serve import lineage
 
     parser = argparse.ArgumentParser(prog="python -m clip_core.serve.releases", description=__doc__)
     parser.add_argument("--serving", type=Path, help="default: the project's")
@@ -223,8 +230,11 @@ def main() -> None:
     with told_to_the_user(OSError):
         serving = serving_folder(arguments.serving)
         if arguments.command == "add":
-            keep = load_params(project_root() / "params.yaml").releases.keep
+            project = project_root()
+            keep = load_params(project / "params.yaml").releases.keep
             release = add(serving, arguments.folder, keep).release
+            if arguments.folder.resolve() == (project / RELEASE).resolve():
+                lineage.keep(serving, arguments.folder, project)
             print(announcement(serving, release))
             return
         for release in added(serving):

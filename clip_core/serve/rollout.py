@@ -25,10 +25,16 @@ def just_run(_name: str, step: Callable[[], T]) -> T:
 
 
 def roll_out(serving: Path, release: str | None, run: Run = just_run) -> str:
-    """Makes the proved release (by default the newest) the one that serves, or leaves all as it was and raises."""
-    release = release or next(iter(releases.added(serving)), None)
-    if release is None:
+    """Makes the proved release the one that serves, or leaves all as it was and raises.
+
+    By default it is the newest that the promotion has not refused.
+    """
+    added, refused = releases.added(serving), releases.refused(serving)
+    if not added:
         raise UserError(f"{serving}: no release yet; `make run` makes one")
+    release = release or next((one for one in added if one not in refused), None)
+    if release is None:
+        raise UserError(f"{serving}: every release was refused ({serving}/decisions); name the one to make public")
     return _change(serving, release, "rolled out", run)
 
 
@@ -90,7 +96,7 @@ def _change(serving: Path, release: str, how: str, run: Run) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m clip_core.serve.rollout", description=__doc__)
-    parser.add_argument("release", nargs="?", metavar="RELEASE", help="default: the newest that was added")
+    parser.add_argument("release", nargs="?", metavar="RELEASE", help="default: the newest that was not refused")
     parser.add_argument("--back", action="store_true", help="to the release that served before")
     parser.add_argument("--serving", type=Path, help="the folder of releases; default: the project's")
     arguments = parser.parse_args()

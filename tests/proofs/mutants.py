@@ -43,6 +43,63 @@ JUDGED: dict[tuple[str, str, str], str] = {
         ],
         SAME + "features have two dimensions, so the last is dimension 1, which is the default",
     ),
+    (
+        "clip_core/data/near.py",
+        "BRIGHTNESSES = 2**18  # more than there are sums over a thumbnail",
+        "BRIGHTNESSES = (3)**18  # more than there are sums over a thumbnail",
+    ): SAME + "any bound above the largest sum does",
+    **{
+        (
+            "clip_core/data/near.py",
+            "return thumbnails.reshape(-1, 2, half, 2, half, 3).sum((2, 4), dtype=np.int16).reshape(-1, 12)",
+            f"return thumbnails.reshape({shape}, 2, half, 3).sum((2, 4), dtype=np.int16).reshape(-1, 12)",
+        ): SAME + why
+        for shape, why in (
+            ("-(2), 2, half", "numpy takes any negative number for the size that is left"),
+            (
+                "-1, (1), half",
+                "the rows are divided at the same places, and the last reshape brings them together again",
+            ),
+        )
+    },
+    **{
+        ("clip_core/data/near.py", f"{before}.sum(1, dtype=np.int32){after}", f"{before}.sum(1){after}"): SAME
+        + "without a type numpy adds in 64 bits, which is slower and the same number"
+        for before, after in (
+            ("places = places[np.abs(self._quarters[places] - self._quarters[place])", " <= MOST]"),
+            ("same = (difference", " <= MOST) & (difference.max(1) <= LARGEST_DIFFERENCE)"),
+        )
+    },
+    (
+        "clip_core/train/loss.py",
+        "for rows in blocks(len(images), len(all_texts)):",
+        "for rows in blocks(len(all_texts), len(images)):",
+    ): SAME + "other blocks of the same rows on one process, where both are equally many",
+    (
+        "clip_core/train/optimizer.py",
+        "clip_grads_with_norm_(shared, max_norm, norm)",
+        "clip_grads_with_norm_(shared, norm, max_norm)",
+    ): "weights that are shared out need two processes: tests/test_distributed.py, which is not asked here",
+    (
+        "clip_core/evaluate/retrieval.py",
+        "ahead, clearly_ahead = np.zeros((2, len(query_features)), dtype=np.int64)",
+        "ahead, clearly_ahead = np.zeros((2, len(query_features)))",
+    ): SAME + "counts below 2**53 are exact in floats",
+    (
+        "clip_core/evaluate/retrieval.py",
+        "right = np.concatenate([np.asarray(places, dtype=np.int64) for places in relevant])",
+        "right = np.concatenate([np.asarray(places) for places in relevant])",
+    ): SAME + "places are int64 unless a query has none, which is refused before",
+    (
+        "clip_core/evaluate/retrieval.py",
+        "return features if width == features.shape[1] else first / np.linalg.norm(first, axis=1, keepdims=True)",
+        "return ((first / np.linalg.norm(first, axis=1, keepdims=True)) if width == features.shape[1] else (features))",
+    ): "narrower widths: tests/test_matryoshka.py and tests/test_recall_in_training.py, which are not asked here",
+    (
+        "clip_core/evaluate/bootstrap.py",
+        "most = max(1, MAX_DRAWS // num_units)",
+        "most = min(1, MAX_DRAWS // num_units)",
+    ): SAME + "the same draws, one resample at a time",
 }
 
 

@@ -1,16 +1,14 @@
 """A row of the table: one model measured on one opened benchmark, and what the figures were made of."""
 
-import subprocess
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
 
 import numpy as np
 
-from clip_core.code import ROOT, reached_by
+from clip_core.code import commit_of, reached_by
 from clip_core.config.evaluation import Evaluate
 from clip_core.config.section import hash_of
 from clip_core.evaluate.benchmarks.described import RELEASED, Benchmark, Classification, Retrieval
@@ -118,7 +116,7 @@ def _row(
         "params": hash_of(case.params, case.seed, list(case.templates)),
         "precision": f"{predictor.runtime} {predictor.precision} on {predictor.device}",
         "versions": reached_by("stages.benchmark").versions,
-        "commit": commit(),
+        "commit": commit_of(),
         "date": datetime.now(UTC).date().isoformat(),
     }
 
@@ -166,14 +164,3 @@ def _on_names(names: Sequence[str]) -> list[str]:
     if negated := negations(names):
         notes.append(f"class names that negate, which the paper found not to be understood: {'、'.join(negated)}")
     return notes
-
-
-def commit() -> str:
-    """The commit of the code that runs, with a plus where files differ from it."""
-    with suppress(OSError, subprocess.CalledProcessError):  # no git, or no repository
-        head, changed = (
-            subprocess.run(["git", *command], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
-            for command in (("rev-parse", "--short=12", "HEAD"), ("status", "--porcelain", "-uno"))
-        )
-        return head + ("+" if changed else "")
-    return "unknown"

@@ -1,0 +1,124 @@
+"""Where a release comes from, and which releases hold a picture, a caption or a source: `serving/lineage/`.
+
+    <release>.json        commit, params, the hashes of all that each stage read and made, sources with their licences
+    data/<hash>.parquet   the keys of every training pair of the data that `model.json` names by this hash
+
+Both are written when a release is added and stay when it is removed: what a model has seen is known also when its data
+are gone.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from clip_core.code import commit_of
+from clip_core.config.section import hash_of
+from clip_core.errors import UserError
+from clip_core.files import atomic_write, replacing_file
+from clip_core.model.contract import read_contract
+from clip_core.params_file import read_yaml
+from clip_core.serve.release import read_manifest
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FOLDER = "lineage"
+PACKED = Path("data/packed/train")  # in a project, as dvc.yaml packs
+KEYS = ["image_id", "image_sha256", "caption_sha256", "source"]
+
+
+class Holding(NamedTuple):
+    """What a release has of something that was looked for."""
+
+    release: str
+    num_trained: int | None  # pairs of its training data; None: nobody knows, its data were never seen here
+    num_found: int  # pictures of its galleries
+
+
+def keep(serving: Path, release: Path, project: Path) -> None:
+    """Writes down where the release in the folder comes from, as `project` (with its dvc.lock) tells now."""
+    manifest = read_manifest(release)
+    made = read_contract(release / "models" / "text_preprocess" / "1").made
+    facts: dict = {
+        "release": manifest.release,
+        "weights": manifest.weights,
+        "made": made.model_dump(mode="json"),
+        "commit": commit_of(project),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "params": read_yaml(project / "params.yaml"),
+        "stages": {name: _hashes(stage) for name, stage in read_yaml(project / "dvc.lock")["stages"].items()},
+        "licences": _keep_data(serving, made.data, project / PACKED),
+    }
+    atomic_write(_file(serving, manifest.release), json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+
+
+def of(serving: Path, release: str) -> dict:
+    """What `keep` has written; UserError where that is nothing."""
+    file = _file(serving, release)
+    if not file.exists():
+        there = ", ".join(sorted(found.stem for found in file.parent.glob("*.json"))) or "none"
+        raise UserError(f"{file}: nothing is known of release {release}; of these something is: {there}")
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def holding(serving: Path, wanted: str, folders: dict[str, Path]) -> Iterator[Holding]:
+    """What each release has of a picture (id or sha256), a caption or a source; `folders` are of those still there."""
+    import numpy as np
+    import pandas as pd
+
+    caption = hashlib.sha256(wanted.encode()).hexdigest()
+    asked = {"image_id": wanted, "image_sha256": wanted, "caption_sha256": caption, "source": wanted}
+
+    def num_held(keys: "pd.DataFrame") -> int:
+        return int(np.any([(keys[name] == value).to_numpy(bool) for name, value in asked.items()], axis=0).sum())
+
+    for file in sorted((serving / FOLDER).glob("*.json")):
+        release = file.stem
+        data = _data_file(serving, of(serving, release)["made"]["data"])
+        num_trained = num_held(pd.read_parquet(data)) if data.exists() else None
+        yield Holding(release, num_trained, sum(num_held(keys) for keys in _galleries(folders.get(release))))
+
+
+def _galleries(folder: Path | None) -> "Iterator[pd.DataFrame]":
+    from clip_core.data.store import open_store
+
+    if folder is not None:
+        for gallery in sorted((folder / "galleries").iterdir()):
+            yield _keys(open_store(gallery).pairs).drop_duplicates("image_id")
+
+
+def _keep_data(serving: Path, data: str, packed: Path) -> dict[str, dict[str, int]] | None:
+    """Source -> licence -> pairs of the training data; None where `packed` holds others, of which nothing is kept."""
+    from clip_core.data.store import open_store
+
+    if not packed.exists() or hash_of((store := open_store(packed)).manifest) != data:
+        return None
+    file = _data_file(serving, data)
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with replacing_file(file) as aside:
+            _keys(store.pairs).to_parquet(aside, index=False)
+    pairs = store.pairs.fillna({"licence": "unknown"})
+    return {
+        source: pairs.licence[pairs.source == source].value_counts().to_dict() for source in sorted(set(pairs.source))
+    }
+
+
+def _keys(pairs: "pd.DataFrame") -> "pd.DataFrame":
+    captions = [hashlib.sha256(caption.encode()).hexdigest() for caption in pairs.caption.fillna("")]
+    return pairs.assign(caption_sha256=captions)[KEYS]
+
+
+def _hashes(stage: dict) -> dict[str, dict[str, str]]:
+    return {kind: {one["path"]: one.get("md5", "") for one in stage.get(kind, [])} for kind in ("deps", "outs")}
+
+
+def _file(serving: Path, release: str) -> Path:
+    return serving / FOLDER / f"{release}.json"
+
+
+def _data_file(serving: Path, data: str) -> Path:
+    return serving / FOLDER / "data" / f"{data}.parquet"
