@@ -54,8 +54,13 @@ def run(name: str, rows: Iterable[Row]) -> None:
         spec = {**shared, "task": row.task, "num": row.num}
         found = compare({**spec, "side": "ours", **row.ours}, {**spec, **row.peer}, options.repeats)
         measured[row.name] = {"num": row.num, **found}
-        print(f"{row.name}: {spread(measured[row.name]['ratio'])} times as fast", flush=True)
-    result = {"model": options.model, **machine(options.threads), "rows": measured}
+        print(f"{row.name}: {spread(found['ratio'])} times as fast", flush=True)
+    publish(name, options.model, measured, options)
+
+
+def publish(name: str, model: str, rows: dict[str, dict], options: argparse.Namespace) -> None:
+    """Writes and prints the rows of the benchmark `name`."""
+    result = {"model": model, **machine(options.threads), "rows": rows}
     write_result(name, result, options.results)
     print_result(result)
     print(f"other cores: kept busy by other processes; above {MAX_OTHER_CORES} a repeat counts as disturbed")

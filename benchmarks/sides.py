@@ -8,20 +8,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks import loading, loss, packing, recall, step, validation
+from benchmarks import loss, step
 from benchmarks.data import captions, photos
 from benchmarks.models import Model, model_at
 from clip_core.inference.torch_towers import TorchTowers
 
 Run = Callable[[], np.ndarray]
-OWN = {  # tasks with a file of their own
-    "load": loading.make,
-    "loss": loss.make,
-    "pack": packing.make,
-    "recall": recall.make,
-    "step": step.make,
-    "validate": validation.make,
-}
+OWN = {"loss": loss.make, "step": step.make}  # tasks with a file of their own
 TEXTS_AT_ONCE = 64  # the default of cn_clip's own extraction
 
 

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import loading, packing
 from benchmarks.command import Row
 from benchmarks.encode_images import ROWS as IMAGES
 from benchmarks.encode_texts import ROWS as TEXTS
@@ -57,12 +56,6 @@ def test_both_sides_are_measured_in_turn_and_agree(work: Path) -> None:
     assert row["ratio"][0] <= row["ratio"][1] <= row["ratio"][2]
     assert row["agreement"] == {"equal_rows": 1.0}
     assert row["repeats"] == 1
-
-
-def test_the_pictures_that_cn_clip_s_own_scripts_find_are_found(work: Path) -> None:
-    options = ("--texts", "40", "--images", "500", "--only", "from files")
-    (row,) = run(work, "recall", *options).values()
-    assert row["agreement"] == {"equal_rows": 1.0}
 
 
 def test_rows_for_gpus_are_skipped_with_the_reason_where_there_is_none(work: Path) -> None:
@@ -115,39 +108,6 @@ def test_what_other_processes_do_is_seen_and_what_ours_do_is_not() -> None:
         time.sleep(0.5)
         end_ours, end_others = now([busy.pid]), now([])
     assert other_cores(start_others, end_others) - other_cores(start_ours, end_ours) > 0.1
-
-
-def test_all_loaders_go_through_the_same_number_of_pairs(tmp_path: Path) -> None:
-    loading.prepare(tmp_path, 64)
-    spec = {"task": "load", "folder": str(tmp_path), "num": 64, "threads": 1, "workers": 0}
-    for ours in ({"store": "original", "decoding": "scaled"}, {"store": "squashed", "decoding": "exact"}):
-        assert make({**spec, "side": "ours", **ours})().tolist() == [[64]]
-    for peer in ("cn_clip", "webdataset", "files"):
-        assert make({**spec, "side": peer})().tolist() == [[64]]
-
-
-@pytest.fixture(scope="module")
-def muge(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("packing")
-    packing.prepare(folder, 200)
-    return folder
-
-
-@pytest.mark.parametrize(
-    ("task", "side", "counted"),
-    [
-        ("pack", "ours", [200, 200]),
-        ("pack", "cn_clip", [200, 200]),
-        ("validate", "ours", [200]),
-        ("validate", "decoding", [200]),
-    ],
-)
-def test_both_sides_over_a_data_set_go_through_all_of_it(
-    task: str, side: str, counted: list[int], muge: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(ROOT)
-    spec = {"task": task, "side": side, "folder": str(muge), "num": 200, "threads": 1}
-    assert make(spec)().tolist() == [counted]
 
 
 @pytest.mark.parametrize(("stage", "images"), [(1, "live"), (1, "cached"), (2, "live")])
