@@ -1,8 +1,7 @@
 """A training step of both stages, in every mode, against cn_clip's own: its `get_loss`, backward and its AdamW.
 
 Both sides have the same weights, pictures and captions, which cn_clip pads to 52 tokens as it always does. On the CPU
-cn_clip computes in fp32: its mixed precision is for CUDA alone. The last row is ours against ours: a global batch in
-chunks with the gradient of the whole, against batches of one chunk.
+cn_clip computes in fp32: its mixed precision is for CUDA alone.
 """
 
 from collections.abc import Callable
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.command import publish, read_options
-from benchmarks.compare import compare, spread_of, workers
+from benchmarks.compare import compare
 from benchmarks.data import captions
 from benchmarks.loss import get_cn_clip_loss
 from benchmarks.models import Model, model_at, prepare
@@ -32,17 +31,15 @@ from clip_core.train.setup import Setup
 from tests.tiny import tiny_training
 
 LR, CONTEXT_LENGTH = 1e-5, 52
-CHUNK, NUM_CHUNKS = 64, 3
 ROWS = [
     {"stage": stage, "images": images, "precision": precision}
     for stage, images in ((1, "live"), (1, "cached"), (2, "live"))
     for precision in ("fp32", "bf16")
 ]
-IN_CHUNKS = f"stage 2 bf16, {NUM_CHUNKS} chunks of {CHUNK} in one step / {NUM_CHUNKS} steps of {CHUNK}"
 
 
 def main() -> None:
-    options = read_options("step", repeats=3, batch=32, global_batch=12_800)
+    options = read_options("step", repeats=3, batch=32)
     shared = {"task": "step", "model": str(prepare(options.model, options.work)), "threads": options.threads}
     measured: dict[str, dict] = {}
     for row in ROWS:
@@ -52,38 +49,20 @@ def main() -> None:
             found = compare({**spec, "side": "ours"}, {**spec, "side": "cn_clip"}, options.repeats)
             measured[name] = {"num": options.batch, **found}
             print(f"{name}: {spread(found['ratio'])} times as fast", flush=True)
-    if options.only in IN_CHUNKS:
-        measured[IN_CHUNKS] = _in_chunks(shared, options.repeats, options.global_batch)
-        times = spread(measured[IN_CHUNKS]["times_per_sample"])
-        print(
-            f"a global batch of {options.global_batch:,}, extrapolated: {times} times the time per sample", flush=True
-        )
     publish(f"step-{options.model}-{options.batch}", options.model, measured, options)
 
 
-def _in_chunks(shared: dict, repeats: int, global_batch: int) -> dict:
-    """A few chunks, and the loss of the whole global batch, which is all that grows faster than its rows."""
-    spec = {**shared, **ROWS[-1], "side": "ours"}
-    ours = {**spec, "batch": CHUNK * NUM_CHUNKS, "micro_batch": CHUNK}
-    found = compare(ours, {**spec, "batch": CHUNK, "num_steps": NUM_CHUNKS}, repeats)
-    with workers({**shared, "task": "loss", "num": global_batch, "side": "ours"}) as ((worker,), _):
-        of_loss = worker.seconds() / global_batch
-    plain = found["peer_seconds"][1] / (CHUNK * NUM_CHUNKS)
-    times = spread_of([1 / ratio + of_loss / plain for ratio in found["ratio"]])
-    return {"num": CHUNK * NUM_CHUNKS, **found, "extrapolated_to": global_batch, "times_per_sample": times}
-
-
 def make(spec: dict) -> Callable[[], np.ndarray]:
-    """A step, or as many as `num_steps` says, in each run; the loss, which the first run has from the same weights."""
+    """A step in each run; the loss, which the first run has from the same weights."""
     model = model_at(spec["model"])
     step = (_ours if spec["side"] == "ours" else _cn_clip)(model, spec, captions(model.tokenizer, spec["batch"]))
-    return lambda: np.array([step() for _ in range(spec.get("num_steps", 1))][-1])
+    return lambda: np.array(step())
 
 
 def _ours(model: Model, spec: dict, texts: list[str]) -> Callable[[], float]:
     clip = load_weights(model.weights)
     token_ids = torch.from_numpy(load_tokenizer(model.tokenizer, CONTEXT_LENGTH)(texts))
-    changes = {"precision": spec["precision"], "micro_batch": spec.get("micro_batch"), "global_batch": len(texts)}
+    changes = {"precision": spec["precision"], "micro_batch": None, "global_batch": len(texts)}
     if spec["images"] == "cached":
         changes["augmentation"] = NoAugmentation(name="none")
     setup = Setup(tiny_training().model_copy(update=changes), seed=1, is_image_tower_frozen=spec["stage"] == 1)

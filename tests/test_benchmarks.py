@@ -125,15 +125,6 @@ def test_without_dropout_both_sides_steps_learn_alike(
     assert losses[2][0] == pytest.approx(losses[2][1], abs=0.01)  # they decay other parameters
 
 
-@pytest.mark.slow
-def test_a_global_batch_in_chunks_is_measured_against_batches_of_one_chunk_and_extrapolated(work: Path) -> None:
-    (row,) = run(work, "step", "--only", "chunks", "--global-batch", "1024").values()
-    assert row["num"] == 3 * 64
-    assert row["extrapolated_to"] == 1024
-    assert row["times_per_sample"][1] > 1 / row["ratio"][1]
-    assert 0 < row["our_mib"] < row["peer_mib"] * 1.5
-
-
 def test_the_loss_is_measured_in_time_and_memory_and_both_sides_agree(work: Path) -> None:
     (row,) = run(work, "loss", "--rows", "1024").values()
     assert row["agreement"]["difference"] < 1e-4
