@@ -7,7 +7,7 @@ from pathlib import Path
 
 from clip_core.config.validation import Validate
 from clip_core.data.aggregate import Aggregate
-from clip_core.data.pairs import read_images, read_pairs, write_facts, write_pairs, write_rejected
+from clip_core.data.pairs import read_images, read_pairs, write_counts, write_facts, write_pairs, write_rejected
 from clip_core.data.verdict import judge_shard
 from clip_core.data.verdict_on_all import Verdict
 
@@ -47,13 +47,6 @@ def picture_of(pairs: str, image_id: str) -> bytes | None:
 
 def write_validated_counts(verdict: Verdict, texts_gone: int, folder: Path) -> None:
     """Writes `counts.json`: how many rows came in, went on and were rejected, and why; what stayed or left besides."""
-    assert sum(verdict.aggregate.counts["rejected"].values()) == verdict.rejected
     also = {"break_a_rule_and_stay": verdict.aggregate.stay, "texts_that_left_with_their_pictures": texts_gone}
-    counts = {
-        "read": verdict.read,
-        "kept": verdict.read - verdict.rejected,
-        "rejected": verdict.rejected,
-        "by_reason": dict(sorted(verdict.aggregate.counts["rejected"].items())),
-        **{name: count for name, count in also.items() if count},
-    }
-    (folder / "counts.json").write_text(json.dumps(counts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    more = {name: count for name, count in also.items() if count}
+    write_counts(folder, verdict.read, verdict.read - verdict.rejected, verdict.aggregate.counts["rejected"], **more)
