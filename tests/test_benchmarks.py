@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from benchmarks.command import Row
 from benchmarks.encode_images import ROWS as IMAGES
@@ -108,24 +107,3 @@ def test_what_other_processes_do_is_seen_and_what_ours_do_is_not() -> None:
         time.sleep(0.5)
         end_ours, end_others = now([busy.pid]), now([])
     assert other_cores(start_others, end_others) - other_cores(start_ours, end_ours) > 0.1
-
-
-@pytest.mark.parametrize(("stage", "images"), [(1, "live"), (1, "cached"), (2, "live")])
-def test_without_dropout_both_sides_steps_learn_alike(
-    stage: int, images: str, work: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    spec = {"task": "step", "model": str(work / SMALL), "threads": 1, "stage": stage, "images": images, "batch": 8}
-    train = torch.nn.Module.train
-    with monkeypatch.context() as patch:
-        patch.setattr(torch.nn.Module, "train", lambda module, mode=True: train(module, False))
-        ours, theirs = (make({**spec, "side": side, "precision": "fp32"}) for side in ("ours", "cn_clip"))
-        losses = [(float(ours()), float(theirs())) for _ in range(3)]
-    assert losses[0][0] > losses[1][0] > losses[2][0]
-    assert losses[0][0] == pytest.approx(losses[0][1], abs=1e-4)
-    assert losses[2][0] == pytest.approx(losses[2][1], abs=0.01)  # they decay other parameters
-
-
-def test_the_loss_is_measured_in_time_and_memory_and_both_sides_agree(work: Path) -> None:
-    (row,) = run(work, "loss", "--rows", "1024").values()
-    assert row["agreement"]["difference"] < 1e-4
-    assert row["peer_mib"] > 4 * 1024**2 / 2**20  # it holds all logits
