@@ -60,6 +60,7 @@ def test_what_an_epoch_leaves_out_changes_from_epoch_to_epoch() -> None:
     assert left_out[0] != left_out[1]
 
 
+@pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sampler, "BLOCK_ROWS", 100)
     blocks_of.cache_clear()
