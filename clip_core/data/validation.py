@@ -35,14 +35,8 @@ def picture_of(pairs: str, image_id: str) -> bytes | None:
     import pyarrow.parquet as pq
 
     images = Path(pairs).with_name(Path(pairs).name.replace("pairs-", "images-", 1))
-    with pq.ParquetFile(images) as file:
-        for group in range(file.num_row_groups):
-            statistics = file.metadata.row_group(group).column(0).statistics
-            if statistics is None or statistics.min <= image_id <= statistics.max:
-                ids = file.read_row_group(group, columns=["image_id"])["image_id"].to_pylist()
-                if image_id in ids:
-                    return file.read_row_group(group)["image"][ids.index(image_id)].as_py()
-    return None
+    found = pq.read_table(images, columns=["image"], filters=[("image_id", "=", image_id)])["image"].to_pylist()
+    return found[0] if found else None
 
 
 def write_validated_counts(verdict: Verdict, texts_gone: int, folder: Path) -> None:
