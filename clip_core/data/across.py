@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     import duckdb
     import pandas as pd
 
-MEMORY = "1GB"  # above it DuckDB works on disk
-
 # Hashes are a tenth of the strings: they find the few candidates, which are then compared themselves.
 REPEATED_PAIRS = """
     WITH candidates AS (
@@ -108,7 +106,7 @@ def _opened(shards: Sequence[Path]) -> Generator["duckdb.DuckDBPyConnection"]:
 
 @contextmanager
 def _connected() -> Generator["duckdb.DuckDBPyConnection"]:
-    with TemporaryDirectory() as aside, connected(MEMORY, Path(aside)) as database:
+    with TemporaryDirectory() as aside, connected(Path(aside)) as database:
         yield database
 
 

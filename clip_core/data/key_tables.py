@@ -25,7 +25,6 @@ from clip_core.errors import UserError
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-MEMORY = "768MB"
 PLACES = 2**32
 ROWS_AT_ONCE = 4096
 # What makes two captions the same. Concepts that an artwork draws alike may share a keyword and are no duplicates.
@@ -56,7 +55,7 @@ def open_tables(
     """A database in `folder` with the tables of all shards; `look_at_pictures` adds what looks tell."""
     import duckdb
 
-    db = connected(MEMORY, folder / "spilled", folder / "keys.duckdb")
+    db = connected(folder / "spilled", folder / "keys.duckdb")
     for kind in ("pairs", "facts"):
         add_view(db, f"all_{kind}", [valid / f"{kind}-{shard}.parquet" for shard in shards_in(valid)])
         db.execute(f"CREATE TEMP VIEW {kind} AS SELECT *, shard * {PLACES} + row AS place FROM all_{kind}")

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
+MEMORY = "768MB"
 
-def connected(memory: str, spilled: Path, file: Path | None = None) -> "DuckDBPyConnection":
-    """A database in `file`, or in memory; what is above `memory` lies in the folder `spilled`. It asks no network."""
+
+def connected(spilled: Path, file: Path | None = None) -> "DuckDBPyConnection":
+    """A database in `file`, or in memory; what is above MEMORY lies in the folder `spilled`. It asks no network."""
     import duckdb
 
     config = {
-        "memory_limit": memory,
+        "memory_limit": MEMORY,
         "temp_directory": str(spilled),
         "threads": min(4, os.cpu_count() or 1),
         "preserve_insertion_order": False,

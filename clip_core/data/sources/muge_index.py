@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 PART_PAIRS = 50_000
-MEMORY = "500MB"  # above it DuckDB works on disk
 BATCH_ROWS, BATCH_SIZE = 10_000, 2**24  # rows, characters and ids on their way into the database at once
 WHERE = ("part", "line", "offset", "length")
 
@@ -104,7 +103,7 @@ def index_of(pictures: Path, texts: Path, is_held_out: bool) -> Index:
 def _make(folder: Path, pictures: Path, texts: Path, is_held_out: bool) -> None:
     """Fills the folder of the index."""
     work = folder / "work.duckdb"
-    with connected(MEMORY, folder / "spilled", work) as database:
+    with connected(folder / "spilled", work) as database:
         database.execute(TABLES)
         _insert(database, "pictures", muge_lines.pictures_in(pictures))
         _insert(database, "texts", muge_lines.texts_in(texts))
