@@ -23,8 +23,8 @@ help: ## this list
 
 setup: .venv/ready ## the environment, Triton and the built-in pictures (everything that needs the network)
 	@python -m clip_core.serve.install
-	@python -m clip_core.data.sources.emoji_fetch .cache/emoji
-	@python -m clip_core.data.sources.iconpark_fetch .cache/iconpark # 2 MB and a few seconds
+	@python -m clip_core.data.sources.built_in emoji .cache/emoji
+	@python -m clip_core.data.sources.built_in iconpark .cache/iconpark # 2 MB and a few seconds
 
 run: setup ## set up, then the main job: `dvc repro`, from pictures to a served model
 	@python -m stages.check # DVC stops at the first misspelt key that dvc.yaml names; this names all that is wrong

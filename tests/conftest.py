@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from clip_core.env import SWITCHES, set_switches
-from clip_core.recipe import apply_recipe
+from clip_core.recipe import apply_recipes
 from tests.tiny_release import gallery, narrow_release, release, tiny_releases, triton  # noqa: F401 (fixtures)
 from tests.workers import IS_WORKER, made_once, one_worker_at_a_time
 
@@ -92,7 +92,7 @@ def smoke_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     def make(folder: Path) -> None:
         project = new_project(folder / "project")
-        apply_recipe(project / "recipes" / "smoke.yaml", project / "params.yaml")
+        apply_recipes([project / "recipes" / "smoke.yaml"], project / "params.yaml")
         result = run_in(project, *without_network(), "dvc", "repro")
         (project / ".work" / "repro.log").write_text(result.stdout, encoding="utf-8")
 

@@ -38,12 +38,8 @@ class Stages(Section):
     train: Train
 
     def setups(self) -> dict[str, Setup]:
-        """As `stages.stage1` and `stages.stage2` lay them out."""
-        second, files = self.stage2, Path(self.stage2.path)
-        return {
-            "stage1": Setup(self.stage1, 0, is_image_tower_frozen=True, num_views=self.stage1.num_views),
-            "stage2": Setup(second, 0, False, second.patch_dropout, second.lora, distill=second.distill, files=files),
-        }
+        """Those of both, by their names."""
+        return {"stage1": Setup.of(self.stage1, 0), "stage2": Setup.of(self.stage2, 0)}
 
     def architecture(self) -> Architecture:
         """The model's, with the vocabulary of the released models: that of the weights may be smaller."""
