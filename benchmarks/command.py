@@ -25,8 +25,8 @@ class Row(NamedTuple):
         return f"{self.num} {self.task}: {ours or 'ours'} / {peer}"
 
 
-def read_options(name: str, repeats: int) -> argparse.Namespace:
-    """The command line of the benchmark `name`."""
+def read_options(name: str, repeats: int, **sizes: int) -> argparse.Namespace:
+    """The command line of the benchmark `name`; `sizes` are options of its own."""
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}")
     parser.add_argument("--model", default="vit-b-16", choices=[*NAMES, SMALL])
     parser.add_argument("--repeats", type=int, default=repeats)
@@ -34,6 +34,8 @@ def read_options(name: str, repeats: int) -> argparse.Namespace:
     parser.add_argument("--only", default="", help="rows whose name contains this")
     parser.add_argument("--work", type=Path, default=WORK, help="where the prepared models lie")
     parser.add_argument("--results", type=Path, default=RESULTS)
+    for size, default in sizes.items():
+        parser.add_argument(f"--{size.replace('_', '-')}", type=int, default=default)
     return parser.parse_args()
 
 
@@ -52,7 +54,7 @@ def run(name: str, rows: Iterable[Row]) -> None:
         spec = {**shared, "task": row.task, "num": row.num}
         found = compare({**spec, "side": "ours", **row.ours}, {**spec, **row.peer}, options.repeats)
         measured[row.name] = {"num": row.num, **found}
-        print(f"{row.name}: {spread(found['ratio'])} times as fast", flush=True)
+        print(f"{row.name}: {spread(measured[row.name]['ratio'])} times as fast", flush=True)
     result = {"model": options.model, **machine(options.threads), "rows": measured}
     write_result(name, result, options.results)
     print_result(result)

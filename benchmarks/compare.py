@@ -99,7 +99,9 @@ def compare(ours: dict, peer: dict, repeats: int) -> dict[str, Any]:
 
 
 def _agreement(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
-    """How alike the two sides' answers are: ids, or unit vectors."""
+    """How alike the two sides' answers are: ids, unit vectors, or one number."""
+    if ours.ndim == 0:
+        return {"difference": abs(float(ours - theirs))}
     if ours.dtype.kind == "i":
         return {"equal_rows": float((ours == theirs).all(axis=1).mean())}
     largest = float(np.abs(ours - theirs).max())

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from benchmarks import loading, packing
 from benchmarks.command import Row
 from benchmarks.encode_images import ROWS as IMAGES
 from benchmarks.encode_texts import ROWS as TEXTS
@@ -55,6 +57,12 @@ def test_both_sides_are_measured_in_turn_and_agree(work: Path) -> None:
     assert row["ratio"][0] <= row["ratio"][1] <= row["ratio"][2]
     assert row["agreement"] == {"equal_rows": 1.0}
     assert row["repeats"] == 1
+
+
+def test_the_pictures_that_cn_clip_s_own_scripts_find_are_found(work: Path) -> None:
+    options = ("--texts", "40", "--images", "500", "--only", "from files")
+    (row,) = run(work, "recall", *options).values()
+    assert row["agreement"] == {"equal_rows": 1.0}
 
 
 def test_rows_for_gpus_are_skipped_with_the_reason_where_there_is_none(work: Path) -> None:
@@ -107,3 +115,66 @@ def test_what_other_processes_do_is_seen_and_what_ours_do_is_not() -> None:
         time.sleep(0.5)
         end_ours, end_others = now([busy.pid]), now([])
     assert other_cores(start_others, end_others) - other_cores(start_ours, end_ours) > 0.1
+
+
+def test_all_loaders_go_through_the_same_number_of_pairs(tmp_path: Path) -> None:
+    loading.prepare(tmp_path, 64)
+    spec = {"task": "load", "folder": str(tmp_path), "num": 64, "threads": 1, "workers": 0}
+    for ours in ({"store": "original", "decoding": "scaled"}, {"store": "squashed", "decoding": "exact"}):
+        assert make({**spec, "side": "ours", **ours})().tolist() == [[64]]
+    for peer in ("cn_clip", "webdataset", "files"):
+        assert make({**spec, "side": peer})().tolist() == [[64]]
+
+
+@pytest.fixture(scope="module")
+def muge(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("packing")
+    packing.prepare(folder, 200)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("task", "side", "counted"),
+    [
+        ("pack", "ours", [200, 200]),
+        ("pack", "cn_clip", [200, 200]),
+        ("validate", "ours", [200]),
+        ("validate", "decoding", [200]),
+    ],
+)
+def test_both_sides_over_a_data_set_go_through_all_of_it(
+    task: str, side: str, counted: list[int], muge: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    spec = {"task": task, "side": side, "folder": str(muge), "num": 200, "threads": 1}
+    assert make(spec)().tolist() == [counted]
+
+
+@pytest.mark.parametrize(("stage", "images"), [(1, "live"), (1, "cached"), (2, "live")])
+def test_without_dropout_both_sides_steps_learn_alike(
+    stage: int, images: str, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = {"task": "step", "model": str(work / SMALL), "threads": 1, "stage": stage, "images": images, "batch": 8}
+    train = torch.nn.Module.train
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.nn.Module, "train", lambda module, mode=True: train(module, False))
+        ours, theirs = (make({**spec, "side": side, "precision": "fp32"}) for side in ("ours", "cn_clip"))
+        losses = [(float(ours()), float(theirs())) for _ in range(3)]
+    assert losses[0][0] > losses[1][0] > losses[2][0]
+    assert losses[0][0] == pytest.approx(losses[0][1], abs=1e-4)
+    assert losses[2][0] == pytest.approx(losses[2][1], abs=0.01)  # they decay other parameters
+
+
+@pytest.mark.slow
+def test_a_global_batch_in_chunks_is_measured_against_batches_of_one_chunk_and_extrapolated(work: Path) -> None:
+    (row,) = run(work, "step", "--only", "chunks", "--global-batch", "1024").values()
+    assert row["num"] == 3 * 64
+    assert row["extrapolated_to"] == 1024
+    assert row["times_per_sample"][1] > 1 / row["ratio"][1]
+    assert 0 < row["our_mib"] < row["peer_mib"] * 1.5
+
+
+def test_the_loss_is_measured_in_time_and_memory_and_both_sides_agree(work: Path) -> None:
+    (row,) = run(work, "loss", "--rows", "1024").values()
+    assert row["agreement"]["difference"] < 1e-4
+    assert row["peer_mib"] > 4 * 1024**2 / 2**20  # it holds all logits

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
-from clip_core.recipe import apply_recipe
+from clip_core.recipe import apply_recipes
 from tests.conftest import ENVIRONMENT, copy_of, new_project, run_in
 from tests.kills import REPRO, folder_bytes
 
@@ -44,7 +44,7 @@ def prove() -> dict:
     draw = random.Random(time.time_ns())  # other moments each time
     with tempfile.TemporaryDirectory() as scratch:
         undisturbed = new_project(Path(scratch) / "undisturbed")
-        apply_recipe(undisturbed / "recipes" / "smoke.yaml", undisturbed / "params.yaml")
+        apply_recipes([undisturbed / "recipes" / "smoke.yaml"], undisturbed / "params.yaml")
         run_in(undisturbed, "dvc", "repro")
         lock = locked(undisturbed / "dvc.lock")
         stages = os.environ.get("STAGES", "").split() or list(lock)
