@@ -11,10 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import clip_core
 from clip_core.model.contract import read_contract
 from clip_core.model.matryoshka import narrow
 from clip_core.model.pretrained.exporting import export_weights
 from clip_core.model.pretrained.importing import import_checkpoint
+from clip_core.model.vocabulary import prune
 from clip_core.model.weights import load_weights
 from clip_core.params_file import read_yaml
 from clip_core.recipe import merged
@@ -110,6 +112,23 @@ def test_weights_that_transformers_can_not_hold_are_not_exported(imported: Path,
     ):
         with pytest.raises(ValueError, match=message):
             export_weights(folder, tmp_path / "out", form)
+
+
+def test_fewer_tokens_leave_the_texts_of_the_kept_ones_as_they_are(imported: Path, tmp_path: Path) -> None:
+    texts = ["杰尼龟的猫", "Hello world", "一只 cat\n\n", "bytes 😀"]
+    effect = prune(imported, tmp_path / "small", texts)
+    assert (effect.num_texts, effect.num_changed, effect.num_equal) == (4, 0, (4, 4))
+    assert 256 + 6 < effect.tokens[1] < effect.tokens[0] == 600
+    assert effect.parameters[0] - effect.parameters[1] == 64 * (effect.tokens[0] - effect.tokens[1])
+    with torch.inference_mode():
+        ids = [clip_core.load(folder).encode_texts(["HELLO 猫", "黑 dog"]) for folder in (imported, tmp_path / "small")]
+    assert (ids[0][0] == ids[1][0]).all() and (ids[0][1] != ids[1][1]).any()  # of 黑 only the bytes are left
+    export_weights(tmp_path / "small", tmp_path / "out", "transformers")
+    import_checkpoint(tmp_path / "out", tmp_path / "again", None, None)
+    again = load_weights(tmp_path / "again").state_dict()
+    assert all(
+        torch.equal(again[name], tensor) for name, tensor in load_weights(tmp_path / "small").state_dict().items()
+    )
 
 
 def test_it_trains_by_the_sigmoid_loss_from_its_own_scale_and_bias(

@@ -7,7 +7,6 @@ are, and how far their features turn.
 """
 
 import argparse
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,10 +17,9 @@ from clip_core.errors import UserError, told_to_the_user
 from clip_core.model.clip import CLIP
 from clip_core.model.contract import TOKENIZER_FILE, read_contract, weights_id
 from clip_core.model.vocabulary_effect import Effect, effect_on, token_ids_of
+from clip_core.model.vocabulary_kinds import read_tokenizer, rebuilt, with_needed
 from clip_core.model.weights import load_weights, save_weights, without_weights
-from clip_core.text import CLS, PAD, SEP, UNKNOWN, load_tokenizer, parse_tokenizer
-
-SPECIAL = (PAD, UNKNOWN, CLS, SEP, "[MASK]")
+from clip_core.text import load_tokenizer, parse_tokenizer
 
 
 def prune(
@@ -35,7 +33,7 @@ def prune(
         raise UserError(f"{out} exists already: remove it, or name another folder")
     contract = read_contract(folder)
     tokenizer = load_tokenizer(folder / TOKENIZER_FILE, contract.context_length)
-    tree = _read_word_pieces(folder / TOKENIZER_FILE, contract.architecture.text_tower.vocab_size)
+    tree = read_tokenizer(folder / TOKENIZER_FILE, contract.architecture.text_tower.vocab_size)
     vocabulary: dict[str, int] = tree["model"]["vocab"]
     if keep is None:
         counts = Counter(token for row in token_ids_of(tokenizer, captions) for token in row)
@@ -44,10 +42,10 @@ def prune(
         if unknown := sorted(set(keep) - set(vocabulary)):
             raise UserError(f"{len(unknown)} of the tokens to keep are not in {folder}, the first: {unknown[:5]}")
         kept = {vocabulary[token] for token in keep}
-    rows = sorted(kept | {vocabulary[token] for token in SPECIAL if token in vocabulary})
+    rows = with_needed(tree, kept)
 
     full = load_weights(folder)
-    pruned, tokenizer_json = with_rows(full, rows), _rebuilt(tree, rows)
+    pruned, tokenizer_json = with_rows(full, rows), rebuilt(tree, rows)
     texts = sorted(set(captions))
     effect = effect_on(
         texts, (full, tokenizer), (pruned, parse_tokenizer(tokenizer_json, contract.context_length)), rows
@@ -91,30 +89,6 @@ def read_captions(path: Path) -> list[str]:
         raise UserError(f"{path}: no such file") from None
     except ValueError as error:  # what pandas and the decoder raise as well
         raise UserError(f"{path}: no captions can be read: {error}") from None
-
-
-def _read_word_pieces(path: Path, vocab_size: int) -> dict:
-    """The tokenizer.json at `path` as a tree, if it is of the kind that this project writes."""
-    tree = json.loads(path.read_text(encoding="utf-8"))
-    kinds = tree["model"]["type"], (tree.get("post_processor") or {}).get("type")
-    if kinds != ("WordPiece", "BertProcessing") or tree.get("added_tokens"):
-        raise UserError(f"{path}: only plain word pieces in BERT's manner can be pruned, not {kinds}")
-    vocabulary = tree["model"]["vocab"]
-    if sorted(vocabulary.values()) != list(range(vocab_size)):
-        raise UserError(f"{path}: {len(vocabulary)} tokens do not fit the weights, which have {vocab_size}")
-    return tree
-
-
-def _rebuilt(tree: dict, rows: Sequence[int]) -> str:
-    """The tokenizer.json with the tokens `rows` alone, numbered anew in their old order."""
-    number = {old: new for new, old in enumerate(rows)}
-    vocabulary = {token: number[old] for token, old in tree["model"]["vocab"].items() if old in number}
-    ends = {end: [token, vocabulary[token]] for end, token in (("sep", SEP), ("cls", CLS))}
-    changed = {
-        "model": tree["model"] | {"vocab": dict(sorted(vocabulary.items(), key=lambda item: item[1]))},
-        "post_processor": tree["post_processor"] | ends,
-    }
-    return json.dumps(tree | changed, ensure_ascii=False, indent=2)
 
 
 def main() -> None:
