@@ -20,6 +20,7 @@ from clip_core.model.contract import read_contract
 from clip_core.model.matryoshka import narrow
 from clip_core.model.pretrained.exporting import export_weights
 from clip_core.model.pretrained.importing import import_checkpoint
+from clip_core.model.vocabulary import prune
 from clip_core.model.weights import load_weights
 from tests.siglip import SMALL, assert_same_tensors, save_as_released, siglip2, their_features, their_token_ids
 
@@ -74,13 +75,15 @@ def test_pictures_become_the_pixels_of_transformers_processor(size: tuple[int, i
 
 
 @pytest.mark.parametrize("runtime", ["torch", "onnx"])
-def test_features_are_those_of_transformers_on_torch_and_on_onnx(
-    runtime: Any, model: Any, released: Path, imported: Path
+def test_features_are_those_of_transformers_on_torch_and_pruned_to_fewer_tokens_on_onnx(
+    runtime: Any, model: Any, released: Path, imported: Path, tmp_path: Path
 ) -> None:
-    wanted = their_features(model, their_token_ids(released, TEXTS), PIXELS)
+    wanted, folder = their_features(model, their_token_ids(released, TEXTS), PIXELS), imported
     if runtime == "torch":
         assert_features(load_weights(imported), their_token_ids(released, TEXTS), PIXELS, wanted)
-    predictor = clip_core.load(imported, runtime=runtime)
+    else:  # one export for two promises
+        prune(imported, folder := tmp_path / "pruned", TEXTS)
+    predictor = clip_core.load(folder, runtime=runtime)
     pictures = [Image.fromarray(pixels.permute(1, 2, 0).numpy()) for pixels in PIXELS]
     np.testing.assert_allclose(predictor.encode_images(pictures), wanted[0].numpy(), atol=1e-5)
     np.testing.assert_allclose(predictor.encode_texts(TEXTS), wanted[1].numpy(), atol=1e-5)

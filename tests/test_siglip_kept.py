@@ -2,29 +2,39 @@
 
 import json
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import clip_core
+from clip_core.image import AS_SIGLIP2, pixels_of
 from clip_core.model.contract import read_contract
 from clip_core.model.matryoshka import narrow
 from clip_core.model.pretrained.exporting import export_weights
 from clip_core.model.pretrained.importing import import_checkpoint
 from clip_core.model.vocabulary import prune
+from clip_core.model.vocabulary_effect import Effect
+from clip_core.model.vocabulary_kinds import CHINESE_AND_ENGLISH
 from clip_core.model.weights import load_weights
 from clip_core.params_file import read_yaml
 from clip_core.recipe import merged
+from clip_core.serve.install import triton_home
 from clip_core.text import build_tokenizer
-from tests.conftest import ROOT
-from tests.siglip import SMALL, gemma_tokenizer, save_as_released, siglip2
+from tests.conftest import ENVIRONMENT, ROOT
+from tests.siglip import SMALL, assert_same_tensors, gemma_tokenizer, save_as_released, siglip2
 from tests.stage_calls import call
+from tests.test_parity_serving import STUB
 from tests.tiny import tiny_store
+from tests.tiny_split import plain_picture
+
+TEXTS = ["杰尼龟的猫", "Hello world", "一只 cat\n\n", "bytes 😀"]
 
 
 @pytest.fixture(scope="module")
@@ -114,24 +124,55 @@ def test_weights_that_transformers_can_not_hold_are_not_exported(imported: Path,
             export_weights(folder, tmp_path / "out", form)
 
 
-def test_fewer_tokens_leave_the_texts_of_the_kept_ones_as_they_are(imported: Path, tmp_path: Path) -> None:
-    texts = ["杰尼龟的猫", "Hello world", "一只 cat\n\n", "bytes 😀"]
-    effect = prune(imported, tmp_path / "small", texts)
+@pytest.fixture(scope="module")
+def pruned(imported: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Effect]:
+    folder = tmp_path_factory.mktemp("siglip") / "pruned"
+    return folder, prune(imported, folder, TEXTS)
+
+
+def test_fewer_tokens_leave_the_texts_of_the_kept_ones_as_they_are(
+    imported: Path, pruned: tuple[Path, Effect], tmp_path: Path
+) -> None:
+    folder, effect = pruned
     assert (effect.num_texts, effect.num_changed, effect.num_equal) == (4, 0, (4, 4))
     assert 256 + 6 < effect.tokens[1] < effect.tokens[0] == 600
     assert effect.parameters[0] - effect.parameters[1] == 64 * (effect.tokens[0] - effect.tokens[1])
-    with torch.inference_mode():
-        ids = [clip_core.load(folder).encode_texts(["HELLO 猫", "黑 dog"]) for folder in (imported, tmp_path / "small")]
-    assert (ids[0][0] == ids[1][0]).all() and (ids[0][1] != ids[1][1]).any()  # of 黑 only the bytes are left
-    export_weights(tmp_path / "small", tmp_path / "out", "transformers")
+    before, after = (clip_core.load(place).encode_texts(["HELLO 猫", "黑 dog"]) for place in (imported, folder))
+    assert (before[0] == after[0]).all() and (before[1] != after[1]).any()  # of 黑 only the bytes are left
+    export_weights(folder, tmp_path / "out", "transformers")
     import_checkpoint(tmp_path / "out", tmp_path / "again", None, None)
-    again = load_weights(tmp_path / "again").state_dict()
-    assert all(
-        torch.equal(again[name], tensor) for name, tensor in load_weights(tmp_path / "small").state_dict().items()
+    assert_same_tensors(*(load_file(place / "model.safetensors") for place in (folder, tmp_path / "again")))
+
+
+def test_of_chinese_and_english_all_is_kept_whatever_the_captions_say(imported: Path, tmp_path: Path) -> None:
+    effect = prune(imported, tmp_path / "small", ["杰尼龟", "一只黑色的cat", "σ"], CHINESE_AND_ENGLISH)
+    assert (effect.num_changed, effect.num_equal, len(effect.cosines)) == (1, (2, 2), 1)
+    full, small = (
+        json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
+        for folder in (imported, tmp_path / "small")
     )
+    assert {"σ", "ǆ", "H", "He", "Hel", "Hell", "Hello"} == full.keys() - small.keys()
+    assert [*small][:2] == ["<pad>", "<eos>"] and [*small.values()] == [*range(len(small))]
 
 
-def test_it_trains_by_the_sigmoid_loss_from_its_own_scale_and_bias(
+def test_triton_reads_texts_and_pictures_for_it_as_the_predictor_does(
+    pruned: tuple[Path, Effect], tmp_path: Path
+) -> None:
+    shutil.copytree(pruned[0], tmp_path / "repository" / "1")
+    (tmp_path / "repository" / "1" / "release.txt").write_text("0\n")
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "0").write_bytes(plain_picture(5))
+    (tmp_path / "texts.json").write_text(json.dumps(TEXTS))
+    paths = (tmp_path / "repository", tmp_path / "pictures", tmp_path / "texts.json", tmp_path)
+    python = triton_home() / "environment" / "bin" / "python"
+    subprocess.run([python, "-c", STUB, *paths], cwd=ROOT, env=ENVIRONMENT, check=True)
+    predictor = clip_core.load(pruned[0])
+    token_ids = np.load(tmp_path / "token_ids.npy")
+    assert np.array_equal(predictor.encode_texts(TEXTS), predictor.towers.encode_texts(token_ids))
+    assert np.array_equal(np.load(tmp_path / "pixels.npy")[0], pixels_of(plain_picture(5), 32, AS_SIGLIP2))
+
+
+def test_pruned_or_not_it_trains_by_the_sigmoid_loss_from_its_own_scale_and_bias(
     released: Path, imported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -152,12 +193,16 @@ def test_it_trains_by_the_sigmoid_loss_from_its_own_scale_and_bias(
     params |= {"model": model, "init": init}
     params_file.write_text(json.dumps(merged(params, {"stage1": step, "stage2": {**step, "patch_dropout": 0.5}})))
     call("init", params_file, tmp_path / "packed", tmp_path / "init", tmp_path / "curves")
-    call("stage1", params_file, tmp_path / "packed", tmp_path / "init", tmp_path / "stage1", tmp_path / "curves1")
+    prune(tmp_path / "init", tmp_path / "pruned", TEXTS)
+    call("stage1", params_file, tmp_path / "packed", tmp_path / "pruned", tmp_path / "stage1", tmp_path / "curves1")
     call("stage2", params_file, tmp_path / "packed", tmp_path / "stage1", tmp_path / "stage2", tmp_path / "curves2")
-    assert read_contract(tmp_path / "stage2").architecture == before.model_copy(update={"matryoshka": (16,)})
-    assert (tmp_path / "stage2" / "tokenizer.json").read_bytes() == (imported / "tokenizer.json").read_bytes()
-    first, *later = (load_file(tmp_path / name / "model.safetensors") for name in ("init", "stage1", "stage2"))
-    assert all(torch.equal(first[name], tensor) for name, tensor in load_weights(imported).state_dict().items())
+    assert read_contract(tmp_path / "init").architecture == before.model_copy(update={"matryoshka": (16,)})
+    assert_same_tensors(*(load_file(place / "model.safetensors") for place in (imported, tmp_path / "init")))
+    assert read_contract(tmp_path / "stage2").architecture == read_contract(tmp_path / "pruned").architecture
+    assert (tmp_path / "stage2" / "tokenizer.json").read_bytes() == (
+        tmp_path / "pruned" / "tokenizer.json"
+    ).read_bytes()
+    first, *later = (load_file(tmp_path / name / "model.safetensors") for name in ("pruned", "stage1", "stage2"))
     moved = [{name for name in first if not torch.equal(first[name], tensors[name])} for tensors in later]
     assert moved[0] and not any(name.startswith("image_") for name in moved[0])
     assert moved[1] == {*first}
