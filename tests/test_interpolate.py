@@ -2,8 +2,10 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -79,6 +81,15 @@ def test_the_curve_is_measured_as_an_evaluation_measures_and_the_best_is_kept(pl
         for name in set(point) - {"alpha"}:
             group, metric = name.split(".")
             assert point[name] == pytest.approx(metrics[group][metric]["value"]), name
+    for side, (image_side, text_side) in {"image": ("after", "before"), "text": ("before", "after")}.items():
+        both = [embed(load(place / name), store, asked, ("{}",)) for name in (image_side, text_side)]
+        metrics = measure(replace(both[0], texts=both[1].texts), asked, params, seed=1)
+        found = curve["sides"][side]
+        assert found["all.mean_recall"] == pytest.approx(
+            sum(metrics["all"][f"{way}_mean_recall"]["value"] for way in ("text_to_image", "image_to_text")) / 2
+        )
+        features = [getattr(one, f"{side}s") for one in both]
+        assert found["cosine"] == pytest.approx(np.mean([a @ b for a, b in zip(*features, strict=True)]), abs=1e-6)
     best = max(point["all.mean_recall"] for point in curve["points"])
     assert curve["chosen"] == next(p["alpha"] for p in curve["points"] if p["all.mean_recall"] == best)
     made = read_contract(tmp_path / "out" / "weights").made
