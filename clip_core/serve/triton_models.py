@@ -51,7 +51,7 @@ class TextPreprocess:
         _check_sum("texts", "bytes", map(len, items), MAX_TEXTS_BYTES)
         rows = self.tokenizer(_each(items, _read_text))
         for place, row in enumerate(rows):
-            if np.count_nonzero(row) <= 2:  # [CLS] and [SEP]: characters that mean nothing
+            if np.count_nonzero(row) <= self.tokenizer.num_ends:  # [CLS] and [SEP]: characters that mean nothing
                 raise UserError(f"item {place}: the text is empty")
         length = next(length for length in self.lengths if length >= rows.shape[1])
         return np.pad(rows, ((0, 0), (0, length - rows.shape[1])))  # (n, length)
