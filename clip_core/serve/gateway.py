@@ -73,9 +73,15 @@ def _run_gateway(supervisor: Supervisor, listener: socket.socket, door: Door) ->
             end.daemon = True
             end.start()
 
-    # Its last requests have their time, and each an answer.
+    cert, key = door.tls or (None, None)
     config = uvicorn.Config(
-        app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=int(PATIENCE) + 5
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        ssl_certfile=cert,
+        ssl_keyfile=key,
+        timeout_graceful_shutdown=int(PATIENCE) + 5,  # its last requests have their time, and each an answer
     )
     server = Server(config)
     for number in ENDING:

@@ -69,6 +69,10 @@ class SearchQuestion(Section):
     text_weight: Positive = 1.0
     image_weight: Positive = 1.0
     gallery: Gallery | None = None
+    filter: Annotated[
+        dict[str, str | int | float | bool | None] | None,
+        Field(description="values of the gallery's metadata; a picture must have all of them"),
+    ] = None
     limit: Annotated[int, Field(ge=1, le=100)] = 10
     offset: Annotated[int, Field(ge=0, lt=MAX_FOUND)] = 0
     release: Annotated[Id | None, Field(description="of the first page: 409 when another one serves by now")] = None
@@ -85,7 +89,7 @@ class Hit(Section):
 class SearchAnswer(Section):
     release: Id
     gallery: str
-    num_pictures: Annotated[int, Field(description="in the gallery")]
+    num_pictures: Annotated[int, Field(description="that were searched: in the gallery, as the filter wants them")]
     hits: list[Hit]
     next_offset: Annotated[int | None, Field(description="of the next page; null: there is none")]
 
