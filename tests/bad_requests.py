@@ -244,17 +244,18 @@ def _tensors(target: Target, random: np.random.Generator) -> str:
     else:
         item = random.bytes(30) if random.random() < 0.3 else _odd_text(random).encode(errors="surrogatepass")
         request = _infer(random, str(random.choice(["clip_text", "clip_search"])), "TEXT", item)
-    return _call(target, "ModelInfer", request.SerializeToString())
+    return call(target.triton, "ModelInfer", request.SerializeToString())
 
 
 def _protobuf(target: Target, random: np.random.Generator) -> str:
     good = _infer(random, "clip_text", "TEXT", "猫".encode()).SerializeToString()
     data = damaged(good, int(random.integers(2**31))) if random.random() < 0.7 else random.bytes(40)
-    return _call(target, str(random.choice(METHODS)), data)
+    return call(target.triton, str(random.choice(METHODS)), data)
 
 
-def _call(target: Target, method: str, data: bytes) -> str:
-    with grpc.insecure_channel(target.triton) as channel:
+def call(address: str, method: str, data: bytes) -> str:
+    """The status with which Triton answers these bytes of protobuf."""
+    with grpc.insecure_channel(address) as channel:
         try:
             channel.unary_unary(SERVICE + method)(data, timeout=PATIENCE)
         except grpc.RpcError as error:
