@@ -316,6 +316,7 @@ def test_half_a_question_beside_a_body_of_json_is_not_dropped_silently(api: http
         ({"text": "猫", "limit": 0}, 400, "input", "limit: "),
         ({"text": "猫", "offset": 1000}, 400, "input", "offset: "),
         ({"text": "猫", "text_weight": 0}, 400, "input", "text_weight: "),
+        ({"text": "猫", "text_weight": 1e308}, 400, "input", "text_weight: "),
         ({"text": "猫", "release": "0" * 16}, 409, "input", "release 0000000000000000 does not serve"),
         (
             {"text": "猫", "filter": {"colour": "red"}},
