@@ -1,6 +1,7 @@
 """/v1 before a real Triton: the field's own client, search, classification, and what is said of bad requests."""
 
 import base64
+import json
 import socket
 import threading
 import time
@@ -18,6 +19,7 @@ from clip_core.inference.calibration import Calibration
 from clip_core.inference.predictor import load
 from clip_core.inference.prompts import classifier, templates_of, unit
 from clip_core.serve import edge, queries
+from clip_core.serve.keys import Keys, add_key
 from clip_core.serve.shapes import MODEL
 from clip_core.serve.triton import connect
 from clip_core.serve.upstream import Upstream
@@ -240,6 +242,69 @@ def test_a_text_and_a_picture_find_what_resembles_their_weighted_mean(
     assert {hit["image_id"]: hit["score"] for hit in answer["hits"]} == pytest.approx(scores, abs=1e-3)
 
 
+@pytest.mark.parametrize("limit", [2, 36])
+def test_a_filter_leaves_the_ranking_of_the_pictures_that_are_as_it_says(
+    limit: int, api: httpx.Client, release: Release
+) -> None:
+    everything = search(api, text="红色圆形", limit=36)["hits"]
+    for wanted in ({"family": "red"}, {"family": "blue", "source": "test"}, {"family": "red", "source": None}):
+        right = [hit["image_id"] for hit in everything if f"-{wanted['family']}-" in hit["image_id"]]
+        right = right if wanted.get("source", "test") else []
+        found, offset = [], 0
+        while offset is not None:
+            answer = search(api, text="红色圆形", filter=wanted, limit=limit, offset=offset)
+            assert answer["num_pictures"] == len(right) == (6 if wanted.get("source", "") is not None else 0)
+            found, offset = found + answer["hits"], answer["next_offset"]
+        assert [hit["image_id"] for hit in found] == right
+        scores = np.array([hit["score"] for hit in found])
+        expected = CALIBRATION.probability(scores, max(1, len(right)))  # among those that were searched
+        np.testing.assert_allclose([hit["probability"] for hit in found], expected, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "rest"),
+    [
+        ("search", "image", {}),
+        ("search", "image", {"text": "红色圆形", "image_weight": 3, "limit": 5, "filter": {"family": "red"}}),
+        ("classify", "image", {"labels": LABELS}),
+        ("embeddings", "input", {"model": MODEL}),
+    ],
+)
+def test_a_picture_as_the_body_is_answered_as_its_data_url(
+    path: str, name: str, rest: dict, api: httpx.Client, release: Release
+) -> None:
+    data = picture(release, 3)
+    uploaded = api.post(
+        f"/v1/{path}", params={"question": json.dumps(rest)}, content=data, headers={"Content-Type": "image/png"}
+    )
+    assert uploaded.status_code == 200, uploaded.text
+    assert uploaded.json() == api.post(f"/v1/{path}", json=rest | {name: url_of(data)}).json()
+
+
+@pytest.mark.parametrize(
+    ("question", "body", "said"),
+    [
+        ("[]", b"x", "question: a JSON object is wanted"),
+        ("{", b"x", "question: a JSON object is wanted"),
+        ("[" * 5_000, b"x", "question: a JSON object is wanted"),
+        ('{"limit": "5"}', b"x", "limit: "),
+        ("{}", b"", "image: "),
+        ("{}", b"GIF89a", "image: "),
+    ],
+    ids=lambda value: repr(value)[:12],
+)
+def test_an_upload_that_can_not_be_searched_with_is_refused_by_name(
+    question: str, body: bytes, said: str, api: httpx.Client
+) -> None:
+    answer = api.post("/v1/search", params={"question": question}, content=body, headers={"Content-Type": "image/png"})
+    assert problem(answer, 400, "input").startswith(said)
+
+
+def test_half_a_question_beside_a_body_of_json_is_not_dropped_silently(api: httpx.Client) -> None:
+    answer = api.post("/v1/search", params={"question": '{"limit": 1}'}, json={"text": "猫"})
+    assert problem(answer, 400, "input").startswith("question: goes with a picture as the body")
+
+
 @pytest.mark.parametrize(
     ("question", "status", "kind", "said"),
     [
@@ -251,8 +316,15 @@ def test_a_text_and_a_picture_find_what_resembles_their_weighted_mean(
         ({"text": "猫", "limit": 0}, 400, "input", "limit: "),
         ({"text": "猫", "offset": 1000}, 400, "input", "offset: "),
         ({"text": "猫", "text_weight": 0}, 400, "input", "text_weight: "),
+        ({"text": "猫", "text_weight": 1e308}, 400, "input", "text_weight: "),
         ({"text": "猫", "release": "0" * 16}, 409, "input", "release 0000000000000000 does not serve"),
-        ({"text": "猫", "filter": {}}, 400, "input", "filter: "),
+        (
+            {"text": "猫", "filter": {"colour": "red"}},
+            400,
+            "input",
+            "filter: colour: this gallery's metadata: family, s",
+        ),
+        ({"text": "猫", "filter": {"family": ["red"]}}, 400, "input", "filter."),
     ],
 )
 def test_a_search_that_can_not_be_is_refused_by_name(
@@ -332,6 +404,42 @@ def test_every_example_in_openapi_is_answered_as_openapi_says(api: httpx.Client)
         answered += 1
     assert answered == 3
     assert not [path for path in description["paths"] if path.startswith(("/api", "/images"))]
+
+
+def test_whatever_openapi_allows_or_forbids_is_answered_as_it_says(
+    triton: "Server", releases: Path, tmp_path: Path
+) -> None:
+    import schemathesis
+    from hypothesis import HealthCheck, Phase, given, settings
+    from schemathesis.core.result import Ok
+
+    key = add_key(tmp_path / "keys.json", "schemathesis", 10**6)
+    ours = {"Authorization": f"Bearer {key}"}
+    statuses: dict[str, set[int]] = {}
+
+    def check(case: Any) -> None:
+        answer = case.call(headers=ours)
+        statuses.setdefault(case.operation.label, set()).add(answer.status_code)
+        # What JSON Schema allows may still be no picture, or a label without a letter.
+        case.validate_response(answer, excluded_checks=[schemathesis.checks.positive_data_acceptance], headers=ours)
+
+    with page_of(Supervised(triton.address), releases, keys=Keys(tmp_path / "keys.json")) as api:
+        schema = schemathesis.openapi.from_url(f"{api.base_url}/openapi.json", headers=ours)
+        for operation in [result.ok() for result in schema.get_all_operations() if isinstance(result, Ok)]:
+            for mode in list(schemathesis.GenerationMode)[: 2 if operation.method == "post" else 1]:
+                cases = given(case=operation.as_strategy(generation_mode=mode))
+                limits = settings(
+                    max_examples=15,
+                    deadline=None,
+                    derandomize=True,
+                    database=None,
+                    phases=[Phase.generate],
+                    suppress_health_check=list(HealthCheck),
+                )
+                limits(cases(check))()
+    for path in ("embeddings", "search", "classify"):
+        assert {200, 400} <= statuses.pop(f"POST /v1/{path}") <= {200, 400, 401, 409}
+    assert statuses == {f"GET {path}": {200} for path in ("/v1/models", "/livez", "/readyz", "/metrics")}
 
 
 # Bad bodies.

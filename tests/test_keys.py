@@ -4,6 +4,8 @@ import argparse
 import base64
 import json
 import logging
+import re
+import ssl
 import sys
 import time
 from collections.abc import Generator
@@ -20,6 +22,8 @@ from clip_core.serve.keys import Keys, add_key, read_keys
 from clip_core.serve.logs import JsonLines
 from tests.conftest import ROOT, run_in
 from tests.page_server import Supervised, page_of
+from tests.served import of, serving
+from tests.tiny_release import Release
 
 
 @pytest.fixture
@@ -144,6 +148,48 @@ def test_a_door_to_all_needs_keys(file: Path, alice: str) -> None:
     assert opened.names == ("0.0.0.0", "search.example")
     with listen(opened) as listener:
         assert url_of(opened, listener) == f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A certificate of localhost that it has signed itself, and its key."""
+    folder = tmp_path_factory.mktemp("tls")
+    cert, key = folder / "cert.pem", folder / "key.pem"
+    names = ("-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost")
+    new = ("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-noenc", "-days", "2")
+    run_in(folder, *new, *names, "-out", str(cert), "-keyout", str(key))
+    return cert, key
+
+
+def test_files_that_are_no_certificate_with_its_key_are_refused(certificate: tuple[Path, Path], file: Path) -> None:
+    cert, key = certificate
+    for arguments, said in (
+        (("--tls-cert", str(cert)), f"--tls-cert {cert}, --tls-key None: HTTPS needs both files"),
+        (("--tls-key", str(key)), "HTTPS needs both files"),
+        (("--tls-cert", str(key), "--tls-key", str(cert)), f"--tls-key {cert}: no certificate with its key, as PEM"),
+        (("--tls-cert", str(cert), "--tls-key", str(file)), "No such file"),
+    ):
+        with pytest.raises(UserError, match=re.escape(said)):
+            door(*arguments)
+
+
+def test_with_a_certificate_it_speaks_https_alone(
+    certificate: tuple[Path, Path], release: Release, tmp_path: Path
+) -> None:
+    cert, key = certificate
+    with serving(tmp_path, *of(tmp_path / "serving", release), "--tls-cert", str(cert), "--tls-key", str(key)) as (
+        url,
+        _,
+    ):
+        assert url.startswith("https://127.0.0.1:")
+        context = ssl.create_default_context(cafile=str(cert))
+        with httpx.Client(base_url=url, verify=context, trust_env=False) as client:
+            assert client.post("/v1/search", json={"text": "猫"}, headers={"Origin": url}).status_code == 200
+        with pytest.raises(httpx.HTTPError):
+            httpx.get(url.replace("https", "http"), trust_env=False)
+        asked = [sys.executable, "-m", "clip_core.serve.client", "猫", "--serving", str(tmp_path / "serving")]
+        assert "certificate verify failed" in run_in(ROOT, *asked, check=False).stdout
+        assert run_in(ROOT, "env", f"SSL_CERT_FILE={cert}", *asked).returncode == 0
 
 
 def test_what_looks_after_servers_asks_by_any_name(tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ def make_release(folder: Path, store: "Store", seed: int, width: int | None = No
     """
     from clip_core.config.deploy import Deploy
     from clip_core.config.export import Export
+    from clip_core.config.index import Index
     from clip_core.evaluate.benchmark import questions, read_benchmark
     from clip_core.evaluate.retrieval import ranks, recall_at
     from clip_core.inference.predictor import encode_pictures, load
@@ -59,7 +60,7 @@ def make_release(folder: Path, store: "Store", seed: int, width: int | None = No
     texts = [benchmark.texts[i] for i in asked.asking_texts]
     limits = Export(width=width, opset=20, max_feature_difference=1e-4, tie_margin=2e-4)
     export(model, store, texts, limits, onnx)
-    build_index(onnx, store, texts, TOP_K, 1.0, index)
+    build_index(onnx, store, texts, Index(top_k=TOP_K, min_recall=1.0, metadata=("family", "source")), index)
     predictor = load(model, width=width)
     found = ranks(predictor.encode_texts(texts), encode_pictures(predictor, store), asked.right_images)
     metrics = {f"text_to_image_recall@{k}": {"value": recall_at(found, k)} for k in (1, 5, 10)}

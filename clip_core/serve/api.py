@@ -13,7 +13,7 @@ from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
 from clip_core.inference.calibration import Calibration
-from clip_core.inference.nearest import top_k
+from clip_core.inference.nearest import Scores, top_k
 from clip_core.inference.prompts import templates_of, unit
 from clip_core.serve.pictures import Galleries
 from clip_core.serve.shapes import (
@@ -29,23 +29,28 @@ from clip_core.serve.shapes import (
     SearchAnswer,
     SearchQuestion,
 )
+from clip_core.serve.uploads import UPLOAD, Uploads
 from clip_core.serve.upstream import DEADLINE, PATIENCE, Upstream
 
 DECODED_AT_ONCE = 2**18  # characters of base64, a multiple of four: meanwhile nobody else has Python
 
 
-def api_of(upstream: Upstream, galleries: Galleries) -> APIRouter:
+BEARER = HTTPBearer(auto_error=False, description="a key of the server's file")  # the guard of `edge` asks for it
+
+
+def api_of(upstream: Upstream, galleries: Galleries, wants_keys: bool) -> APIRouter:
     """The routes of /v1."""
     router = APIRouter(
         prefix="/v1",
-        dependencies=[Security(HTTPBearer(auto_error=False, description="a key, where the server has a file of them"))],
+        route_class=Uploads,
+        dependencies=[Security(BEARER)] if wants_keys else [],
         responses={
             "4XX": {"model": Problem, "description": "The caller's mistake"},
             "5XX": {"model": Problem, "description": "Not now (503, with Retry-After), or a fault of the server"},
         },
     )
 
-    @router.post("/embeddings", response_model=Embeddings)
+    @router.post("/embeddings", response_model=Embeddings, openapi_extra=UPLOAD)
     async def embeddings(question: EmbeddingsQuestion, request: Request) -> Response:
         given = [question.input] if isinstance(question.input, str) else question.input
         items = await _items({f"input[{place}]": item for place, item in enumerate(given)})
@@ -57,7 +62,7 @@ def api_of(upstream: Upstream, galleries: Galleries) -> APIRouter:
         body = await _embeddings(features, release, question.encoding_format)
         return Response(body, media_type="application/json")
 
-    @router.post("/search")
+    @router.post("/search", openapi_extra=UPLOAD)
     async def search(question: SearchQuestion, request: Request) -> SearchAnswer:
         weights = {"text": question.text_weight, "image": question.image_weight}
         given = {name: item for name in weights if (item := getattr(question, name)) is not None}
@@ -70,22 +75,28 @@ def api_of(upstream: Upstream, galleries: Galleries) -> APIRouter:
             gallery = await galleries.first_unless(question.gallery, release)
             pictures = await galleries.pictures(release, gallery)
             wanted = unit(np.array([weights[name] for name in given], dtype=np.float32) @ features)
-            end = min(question.offset + question.limit, MAX_FOUND)
-            (places,), (scores,) = await asyncio.to_thread(top_k, pictures.index.features, wanted[None], end)
+            are_searched = pictures.are_as(question.filter or {})
+            num_pictures = int(are_searched.sum())
+            end = min(question.offset + question.limit, MAX_FOUND, num_pictures)
+
+            def drop(_queries: slice, candidates: slice, scores: Scores) -> None:
+                scores[:, ~are_searched[candidates]] = -np.inf
+
+            (places,), (scores,) = await asyncio.to_thread(top_k, pictures.index.features, wanted[None], end, drop)
         page = slice(question.offset, end)
         found = [pictures.index.image_ids[place] for place in places[page]]
-        num_pictures = len(pictures.index.image_ids)
+        among = num_pictures if question.image is None else None
         return SearchAnswer.model_validate(
             {
                 "release": release,
                 "gallery": gallery,
                 "num_pictures": num_pictures,
-                "hits": pictures.hits(found, scores[page], are_of_a_text=question.image is None),
+                "hits": pictures.hits(found, scores[page], among),
                 "next_offset": end if end < min(num_pictures, MAX_FOUND) else None,
             }
         )
 
-    @router.post("/classify")
+    @router.post("/classify", openapi_extra=UPLOAD)
     async def classify(question: ClassifyQuestion, request: Request) -> ClassifyAnswer:
         labels, templates = question.labels, question.templates or templates_of("general")
         if (num_prompts := len(labels) * len(templates)) > MAX_INPUTS:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
@@ -52,7 +52,7 @@ def make_app(
         return problem(request.scope, 400, "; ".join(wrong))
 
     add_page(app, upstream, galleries)
-    app.include_router(api_of(upstream, galleries))
+    app.include_router(api_of(upstream, galleries, keys is not None))
 
     @app.get("/livez")
     async def live() -> dict:
@@ -65,7 +65,7 @@ def make_app(
         is_ready = are_ok and not app.state.is_draining
         return JSONResponse({"models": states, "release": upstream.release}, 200 if is_ready else 503)
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def figures() -> Response:
         return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
 

@@ -2,6 +2,7 @@
 
 import argparse
 import socket
+import ssl
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from ipaddress import ip_address
@@ -19,6 +20,7 @@ class Door(NamedTuple):
     port: int
     names: Sequence[str]  # by which it is asked
     keys: Keys | None
+    tls: tuple[Path, Path] | None  # certificate (and those it rests on) and key, as PEM; None: HTTP
     drain: float  # seconds between SIGTERM and the last request that is taken
 
 
@@ -28,6 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0: all, which needs --keys")
     parser.add_argument("--name", action="append", default=[], help="by which it is asked, besides; several: again")
     parser.add_argument("--keys", type=Path, help="the file of API keys (python -m clip_core.serve.keys)")
+    parser.add_argument("--tls-cert", type=Path, help="PEM file of a certificate, for HTTPS; with --tls-key")
+    parser.add_argument("--tls-key", type=Path, help="PEM file of its key")
     parser.add_argument("--drain", type=float, default=1.0, help="seconds from SIGTERM on with requests still taken")
 
 
@@ -44,7 +48,20 @@ def door_of(arguments: argparse.Namespace) -> Door:
             "(python -m clip_core.serve.keys keys.json NAME) and name the file: --keys keys.json"
         )
     keys = Keys(arguments.keys) if arguments.keys else None
-    return Door(host, arguments.port, (_in_url(host), *map(str.lower, arguments.name)), keys, arguments.drain)
+    names = (_in_url(host), *map(str.lower, arguments.name))
+    return Door(host, arguments.port, names, keys, _tls(arguments.tls_cert, arguments.tls_key), arguments.drain)
+
+
+def _tls(cert: Path | None, key: Path | None) -> tuple[Path, Path] | None:
+    if cert is None and key is None:
+        return None
+    if cert is None or key is None:
+        raise UserError(f"--tls-cert {cert}, --tls-key {key}: HTTPS needs both files")
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(cert, key)
+    except OSError as error:  # an SSLError is one
+        raise UserError(f"--tls-cert {cert}, --tls-key {key}: no certificate with its key, as PEM: {error}") from None
+    return cert, key
 
 
 @contextmanager
@@ -68,7 +85,7 @@ def listen(door: Door) -> Generator[socket.socket]:
 def url_of(door: Door, listener: socket.socket) -> str:
     """Where this machine finds what listens there."""
     here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(door.host, door.host)
-    return f"http://{_in_url(here)}:{listener.getsockname()[1]}"
+    return f"{'https' if door.tls else 'http'}://{_in_url(here)}:{listener.getsockname()[1]}"
 
 
 def _in_url(host: str) -> str:

@@ -59,6 +59,7 @@ def _add(
     stores = {name: store_pictures(folder, contract, scratch / name) for name, folder in pictures.items()}
     golden = _golden(weights, stores, k)  # torch answers before onnxruntime is loaded
 
+    from clip_core.config.index import Index
     from clip_core.serve.assemble import Gallery, assemble
     from clip_core.serve.deploy import proved
     from clip_core.serve.export import export_alone
@@ -67,8 +68,9 @@ def _add(
     onnx, release = scratch / "onnx", scratch / "release"
     print("exporting the towers", flush=True)
     export_alone(weights, onnx)
+    searched = Index(top_k=k, min_recall=1.0, metadata=())
     for name, store in stores.items():
-        build_index(onnx, store, golden.texts, k, 1.0, scratch / f"{name}.index")
+        build_index(onnx, store, golden.texts, searched, scratch / f"{name}.index")
     release.mkdir()
     galleries = {name: Gallery(scratch / name, scratch / f"{name}.index") for name in stores}
     release_id = assemble(onnx, galleries, golden, k, release)

@@ -6,6 +6,7 @@ so does the gateway unless `--host` says otherwise.
 
 import argparse
 import os
+import resource
 import signal
 import socket
 import sys
@@ -28,6 +29,7 @@ from clip_core.serve.logs import log_to_stderr
 from clip_core.serve.supervisor import GaveUp, Supervisor
 from clip_core.serve.upstream import PATIENCE
 
+MAX_FILES = 2**16  # each connection is one; whoever waits with many keeps others out when there are no more
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 asked_to_end: list[int] = []  # the signals; Python loses an exception that one raises in a callback, as imports have
 
@@ -73,9 +75,15 @@ def _run_gateway(supervisor: Supervisor, listener: socket.socket, door: Door) ->
             end.daemon = True
             end.start()
 
-    # Its last requests have their time, and each an answer.
+    cert, key = door.tls or (None, None)
     config = uvicorn.Config(
-        app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=int(PATIENCE) + 5
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        ssl_certfile=cert,
+        ssl_keyfile=key,
+        timeout_graceful_shutdown=int(PATIENCE) + 5,  # its last requests have their time, and each an answer
     )
     server = Server(config)
     for number in ENDING:
@@ -145,6 +153,8 @@ def main() -> None:
     arguments = parser.parse_args()
     for number in ENDING:  # SIGINT too: a shell's background job would hand down "ignore"
         signal.signal(number, _end)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, MAX_FILES), most))  # a shell gives 1,024
     with told_to_the_user(OSError):
         serving = serving_folder(arguments.serving)
         log_to_stderr(arguments.json_logs)

@@ -41,7 +41,7 @@ def add_page(app: FastAPI, upstream: Upstream, galleries: Galleries) -> None:
             found = await upstream.find(text, gallery, request.state.id)
             gallery = await galleries.first_unless(gallery, found.release)
             pictures = await galleries.pictures(found.release, gallery)
-        hits = pictures.hits(found.ids, found.scores, are_of_a_text=True)
+        hits = pictures.hits(found.ids, found.scores, among=len(pictures.places))
         milliseconds = round(1000 * (time.perf_counter() - started), 1)
         answer = {"text": text, "release": found.release, "gallery": gallery, "milliseconds": milliseconds}
         return answer | {"hits": hits[:top]}

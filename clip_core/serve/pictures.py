@@ -2,17 +2,18 @@
 
 import asyncio
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote
 
 import numpy as np
+from pydantic import JsonValue
 from starlette.exceptions import HTTPException
 
 from clip_core.data.store import open_store
 from clip_core.inference.calibration import Calibration, read_calibration
-from clip_core.serve.index import Index, read_index
+from clip_core.serve.index import Index, read_index, read_metadata
 from clip_core.serve.release import GALLERY_NAME, RELEASE_ID
 
 if TYPE_CHECKING:
@@ -35,17 +36,31 @@ class Pictures(NamedTuple):
     names: dict[str, str]
     calibration: Calibration | None
     index: Index
+    metadata: dict[str, np.ndarray]  # by column, of each picture in the order of the index; of objects
     address: str  # of its pictures, before their ids
 
     def read(self, image_id: str) -> tuple[bytes, str]:
         """The picture and its media type, for browsers."""
         return for_browsers(self.store.image_bytes(self.places[image_id]))
 
-    def hits(self, image_ids: Sequence[str], scores: np.ndarray, are_of_a_text: bool) -> list[dict]:
-        """What is said of each picture found; its probability is None without a calibration, which is for texts."""
+    def are_as(self, wanted: Mapping[str, JsonValue]) -> np.ndarray:
+        """Which pictures of the index have all these values in their metadata, (n,) bool; 400 for a column unknown."""
+        if unknown := sorted(wanted.keys() - self.metadata.keys()):
+            columns = ", ".join(self.metadata) or "none (index.metadata of params.yaml names them)"
+            raise HTTPException(400, f"filter: {', '.join(unknown)}: this gallery's metadata: {columns}")
+        found = np.ones(len(self.index.image_ids), dtype=bool)
+        for column, value in wanted.items():
+            found &= self.metadata[column] == value
+        return found
+
+    def hits(self, image_ids: Sequence[str], scores: np.ndarray, among: int | None) -> list[dict]:
+        """What is said of each picture found among so many; None: not by a text, for which calibrations are.
+
+        Its probability is None then, and without a calibration.
+        """
         probabilities: Sequence[float | None] = [None] * len(image_ids)
-        if self.calibration is not None and are_of_a_text:
-            probabilities = self.calibration.probability(scores, len(self.places)).round(4).tolist()
+        if self.calibration is not None and among:
+            probabilities = self.calibration.probability(scores, among).round(4).tolist()
         return [
             {
                 "image_id": image_id,
@@ -107,6 +122,7 @@ def for_browsers(data: bytes) -> tuple[bytes, str]:
 
 def _open_pictures(folder: Path) -> Pictures:
     store, release = open_store(folder), folder.parents[1]
+    index = release / INDEXES / folder.name
     for file in store.files:
         store.image_bytes(file["first"])  # opens it, so that it can be read also when the folder is removed
     return Pictures(
@@ -114,7 +130,8 @@ def _open_pictures(folder: Path) -> Pictures:
         {image_id: place for place, image_id in enumerate(store.image_ids)},
         _names(store),
         read_calibration(release, None),
-        read_index(release / INDEXES / folder.name),
+        read_index(index),
+        {column: np.array(values, dtype=object) for column, values in read_metadata(index).items()},
         f"/images/{release.name}/{folder.name}",
     )
 

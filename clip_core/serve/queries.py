@@ -11,6 +11,7 @@ from clip_core.image import decoded_size
 
 if TYPE_CHECKING:
     from tritonclient.grpc import InferenceServerClient, aio
+    from tritonclient.utils import InferenceServerException
 
 AT_ONCE = 64  # the models' max_batch_size
 # What one request may hold in all, besides what each of its items may; the models refuse more.
@@ -18,6 +19,7 @@ MAX_TEXTS_BYTES = 256 * 2**10
 MAX_IMAGES_BYTES = 64 * 2**20
 MAX_IMAGES_PIXELS = 160_000_000  # decoded
 TIMEOUT = 60  # seconds
+ATTEMPTS = 10
 BAD_INPUT = "bad input: "  # begins what the models say of a caller's mistake
 
 
@@ -87,13 +89,17 @@ def ask(
     """The outputs with which the served model answers; UserError with its reason when it refuses the tensors."""
     from tritonclient.utils import InferenceServerException
 
-    try:
-        answer = client.infer(model, **_question(tensors, outputs), client_timeout=timeout)
-    except InferenceServerException as error:
-        if error.status() == "StatusCode.INVALID_ARGUMENT":
-            raise UserError(error.message().rpartition(BAD_INPUT)[2]) from None
-        raise
-    return [answer.as_numpy(output) for output in outputs]
+    for attempts_left in reversed(range(ATTEMPTS)):
+        try:
+            answer = client.infer(model, **_question(tensors, outputs), client_timeout=timeout)
+            return [answer.as_numpy(output) for output in outputs]
+        except InferenceServerException as error:
+            if attempts_left and _is_anothers(error):
+                continue
+            if error.status() == "StatusCode.INVALID_ARGUMENT":
+                raise UserError(error.message().rpartition(BAD_INPUT)[2]) from None
+            raise
+    raise AssertionError
 
 
 async def ask_async(
@@ -106,13 +112,25 @@ async def ask_async(
     """As `ask`, awaited; how long it may take is the caller's to say. UserError only for what the model refuses."""
     from tritonclient.utils import InferenceServerException
 
-    try:
-        answer = await client.infer(model, **_question(tensors, outputs), request_id=request_id)
-    except InferenceServerException as error:
-        if error.status() == "StatusCode.INVALID_ARGUMENT" and BAD_INPUT in error.message():
-            raise UserError(error.message().rpartition(BAD_INPUT)[2]) from None
-        raise
-    return [answer.as_numpy(output) for output in outputs]
+    for attempts_left in reversed(range(ATTEMPTS)):
+        try:
+            answer = await client.infer(model, **_question(tensors, outputs), request_id=request_id)
+            return [answer.as_numpy(output) for output in outputs]
+        except InferenceServerException as error:
+            if attempts_left and _is_anothers(error):
+                continue
+            if error.status() == "StatusCode.INVALID_ARGUMENT" and BAD_INPUT in error.message():
+                raise UserError(error.message().rpartition(BAD_INPUT)[2]) from None
+            raise
+    raise AssertionError
+
+
+def _is_anothers(error: "InferenceServerException") -> bool:
+    """Whether the mistake is that of a request that came at the same moment; ours are never malformed.
+
+    When one of them says that a text or a picture is longer than it is, Triton 2.51 refuses its whole batch.
+    """
+    return "incomplete string" in error.message()
 
 
 def _question(tensors: dict[str, np.ndarray], outputs: list[str]) -> dict[str, list]:

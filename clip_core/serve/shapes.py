@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, JsonValue
 
-from clip_core.config.section import Positive, Section, Template
+from clip_core.config.section import Section, Template
 from clip_core.serve.release import GALLERY_NAME, RELEASE_ID
 
 MODEL = "chinese-clip"
@@ -16,6 +16,7 @@ PIXEL = "data:image/gif;base64,R0lGODlhAQABAIAAAP///wAAACH5BAAAAAAALAAAAAABAAEAA
 Id = Annotated[str, Field(pattern=f"^{RELEASE_ID.pattern}$", description="of a release")]
 Gallery = Annotated[str, Field(pattern=f"^{GALLERY_NAME.pattern}$", description="none: the release's first")]
 Picture = Annotated[str, Field(pattern=DATA_URL, description="a data URL: JPEG, PNG, WebP and others")]
+Weight = Annotated[float, Field(ge=1e-3, le=1e3)]  # of both a float32 sees what the other leaves
 Label = Annotated[str, Field(min_length=1, max_length=1000)]
 Probability = Annotated[float | None, Field(description="that it matches; null without a calibration")]
 
@@ -66,9 +67,13 @@ class SearchQuestion(Section):
     model_config = _example(text="一只猫", limit=5)
     text: str | None = None
     image: Picture | None = None
-    text_weight: Positive = 1.0
-    image_weight: Positive = 1.0
+    text_weight: Weight = 1.0
+    image_weight: Weight = 1.0
     gallery: Gallery | None = None
+    filter: Annotated[
+        dict[str, str | int | float | bool | None] | None,
+        Field(description="values of the gallery's metadata; a picture must have all of them"),
+    ] = None
     limit: Annotated[int, Field(ge=1, le=100)] = 10
     offset: Annotated[int, Field(ge=0, lt=MAX_FOUND)] = 0
     release: Annotated[Id | None, Field(description="of the first page: 409 when another one serves by now")] = None
@@ -85,7 +90,7 @@ class Hit(Section):
 class SearchAnswer(Section):
     release: Id
     gallery: str
-    num_pictures: Annotated[int, Field(description="in the gallery")]
+    num_pictures: Annotated[int, Field(description="that were searched: in the gallery, as the filter wants them")]
     hits: list[Hit]
     next_offset: Annotated[int | None, Field(description="of the next page; null: there is none")]
 
