@@ -50,7 +50,9 @@ def main(
     truth = make_truth(predictor, store, texts, asked.right_images, metrics)
     golden = make_golden(predictor, texts, {GALLERY: Seen(store, truth.image_features)}, params.deploy, params.top_k)
     with replacing_folder(release) as aside:
-        release_id = assemble(onnx, {GALLERY: Gallery(store.folder, index)}, golden, params.top_k, aside)
+        release_id = assemble(
+            onnx, {GALLERY: Gallery(store.folder, index)}, golden, params.top_k, params.deploy.triton, aside
+        )
         proof = prove(aside, release_id, truth, params.deploy.num_timed, LOG)
         seal(aside, truth.weights_id, (GALLERY,))
     parity = json.loads((onnx / "parity.json").read_text(encoding="utf-8"))

@@ -113,6 +113,7 @@ def test_one_text_alone_has_a_curve_and_no_diagram() -> None:
 
 def test_export_and_release_carry_it_and_the_predictor_gives_it(release: Release, tmp_path: Path) -> None:
     from clip_core.serve.assemble import Gallery, assemble
+    from clip_core.serve.gallery import TRITON
 
     weights = weights_id(release.model)
     with pytest.raises(ValueError, match=f"the model {weights} has no calibration.json: `dvc repro evaluate`"):
@@ -126,7 +127,7 @@ def test_export_and_release_carry_it_and_the_predictor_gives_it(release: Release
     assert loaded.match_probability(np.array([0.5]), 7).tolist() == calibration.probability(np.array([0.5]), 7).tolist()
     folder.mkdir()
     gallery = Gallery(release.store.folder, release.index)
-    assert assemble(onnx, {"test": gallery}, release.golden, TOP_K, folder) != release.id
+    assert assemble(onnx, {"test": gallery}, release.golden, TOP_K, TRITON, folder) != release.id
     assert read_calibration(folder, weights) == calibration
 
 

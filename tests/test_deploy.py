@@ -104,8 +104,9 @@ def test_golden_answers_are_torchs(release: Release) -> None:
 def test_more_golden_queries_than_test_data_are_all_of_it(release: Release) -> None:
     from clip_core.config.deploy import Deploy
     from clip_core.inference.predictor import load
+    from clip_core.serve.gallery import TRITON
 
-    params = Deploy(num_golden=1000, num_timed=1, max_feature_difference=1e-4)
+    params = Deploy(num_golden=1000, num_timed=1, max_feature_difference=1e-4, triton=TRITON)
     seen = {"test": Seen(release.store, release.truth.image_features)}
     golden = make_golden(load(release.model), release.truth.texts, seen, params, 10)
     assert len(golden.texts) == len(release.truth.texts)

@@ -32,14 +32,14 @@ towers = triton_models.run
 
 def run(session, rows):
     time.sleep(0.3)
-    long = np.count_nonzero(rows, axis=1) > 12
+    long = np.count_nonzero(rows > 1, axis=1) > 12  # warm-up asks for the token 1
     return np.where(long[:, None], np.float32("nan"), towers(session, rows))
 
 
 triton_models.run = run
 """
 UNCHECKED = """
-triton_models._answer = lambda tensors: triton_models.pb.InferenceResponse(
+triton_models.answer = lambda tensors: triton_models.pb.InferenceResponse(
     [triton_models.pb.Tensor(name, array) for name, array in tensors.items()]
 )
 """

@@ -44,6 +44,7 @@ def make_release(folder: Path, store: "Store", seed: int, width: int | None = No
     from clip_core.model.weights import save_weights
     from clip_core.serve.assemble import Gallery, assemble
     from clip_core.serve.export import export
+    from clip_core.serve.gallery import TRITON
     from clip_core.serve.golden import Seen, make_golden
     from clip_core.serve.index import build_index
     from clip_core.serve.release import seal
@@ -65,10 +66,10 @@ def make_release(folder: Path, store: "Store", seed: int, width: int | None = No
     found = ranks(predictor.encode_texts(texts), encode_pictures(predictor, store), asked.right_images)
     metrics = {f"text_to_image_recall@{k}": {"value": recall_at(found, k)} for k in (1, 5, 10)}
     truth = make_truth(predictor, store, texts, asked.right_images, metrics)
-    params = Deploy(num_golden=4, num_timed=5, max_feature_difference=1e-4)
+    params = Deploy(num_golden=4, num_timed=5, max_feature_difference=1e-4, triton=TRITON)
     golden = make_golden(predictor, texts, {"test": Seen(store, truth.image_features)}, params, TOP_K)
     made.mkdir()
-    release_id = assemble(onnx, {"test": Gallery(store.folder, index)}, golden, TOP_K, made)
+    release_id = assemble(onnx, {"test": Gallery(store.folder, index)}, golden, TOP_K, TRITON, made)
     seal(made, truth.weights_id, ("test",))
     return Release(store, model, onnx, index, truth, golden, made, release_id)
 

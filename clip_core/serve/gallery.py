@@ -11,7 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from clip_core.config.deploy import Deploy
+from clip_core.config.deploy import Deploy, Triton
 from clip_core.data.store import Store, StoreWriter, open_store
 from clip_core.env import set_switches
 from clip_core.errors import UserError, told_to_the_user
@@ -27,7 +27,8 @@ KINDS = ", ".join(f"*{suffix}" for suffix in sorted(SUFFIXES))
 MAX_BYTES, MAX_PIXELS = 16 * 2**20, 40_000_000  # of a picture, as in triton_models.py, which Triton alone can import
 SHARD_BYTES = 256 * 2**20
 TOP_K, MAX_TOP_K = 10, 100
-GOLDEN = Deploy(num_golden=8, num_timed=1, max_feature_difference=1e-4)
+TRITON = Triton(towers=1, threads=1, preparers=1, tensorrt=None)
+GOLDEN = Deploy(num_golden=8, num_timed=1, max_feature_difference=1e-4, triton=TRITON)
 TEXTS = ("一只猫", "红色的爱心", "蓝天白云下的大海", "一个人在街上走", "美味的食物", "黑白照片", "iPhone 手机", "花")
 
 
@@ -73,7 +74,7 @@ def _add(
         build_index(onnx, store, golden.texts, searched, scratch / f"{name}.index")
     release.mkdir()
     galleries = {name: Gallery(scratch / name, scratch / f"{name}.index") for name in stores}
-    release_id = assemble(onnx, galleries, golden, k, release)
+    release_id = assemble(onnx, galleries, golden, k, TRITON, release)
     print("Triton loads the models ...", flush=True)
     with proved(release, release_id, out / "gallery.log") as (_, report):
         differences = report["golden_max_difference"]

@@ -21,13 +21,15 @@ from clip_core.serve.triton import Triton
 
 INNER = ("text_preprocess", "text_core", "image_preprocess", "image_core")
 # Loaded at once, and unloaded in the other order: a model goes after those that ask it, with their last requests.
-WAVES = (INNER, ("clip_text", "clip_image"), ("clip_search",))
+WAVES = (INNER, ("clip_text", "clip_image"), ("clip_search", "clip_similar", "clip_classify"))
 DRAIN_SECONDS = 2.0  # for requests on their way through a release that is no longer public
 
 
 def load(triton: Triton, folder: Path, release: str) -> None:
     """Loads the release in `folder` under names of its own; UserError when Triton can not."""
     live = triton.server.live
+    if missing := [model for model in MODELS if not (folder / "models" / model).is_dir()]:
+        raise UserError(f"{folder}: made before there was {', '.join(missing)}; make the release again: `make run`")
     for model in MODELS:
         if not (place := live / f"{model}_{release}").exists():
             aside = live / f".{model}_{release}"

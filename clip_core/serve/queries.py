@@ -1,7 +1,8 @@
 """What to ask the served models, and their answers as arrays; gRPC."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from tritonclient.utils import InferenceServerException
 
 AT_ONCE = 64  # the models' max_batch_size
+LENGTHS = (8, 16, 32)
 # What one request may hold in all, besides what each of its items may; the models refuse more.
 MAX_TEXTS_BYTES = 256 * 2**10
 MAX_IMAGES_BYTES = 64 * 2**20
@@ -23,10 +25,23 @@ ATTEMPTS = 10
 BAD_INPUT = "bad input: "  # begins what the models say of a caller's mistake
 
 
+def lengths_of(context_length: int) -> list[int]:
+    """What token_ids are padded to, one of these, so that Triton's batcher finds equal shapes to join."""
+    return [*(length for length in LENGTHS if length < context_length), context_length]
+
+
 class Found(NamedTuple):
     ids: list[str]
     scores: np.ndarray  # (k,), best first
     release: str
+
+
+class Judged(NamedTuple):
+    """Pictures against labels: (pictures, labels), the labels as given."""
+
+    scores: np.ndarray  # cosines
+    probabilities: np.ndarray  # that a label is right, whatever the others are; (pictures, 0) without a calibration
+    shares: np.ndarray  # that it is right if just one of them is; likewise
 
 
 def encode_texts(client: "InferenceServerClient", texts: Sequence[str], model: str = "clip_text") -> np.ndarray:
@@ -37,7 +52,7 @@ def encode_texts(client: "InferenceServerClient", texts: Sequence[str], model: s
 
 def encode_images(client: "InferenceServerClient", images: Sequence[bytes], model: str = "clip_image") -> np.ndarray:
     """The features of the encoded pictures by the served model, (n, embed_dim)."""
-    return _ask_all(client, model, "IMAGE", list(images), ["image_features"])[0]
+    return _ask_all(client, model, "IMAGE", images, ["image_features"])[0]
 
 
 def search(
@@ -45,8 +60,32 @@ def search(
 ) -> list[Found]:
     """The pictures that are found for each text in the named gallery of what serves; without a name, in its first."""
     _refuse_one(texts)
-    outputs = ["ids", "scores", "release"]
-    ids, scores, releases = _ask_all(client, model, "TEXT", [text.encode() for text in texts], outputs, gallery)
+    return _find(client, model, "TEXT", [text.encode() for text in texts], gallery)
+
+
+def similar(
+    client: "InferenceServerClient", images: Sequence[bytes], model: str = "clip_similar", gallery: str = ""
+) -> list[Found]:
+    """As `search`, by encoded pictures."""
+    return _find(client, model, "IMAGE", images, gallery)
+
+
+def classify(
+    client: "InferenceServerClient",
+    images: Sequence[bytes],
+    labels: Sequence[str],
+    templates: Sequence[str] = (),
+    model: str = "clip_classify",
+) -> Judged:
+    """The encoded pictures against the labels, in templates with {} (none: our general ones)."""
+    _refuse_one(labels)
+    beside = {"LABELS": labels} | ({"TEMPLATES": templates} if templates else {})
+    return Judged(*_ask_all(client, model, "IMAGE", images, ["scores", "probabilities", "shares"], beside))
+
+
+def _find(client: "InferenceServerClient", model: str, name: str, items: Sequence[bytes], gallery: str) -> list[Found]:
+    beside = {"GALLERY": [gallery]} if gallery else {}
+    ids, scores, releases = _ask_all(client, model, name, items, ["ids", "scores", "release"], beside)
     return [
         Found([image_id.decode() for image_id in row], row_scores, release.decode())
         for row, row_scores, (release,) in zip(ids, scores, releases, strict=True)
@@ -58,9 +97,16 @@ def _refuse_one(texts: Sequence[str]) -> None:
         raise TypeError(f"a list of texts is wanted, not one text: [{texts[:40]!r}]")
 
 
-def release_behind(client: "InferenceServerClient", model: str, name: str, item: bytes) -> str:
-    """The release with which `model` answers `item`, its input named `name`."""
-    return _ask_all(client, model, name, [item], ["release"])[0][0, 0].decode()
+def question(model: str, text: bytes, image: bytes) -> dict[str, np.ndarray]:
+    """What a public model can be asked about a text and a picture."""
+    asked = {"IMAGE": image} if model.startswith(("clip_image", "clip_similar", "clip_classify")) else {"TEXT": text}
+    asked |= {"LABELS": text} if model.startswith("clip_classify") else {}
+    return {name: np.array([[item]], dtype=object) for name, item in asked.items()}
+
+
+def release_behind(client: "InferenceServerClient", model: str, text: bytes, image: bytes) -> str:
+    """The release with which the public model answers a text, or a picture."""
+    return ask(client, model, question(model, text, image), ["release"])[0][0, 0].decode()
 
 
 def _ask_all(
@@ -69,12 +115,14 @@ def _ask_all(
     name: str,
     items: Sequence[bytes],
     outputs: list[str],
-    gallery: str = "",
+    beside: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> list[np.ndarray]:
+    """The outputs for all items; what stands beside them is the same for each."""
     answers = []
     for some in in_requests(items, SHARES[name]):
-        part = np.array(some, dtype=object).reshape(-1, 1)
-        tensors = {name: part} | ({"GALLERY": np.full(part.shape, gallery.encode(), dtype=object)} if gallery else {})
+        tensors = {name: np.array(some, dtype=object).reshape(-1, 1)}
+        for other, texts in beside.items():
+            tensors[other] = np.array([[text.encode() for text in texts]] * len(some), dtype=object)
         answers.append(ask(client, model, tensors, outputs))
     return [np.concatenate(parts) for parts in zip(*answers, strict=True)]
 
