@@ -180,12 +180,13 @@ def test_pruned_or_not_it_trains_by_the_sigmoid_loss_from_its_own_scale_and_bias
     for split in ("train", "valid"):
         tiny_store(tmp_path / "packed" / split)
     before = read_contract(imported).architecture
+    at_256 = before.image_tower.model_copy(update={"name": "vit_base_patch16_siglip_256"})  # the same, but for its name
     step = {
         "schedule": {"num_steps": 1, "warmup_steps": 0},
         "global_batch": 8,
         "loss": {"name": "sigmoid", "positives": "pair"},
     }
-    towers = {"image_tower": before.image_tower, "text_tower": before.text_tower}
+    towers = {"image_tower": at_256, "text_tower": before.text_tower}
     towers = {name: {"name": tower.name, "options": tower.options} for name, tower in towers.items()}
     model = {"name": "custom", **towers, "embed_dim": 96, "image_size": 32, "context_length": 64, "matryoshka": [16]}
     init = {"from": "weights", "path": str(released.parent), "weights": released.name, "vocabulary": None}
@@ -196,7 +197,9 @@ def test_pruned_or_not_it_trains_by_the_sigmoid_loss_from_its_own_scale_and_bias
     prune(tmp_path / "init", tmp_path / "pruned", TEXTS)
     call("stage1", params_file, tmp_path / "packed", tmp_path / "pruned", tmp_path / "stage1", tmp_path / "curves1")
     call("stage2", params_file, tmp_path / "packed", tmp_path / "stage1", tmp_path / "stage2", tmp_path / "curves2")
-    assert read_contract(tmp_path / "init").architecture == before.model_copy(update={"matryoshka": (16,)})
+    assert read_contract(tmp_path / "init").architecture == before.model_copy(
+        update={"matryoshka": (16,), "image_tower": at_256}
+    )
     assert_same_tensors(*(load_file(place / "model.safetensors") for place in (imported, tmp_path / "init")))
     assert read_contract(tmp_path / "stage2").architecture == read_contract(tmp_path / "pruned").architecture
     assert (tmp_path / "stage2" / "tokenizer.json").read_bytes() == (

@@ -63,31 +63,43 @@ def pixels_of(side: int) -> Tensor:
     return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 3, side, side), dtype=np.uint8))
 
 
-def goes_in_and_out(released: Path, folder: Path, pixels: Tensor, wanted: tuple[Tensor, Tensor]) -> str:
-    """The name that the import is recognised by."""
+Asked = tuple[Tensor, Tensor, tuple[Tensor, Tensor]]  # pixels, token ids, features of transformers
+
+
+def asked_of(released: Path, model: Any) -> Asked:
+    pixels, token_ids = pixels_of(model.config.vision_config.image_size), their_token_ids(released, TEXTS)
+    return pixels, token_ids, their_features(model, token_ids, pixels)
+
+
+def goes_in_and_out(released: Path, folder: Path, asked: Asked) -> str:
+    """Asserts that it does, with these features; gives the name that the import is recognised by."""
+    pixels, token_ids, wanted = asked
+    folder.mkdir()
     import_checkpoint(released, folder / "weights", None, None)
     towers = clip_core.load(folder / "weights").towers
-    np.testing.assert_allclose(towers.encode_images(pixels.numpy()), wanted[0].numpy(), atol=1e-5)
-    np.testing.assert_allclose(towers.encode_texts(their_token_ids(released, TEXTS).numpy()), wanted[1], atol=1e-5)
+    found = towers.encode_images(pixels.numpy()), towers.encode_texts(token_ids.numpy())
+    differences = [float(np.abs(one - other.numpy()).max()) for one, other in zip(found, wanted, strict=True)]
+    assert max(differences) < 1e-5
     del towers
     gc.collect()
     export_weights(folder / "weights", folder / "back", "transformers")
-    assert_same_tensors(*(load_file(place / "model.safetensors") for place in (released, folder / "back")))
+    there, back = (load_file(place / "model.safetensors") for place in (released, folder / "back"))
+    assert_same_tensors(there, back)
     name = name_of(read_contract(folder / "weights").architecture)
+    print(f"\n| {name} | {len(back)} tensors equal | pictures {differences[0]:.1e} | texts {differences[1]:.1e} |")
     shutil.rmtree(folder)
-    folder.mkdir()
     return name
 
 
 @pytest.mark.usefixtures("much_memory")
 @pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in NAMES])
 def test_siglip_2_goes_in_and_out_to_the_bit_with_the_same_features(name: str, folder: Path) -> None:
-    theirs, pixels = siglip2(256_000, **configs(name)), pixels_of(int(name[-3:]))
+    theirs = siglip2(256_000 if name in SLOW else 8_000, **configs(name))  # half of B/16 is its vocabulary
     released = save_as_released(theirs, folder / "released", **configs(name))
-    wanted = their_features(theirs, their_token_ids(released, TEXTS), pixels)
-    del theirs
+    asked = asked_of(released, theirs)
+    del theirs  # two of the largest would not fit into memory
     gc.collect()
-    assert goes_in_and_out(released, folder, pixels, wanted) == name
+    assert goes_in_and_out(released, folder / "there", asked) == name
 
 
 @pytest.mark.skipif(RELEASED_DIR is None, reason="CLIP_RELEASED_DIR names no folder of released SigLIP 2 folders")
@@ -97,7 +109,6 @@ def test_real_released_folders_go_in_and_out_to_the_bit_with_transformers_featur
     folders = sorted(Path(str(RELEASED_DIR)).glob("siglip2-*/"))
     assert folders, f"{RELEASED_DIR} holds no folder siglip2-*"
     for released in folders:
-        theirs = SiglipModel.from_pretrained(released).eval()
-        pixels = pixels_of(theirs.config.vision_config.image_size)
-        wanted = their_features(theirs, their_token_ids(released, TEXTS), pixels)
-        assert goes_in_and_out(released, folder / "there", pixels, wanted) in NAMES
+        asked = asked_of(released, SiglipModel.from_pretrained(released).eval())
+        gc.collect()
+        assert goes_in_and_out(released, folder / "there", asked) in NAMES

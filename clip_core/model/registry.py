@@ -75,9 +75,8 @@ def _siglip2(size: str, patch_size: int, image_size: int) -> Shape:
 
 
 SIGLIP2_SIZES = {"base": (768, 12, 12, 3072), "large": (1024, 24, 16, 4096), "so400m": (1152, 27, 16, 4304)}
-SIGLIP2_VIT: Options = {
-    "act_layer": "gelu_tanh"
-}  # as in their code and transformers; timm has it for some of them only
+# As in their code and transformers; timm has it for some of them only.
+SIGLIP2_VIT: Options = {"act_layer": "gelu_tanh"}
 RBT3, ROBERTA_BASE, ROBERTA_LARGE = _bert(768, 3, 12), _bert(768, 12, 12), _bert(1024, 24, 16)
 MODELS = {
     "tiny": Shape(

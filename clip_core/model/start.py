@@ -81,6 +81,7 @@ def start_from_weights(model: Model, init: FromWeights) -> Start:
     if isinstance(limit, int) and model.context_length > limit:
         raise UserError(f"model.context_length is {model.context_length}, but {source} has {limit} positions")
     update = {
+        "image_tower": shape.image_tower,  # but for the size in its name as in the weights
         "text_tower": has.text_tower.model_copy(update={"options": _dropouts(has.text_tower, shape)}),
         "image_size": model.image_size,
         "context_length": model.context_length,
