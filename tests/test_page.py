@@ -25,7 +25,7 @@ BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 CAT = "一只猫"  # the first example
 CIRCLE, SQUARE = "红色圆形", "一张蓝色方块的图片"
 # The page's policy forbids eval, on which playwright's wait_for_function rests; decode() ends when a picture is there.
-LOADED = "Promise.all([...document.images].map((image) => image.decode()))"
+LOADED = "Promise.all([...document.querySelectorAll('#hits img')].map((image) => image.decode()))"
 
 pytestmark = pytest.mark.skipif(
     BROWSER is None, reason="no browser: apt-get install -y chromium fonts-wqy-microhei (as root)"
@@ -96,7 +96,7 @@ def test_the_pictures_shown_are_those_of_clip_search(page: "Page", triton: "Serv
 
 def test_every_picture_has_loaded_and_a_second_answer_replaces_them(page: "Page") -> None:
     first = ask(page, CIRCLE)
-    assert page.evaluate("[...document.images].every((image) => image.naturalWidth > 0)")
+    assert page.evaluate("[...document.querySelectorAll('#hits img')].every((image) => image.naturalWidth > 0)")
     assert page.locator("#hits img").count() == 10
     (ROOT / "reports").mkdir(exist_ok=True)
     page.screenshot(path=ROOT / "reports" / "page.png")
@@ -107,7 +107,7 @@ def test_every_picture_has_loaded_and_a_second_answer_replaces_them(page: "Page"
 
     page.route("**/api/search*", reverse)
     assert ask(page, SQUARE) == first[::-1]
-    assert page.evaluate("[...document.images].every((image) => image.naturalWidth > 0)")
+    assert page.evaluate("[...document.querySelectorAll('#hits img')].every((image) => image.naturalWidth > 0)")
 
 
 def test_an_example_is_a_query(page: "Page") -> None:

@@ -17,7 +17,7 @@ from clip_core.inference.nearest import top_k
 from clip_core.inference.onnx_towers import open_session, run
 from clip_core.model.contract import read_contract
 from clip_core.serve.index import Index, read_index
-from clip_core.serve.queries import BAD_INPUT, MAX_IMAGES_BYTES, MAX_IMAGES_PIXELS, MAX_TEXTS_BYTES
+from clip_core.serve.queries import ANOTHERS, BAD_INPUT, MAX_IMAGES_BYTES, MAX_IMAGES_PIXELS, MAX_TEXTS_BYTES
 from clip_core.text import load_tokenizer
 
 MAX_TEXT_BYTES = 16 * 2**10
@@ -25,7 +25,7 @@ MAX_IMAGE_BYTES = 16 * 2**20
 MAX_IMAGE_PIXELS = 40_000_000
 LENGTHS = (8, 16, 32)  # token_ids are padded to one of these, so that Triton's batcher finds equal shapes to join
 # What Triton 2.51 says of a model that is overloaded or not there; to a model that asks it, always as INTERNAL.
-NOT_NOW = ("Exceeds maximum queue size", "Request timeout expired", "is not ready", "no available versions")
+NOT_NOW = ("Exceeds maximum queue size", "Request timeout expired", "is not ready", "no available versions", ANOTHERS)
 
 
 class Unavailable(Exception):
