@@ -21,6 +21,8 @@ MAX_TEXTS_BYTES = 256 * 2**10
 MAX_IMAGES_BYTES = 64 * 2**20
 MAX_IMAGES_PIXELS = 160_000_000  # decoded
 TIMEOUT = 60  # seconds
+# When one request says that a text or a picture is longer than it is, Triton 2.51 says so to all of its batch.
+ANOTHERS = "incomplete string"
 ATTEMPTS = 10
 BAD_INPUT = "bad input: "  # begins what the models say of a caller's mistake
 
@@ -174,11 +176,8 @@ async def ask_async(
 
 
 def _is_anothers(error: "InferenceServerException") -> bool:
-    """Whether the mistake is that of a request that came at the same moment; ours are never malformed.
-
-    When one of them says that a text or a picture is longer than it is, Triton 2.51 refuses its whole batch.
-    """
-    return "incomplete string" in error.message()
+    """Whether the mistake is that of a request that came at the same moment; ours are never malformed."""
+    return ANOTHERS in error.message()
 
 
 def _question(tensors: dict[str, np.ndarray], outputs: list[str]) -> dict[str, list]:

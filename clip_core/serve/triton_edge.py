@@ -10,11 +10,11 @@ import numpy as np
 import triton_python_backend_utils as pb  # ty: ignore[import-not-found]
 
 from clip_core.errors import UserError
-from clip_core.serve.queries import BAD_INPUT, SHARES, in_requests
+from clip_core.serve.queries import ANOTHERS, BAD_INPUT, SHARES, in_requests
 
 FEATURES = {"TEXT": ("clip_text", "text_features"), "IMAGE": ("clip_image", "image_features")}  # of a model's input
 # What Triton 2.51 says of a model that is overloaded or not there; to a model that asks it, always as INTERNAL.
-NOT_NOW = ("Exceeds maximum queue size", "Request timeout expired", "is not ready", "no available versions")
+NOT_NOW = ("Exceeds maximum queue size", "Request timeout expired", "is not ready", "no available versions", ANOTHERS)
 
 
 class Unavailable(Exception):
