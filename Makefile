@@ -77,4 +77,4 @@ doctor: ## look at this machine: what is missing, and the remedy
 
 clean: ## remove what DVC's cache keeps of the results, and the report; what serves, what trains and your files stay
 	@test ! -x .venv/bin/python || python -m flows.clean
-	@rm -rf reports/report.html reports/deploy.json reports/page.png reports/screenshots .pytest_cache .ruff_cache .import_linter_cache
+	@rm -rf reports/report.html reports/deploy.json reports/page*.png reports/screenshots .pytest_cache .ruff_cache .import_linter_cache
