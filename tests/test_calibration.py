@@ -22,6 +22,7 @@ from clip_core.inference.calibration import (
     sigmoid,
 )
 from clip_core.model.contract import weights_id
+from clip_core.serve.pictures import INDEXES
 from tests.page_server import StandIn, Supervised, page_of, standing_in
 from tests.tiny_release import TOP_K, Release
 
@@ -158,6 +159,8 @@ def test_a_search_answers_with_probabilities_where_the_release_has_them(
     served, ids = "0123456789abcdef", list(release.store.image_ids[:2])
     (tmp_path / served / "galleries").mkdir(parents=True)
     (tmp_path / served / "galleries" / "test").symlink_to(release.store.folder)
+    (tmp_path / served / INDEXES).mkdir(parents=True)
+    (tmp_path / served / INDEXES / "test").symlink_to(release.index)
     if is_calibrated:
         (tmp_path / served / CALIBRATION_FILE).write_text(made().model_dump_json(), encoding="utf-8")
     stand_in = StandIn()

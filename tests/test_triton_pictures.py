@@ -12,7 +12,7 @@ from tritonclient.utils import InferenceServerException
 
 from clip_core.inference.calibration import CALIBRATION_FILE, Calibration
 from clip_core.inference.prompts import classifier, templates_of
-from clip_core.serve.queries import ask, classify, encode_texts, lengths_of, similar
+from clip_core.serve.queries import ask, classify, encode_texts, lengths_of, release_behind, similar
 from clip_core.serve.release import STATES_ID
 from clip_core.serve.triton import Server, Triton, connect
 from tests.tiny_release import TOP_K, Release, triton_of
@@ -24,6 +24,7 @@ LABELS = ["红色", "一只猫", "圆形"]
 class Calibrated(NamedTuple):
     calibration: Calibration
     triton: Triton
+    made: str  # the id of the release
     num_warm: int  # batches of texts before the first question
 
 
@@ -40,8 +41,7 @@ def calibrated(release: Release, tmp_path_factory: pytest.TempPathFactory) -> Ge
 
     made = changed(release, folder / "changed", change)
     with triton_of(made, folder=folder / "served") as triton:
-        (stats,) = triton.client.get_inference_statistics(f"text_core_{made.id}").model_stats
-        yield Calibrated(calibration, triton, stats.execution_count)
+        yield Calibrated(calibration, triton, made.id, num_batches(triton, f"text_core_{made.id}"))
 
 
 def pictures_of(release: Release) -> list[bytes]:
@@ -66,7 +66,7 @@ def test_labels_are_judged_as_in_evaluation_by_the_calibration(
 ) -> None:
     from clip_core.inference.predictor import load
 
-    calibration, triton, _ = calibrated
+    calibration, triton = calibrated.calibration, calibrated.triton
     classes = classifier(load(release.model).encode_texts, LABELS, templates or templates_of("general"))
     true = release.truth.image_features @ classes.T
     judged = classify(triton.client, pictures_of(release), LABELS, templates)
@@ -124,11 +124,22 @@ def test_a_text_that_was_asked_before_is_not_encoded_again(calibrated: Calibrate
     (tower,) = (name for name in triton.states() if name.startswith("text_core_"))
 
     def encoded(text: str) -> int:
-        before = triton.num_answered(tower)
-        encode_texts(triton.client, [text])
-        return triton.num_answered(tower) - before
+        before = num_batches(triton, tower)
+        np.testing.assert_array_equal(encode_texts(triton.client, [text]), encode_texts(triton.client, [text]))
+        return num_batches(triton, tower) - before
 
     assert [encoded(text) for text in ("没有问过的", "没有问过的", "另一个")] == [1, 0, 1]
+
+
+def test_who_asked_for_less_leaves_no_half_of_an_answer_in_the_cache(calibrated: Calibrated) -> None:
+    text = "先问版本再问向量".encode()
+    assert release_behind(calibrated.triton.client, "clip_text", text, b"") == calibrated.made
+    assert encode_texts(calibrated.triton.client, [text.decode()]).shape[0] == 1
+
+
+def num_batches(triton: Triton, model: str) -> int:
+    (stats,) = triton.client.get_inference_statistics(model).model_stats
+    return stats.execution_count
 
 
 def test_every_length_of_texts_is_computed_before_the_first_question(calibrated: Calibrated) -> None:

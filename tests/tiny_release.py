@@ -4,13 +4,14 @@ import pickle
 from collections.abc import Generator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
 from tests.workers import made_once
 
 if TYPE_CHECKING:
+    from clip_core.config.export import Export
     from clip_core.data.store import Store
     from clip_core.serve.golden import Golden
     from clip_core.serve.triton import Server, Triton
@@ -30,13 +31,29 @@ class Release(NamedTuple):
     id: str
 
 
+def tiny_export(**others: Any) -> "Export":
+    """The section `export` for tiny models, but for the `others`."""
+    from clip_core.config.export import Export
+
+    limits = Export(
+        width=None,
+        opset=20,
+        max_feature_difference=1e-4,
+        tie_margin=2e-4,
+        precision="fp32",
+        min_cosine=0.99,
+        min_top10_overlap=0.9,
+        max_recall_difference=0.002,
+    )
+    return limits.model_copy(update=others)
+
+
 def make_release(folder: Path, store: "Store", seed: int, width: int | None = None) -> Release:
     """All that export, index and deploy make of a model with random weights, which are a function of `seed`.
 
     `width` is `export.width`: features of so many numbers of a model that counts as trained for that.
     """
     from clip_core.config.deploy import Deploy
-    from clip_core.config.export import Export
     from clip_core.config.index import Index
     from clip_core.evaluate.benchmark import questions, read_benchmark
     from clip_core.evaluate.retrieval import ranks, recall_at
@@ -59,7 +76,7 @@ def make_release(folder: Path, store: "Store", seed: int, width: int | None = No
     benchmark = read_benchmark(store)
     asked = questions(benchmark, "all")
     texts = [benchmark.texts[i] for i in asked.asking_texts]
-    limits = Export(width=width, opset=20, max_feature_difference=1e-4, tie_margin=2e-4)
+    limits = tiny_export(width=width)
     export(model, store, texts, limits, onnx)
     build_index(onnx, store, texts, Index(top_k=TOP_K, min_recall=1.0, metadata=("family", "source")), index)
     predictor = load(model, width=width)

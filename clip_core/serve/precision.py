@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Literal
 
-Precision = Literal["fp32", "fp16", "int8"]
-
 
 def convert(file: Path, precision: Literal["fp16", "int8"]) -> None:
     """Rewrites the ONNX file, and its weights beside it, in that precision.
@@ -23,8 +21,15 @@ def convert(file: Path, precision: Literal["fp16", "int8"]) -> None:
     if precision == "int8":
         from onnxruntime.quantization import quantize_dynamic
 
+        # A product with a matrix for each head is none: onnxruntime takes scales of two dimensions alone.
+        stacked = {weight.name for weight in model.graph.initializer if len(weight.dims) != 2}
         quantize_dynamic(
-            model, file, op_types_to_quantize=["MatMul", "Gemm"], per_channel=True, use_external_data_format=has_data
+            model,
+            file,
+            op_types_to_quantize=["MatMul", "Gemm"],
+            nodes_to_exclude=[node.name for node in model.graph.node if not stacked.isdisjoint(node.input[:2])],
+            per_channel=True,
+            use_external_data_format=has_data,
         )
     else:
         from onnxruntime.transformers.float16 import convert_float_to_float16

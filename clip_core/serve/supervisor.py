@@ -113,7 +113,7 @@ class Supervisor:
             self._golden = release, read_golden(self._folder(release) / "golden")
         golden = self._golden[1]
         # A text of its own each time: the answer to one that was asked before comes from the cache.
-        asked = f"{golden.texts[0]} {next(self._numbers)}".encode(), golden.images[0]
+        asked = f"{next(self._numbers)} {golden.texts[0]}".encode(), golden.images[0]
         _, unanswered = ask_at_once(triton, {name: (question(name, *asked), "release") for name in PUBLIC})
         self.states = {name: unanswered.get(name, "ok") for name in PUBLIC}
         wrong = broken_links(triton, release, *asked) if unanswered else {}
