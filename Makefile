@@ -21,7 +21,7 @@ help: ## this list
 	  { echo "error: packages could not be installed: check the network and the disk, then call make again" >&2; exit 1; }
 	@touch $@
 
-setup: .venv/ready ## the environment, Triton and the built-in pictures (everything that needs the network)
+setup: .venv/ready ## the environment, Triton, the built-in pictures (everything that needs the network)
 	@python -m clip_core.serve.install
 	@python -m clip_core.data.sources.built_in emoji .cache/emoji
 	@python -m clip_core.data.sources.built_in iconpark .cache/iconpark # 2 MB and a few seconds

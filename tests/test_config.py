@@ -149,7 +149,10 @@ def test_an_unquoted_date_is_named(params_file: Path) -> None:
 @pytest.mark.parametrize(
     ("overlay", "said"),
     [
-        ({"init": {"bert_folder": "roberta"}}, r"^init\.bert_folder: pretrained/roberta: no such file or folder"),
+        (
+            {"text_start": {"from": "bert_folder", "path": "pretrained", "bert_folder": "roberta"}},
+            r"^text_start\.bert_folder: pretrained/roberta: no such file or folder",
+        ),
         (read_yaml(ROOT / "recipes/muge.yaml"), r"^data\.path: .*MUGE: no such file or folder; put it there"),
     ],
 )
