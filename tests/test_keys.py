@@ -183,7 +183,7 @@ def test_with_a_certificate_it_speaks_https_alone(
     ):
         assert url.startswith("https://127.0.0.1:")
         context = ssl.create_default_context(cafile=str(cert))
-        with httpx.Client(base_url=url, verify=context, trust_env=False) as client:
+        with httpx.Client(base_url=url, verify=context, trust_env=False, timeout=60) as client:
             assert client.post("/v1/search", json={"text": "猫"}, headers={"Origin": url}).status_code == 200
         with pytest.raises(httpx.HTTPError):
             httpx.get(url.replace("https", "http"), trust_env=False)

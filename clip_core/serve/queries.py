@@ -149,7 +149,7 @@ def ask(
             if error.status() == "StatusCode.INVALID_ARGUMENT":
                 raise UserError(error.message().rpartition(BAD_INPUT)[2]) from None
             raise
-    raise AssertionError
+    raise AssertionError  # not reached: the last attempt has returned or raised
 
 
 async def ask_async(
@@ -172,7 +172,7 @@ async def ask_async(
             if error.status() == "StatusCode.INVALID_ARGUMENT" and BAD_INPUT in error.message():
                 raise UserError(error.message().rpartition(BAD_INPUT)[2]) from None
             raise
-    raise AssertionError
+    raise AssertionError  # not reached: the last attempt has returned or raised
 
 
 def _is_anothers(error: "InferenceServerException") -> bool:
