@@ -10,7 +10,6 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from clip_core.errors import UserError, told_to_the_user
-from clip_core.params_file import looked_up
 from clip_core.project import serving_folder
 from clip_core.serve import lineage, releases
 
@@ -37,7 +36,7 @@ def way_of(serving: Path, release: str) -> Iterator[str]:
     yield f"training data {made['data']}; the text tower started from: {made['text_tower']}"
     for source, licences in (facts["licences"] or {}).items():
         told = ", ".join(f"{number:,} pairs {licence}" for licence, number in licences.items())
-        yield f"  {source} ({looked_up(facts['params'], 'data.path', Path('params.yaml'))}): {told}"
+        yield f"  {source}: {told}"
     if facts["licences"] is None:
         yield "  not those that lay in data/packed when it was added: nothing is known of their sources"
     yield "stages, with what each has read and made:"

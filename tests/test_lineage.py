@@ -11,7 +11,7 @@ from clip_core.errors import UserError
 from clip_core.project import SERVING
 from clip_core.serve import lineage, releases
 from clip_core.serve.release import read_manifest
-from tests.conftest import run_in
+from tests.conftest import commit_all, copy_of, run_in
 
 
 def told(project: Path, *arguments: str) -> str:
@@ -21,8 +21,6 @@ def told(project: Path, *arguments: str) -> str:
 @pytest.fixture(scope="module")
 def project(smoke_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The finished smoke project with its release added."""
-    from tests.conftest import copy_of
-
     copy = copy_of(smoke_project, tmp_path_factory.mktemp("lineage"))
     run_in(copy, sys.executable, "-m", "clip_core.serve.releases", "add", "models/release")
     return copy
@@ -38,7 +36,17 @@ def test_a_release_leads_back_to_its_commit_its_stages_and_its_sources_with_thei
     for path in (".cache/emoji", "data/packed", "models/release"):
         (digest,) = set(re.findall(rf"[<>] {re.escape(path)}  (\S+)", output))
         assert digest in lock
-    assert re.search(r"emoji/noto \(\.cache/emoji\): [\d,]+ pairs Apache-2\.0", output)
+    assert re.search(r"emoji/noto: [\d,]+ pairs Apache-2\.0", output)
+
+
+def test_a_release_that_is_added_again_still_comes_from_where_it_came_from(project: Path) -> None:
+    (release,) = releases.added(project / SERVING)
+    before = lineage.of(project / SERVING, release)
+    assert before["stages"]["stage2"]["params"]["params.yaml"]["stage2"]["global_batch"] > 0
+    (project / "note.txt").write_text("the project goes on")
+    commit_all(project)
+    run_in(project, sys.executable, "-m", "clip_core.serve.releases", "add", "models/release")
+    assert lineage.of(project / SERVING, release) == before
 
 
 def test_a_picture_a_caption_and_a_source_lead_to_the_releases_that_hold_them(project: Path) -> None:

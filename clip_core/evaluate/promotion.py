@@ -2,16 +2,15 @@
 
 from typing import NamedTuple
 
-import numpy as np
-
 from clip_core.config.evaluation import Evaluate
 from clip_core.config.promotion import Promotion
-from clip_core.evaluate.answers import answers_of
+from clip_core.evaluate.answers import Answers, answers_of
 from clip_core.evaluate.benchmark import Benchmark
 from clip_core.evaluate.embed import Features
 from clip_core.evaluate.measure import difference
 from clip_core.evaluate.slices import parts_of
 
+ByGroup = dict[str, dict[str, Answers]]
 OF_SLICES = "text_to_image_mean_recall"
 
 
@@ -32,14 +31,14 @@ def quality_checks(
     serves that takes in (1 - confidence) / 2. Slices are judged by their plain difference, which protects those who ask
     there and finds no one better.
     """
-    return [_main_check(ours, theirs, benchmark, params, how, seed), *_slice_checks(ours, theirs, benchmark, params)]
+    groups = sorted({params.metric.partition(".")[0], "all"})
+    mine, its = (answers_of(features, benchmark, groups) for features in (ours, theirs))
+    return [_main_check(mine, its, params, how, seed), *_slice_checks(mine, its, benchmark, params)]
 
 
-def _main_check(
-    ours: Features, theirs: Features, benchmark: Benchmark, params: Promotion, how: Evaluate, seed: int
-) -> Check:
+def _main_check(all_mine: ByGroup, all_its: ByGroup, params: Promotion, how: Evaluate, seed: int) -> Check:
     group, metric = params.metric.split(".")
-    mine, its = (answers_of(features, benchmark, (group,)).get(group) for features in (ours, theirs))
+    mine, its = all_mine.get(group), all_its.get(group)
     if mine is None or its is None:
         return Check(params.metric, False, f"the test asks nothing {group}: choose another promotion.metric")
     found = difference(mine[metric], its[metric], how, seed)
@@ -51,9 +50,8 @@ def _main_check(
     return Check(params.metric, passed, f"{told}: {values}, difference {interval}, p = {found['p_value']:.4f}")
 
 
-def _slice_checks(ours: Features, theirs: Features, benchmark: Benchmark, params: Promotion) -> list[Check]:
-    mine, its = (answers_of(features, benchmark, ("all",))["all"][OF_SLICES].values for features in (ours, theirs))
-    lost = np.asarray(its, dtype=float) - mine
+def _slice_checks(mine: ByGroup, its: ByGroup, benchmark: Benchmark, params: Promotion) -> list[Check]:
+    lost = its["all"][OF_SLICES].values.astype(float) - mine["all"][OF_SLICES].values
     checks = []
     for by, limit in sorted(params.max_slice_loss.items()):
         parts = {name: rows for kind, name, rows in parts_of(benchmark) if kind == by}

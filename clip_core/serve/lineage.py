@@ -1,6 +1,6 @@
 """Where a release comes from, and which releases hold a picture, a caption or a source: `serving/lineage/`.
 
-    <release>.json        commit, params, the hashes of all that each stage read and made, sources with their licences
+    <release>.json        commit, each stage's params and the hashes of what it read and made, sources with licences
     data/<hash>.parquet   the keys of every training pair of the data that `model.json` names by this hash
 
 Both are written when a release is added and stay when it is removed: what a model has seen is known also when its data
@@ -39,8 +39,13 @@ class Holding(NamedTuple):
 
 
 def keep(serving: Path, release: Path, project: Path) -> None:
-    """Writes down where the release in the folder comes from, as `project` (with its dvc.lock) tells now."""
+    """Writes down where the release in the folder comes from, as `project` (with its dvc.lock) tells now.
+
+    Only the first time: when the same release is added again, the project may have gone on.
+    """
     manifest = read_manifest(release)
+    if _file(serving, manifest.release).exists():
+        return
     made = read_contract(release / "models" / "text_preprocess" / "1").made
     facts: dict = {
         "release": manifest.release,
@@ -48,8 +53,7 @@ def keep(serving: Path, release: Path, project: Path) -> None:
         "made": made.model_dump(mode="json"),
         "commit": commit_of(project),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "params": read_yaml(project / "params.yaml"),
-        "stages": {name: _hashes(stage) for name, stage in read_yaml(project / "dvc.lock")["stages"].items()},
+        "stages": {name: _facts_of(stage) for name, stage in read_yaml(project / "dvc.lock")["stages"].items()},
         "licences": _keep_data(serving, made.data, project / PACKED),
     }
     atomic_write(_file(serving, manifest.release), json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
@@ -112,8 +116,10 @@ def _keys(pairs: "pd.DataFrame") -> "pd.DataFrame":
     return pairs.assign(caption_sha256=captions)[KEYS]
 
 
-def _hashes(stage: dict) -> dict[str, dict[str, str]]:
-    return {kind: {one["path"]: one.get("md5", "") for one in stage.get(kind, [])} for kind in ("deps", "outs")}
+def _facts_of(stage: dict) -> dict[str, dict]:
+    """The hashes of what a stage of dvc.lock read and made, and the params that it ran with."""
+    hashes = {kind: {one["path"]: one.get("md5", "") for one in stage.get(kind, [])} for kind in ("deps", "outs")}
+    return {**hashes, "params": stage.get("params", {})}
 
 
 def _file(serving: Path, release: str) -> Path:
