@@ -21,10 +21,10 @@ help: ## this list
 	  { echo "error: packages could not be installed: check the network and the disk, then call make again" >&2; exit 1; }
 	@touch $@
 
-setup: .venv/ready ## the environment, Triton and the built-in pictures (everything that needs the network)
+setup: .venv/ready ## the environment, Triton, the built-in pictures (everything that needs the network)
 	@python -m clip_core.serve.install
-	@python -m clip_core.data.sources.emoji_fetch .cache/emoji
-	@python -m clip_core.data.sources.iconpark_fetch .cache/iconpark # 2 MB and a few seconds
+	@python -m clip_core.data.sources.built_in emoji .cache/emoji
+	@python -m clip_core.data.sources.built_in iconpark .cache/iconpark # 2 MB and a few seconds
 
 run: setup ## set up, then the main job: `dvc repro`, from pictures to a served model
 	@python -m stages.check # DVC stops at the first misspelt key that dvc.yaml names; this names all that is wrong
@@ -77,4 +77,4 @@ doctor: ## look at this machine: what is missing, and the remedy
 
 clean: ## remove what DVC's cache keeps of the results, and the report; what serves, what trains and your files stay
 	@test ! -x .venv/bin/python || python -m flows.clean
-	@rm -rf reports/report.html reports/deploy.json reports/page.png reports/screenshots .pytest_cache .ruff_cache .import_linter_cache
+	@rm -rf reports/report.html reports/deploy.json reports/page*.png reports/screenshots .pytest_cache .ruff_cache .import_linter_cache

@@ -40,7 +40,7 @@ PACKAGES = (
     "pytest",
 )  # and their needs
 WHEELS = (  # with the versions of here, over those of the machine
-    *("transformers", "timm", "peft", "lmdb"),
+    *("transformers", "timm", "peft", "lmdb", "ruamel.yaml"),
     *("pydantic", "pydantic_core", "annotated-types", "typing-inspection", "typing_extensions"),
 )
 SECONDS = 480

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import tempfile
 import time
 from collections.abc import Generator
@@ -22,6 +23,7 @@ from clip_core.model.contract import read_contract, weights_id
 from clip_core.serve import live
 from clip_core.serve.assemble import Gallery, assemble
 from clip_core.serve.export import export_alone
+from clip_core.serve.gallery import TRITON
 from clip_core.serve.golden import Golden
 from clip_core.serve.queries import Found, search
 from clip_core.serve.release import link_tree
@@ -100,6 +102,10 @@ def serving(weights: Path, folder: Path) -> Generator[tuple[str, dict[str, str]]
         for number, (side, before) in enumerate(SIDES.items()):
             copy, name = folder / f"side-{number}", f"{number:016x}"
             link_tree(made, copy)
+            for config in (copy / "models" / "text_core").rglob("*.pbtxt"):
+                uncached = re.sub("(?m)^response_cache.*$", "", config.read_text(encoding="utf-8"))
+                config.unlink()  # a link
+                config.write_text(uncached, encoding="utf-8")
             for model, code in before.items():
                 file = copy / "models" / model / "1" / "model.py"
                 text = file.read_text(encoding="utf-8") + code
@@ -121,7 +127,7 @@ def release_of(onnx: Path, folder: Path) -> Path:
     (gallery.index / "image_ids.json").write_text(image_ids, encoding="utf-8")
     (gallery.index / "index.json").write_text(json.dumps({"weights_id": weights_id(onnx)}), encoding="utf-8")
     golden = Golden(weights_id(onnx), [], features[:0], [], features[:0], {}, 0.0)  # no rollout will ask
-    assemble(onnx, {"random": gallery}, golden, TOP_K, folder / "release")
+    assemble(onnx, {"random": gallery}, golden, TOP_K, TRITON, folder / "release")
     return folder / "release"
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from clip_core.config.params import Params
+from clip_core.config.text_start import FromBert
 from clip_core.params_file import existing, read_yaml, validated
 
 
@@ -20,7 +21,7 @@ def check_params(tree: dict, path: Path) -> Params:
 
 
 def check_files(params: Params) -> None:
-    """Raises UserError when a file that the params name for `data`, `curate`, `init` or a teacher is not there."""
+    """Raises UserError when a file or folder that the params name is not there, but the built-in data."""
     if params.data.source != "emoji":  # set-up fills that folder
         existing(Path(params.data.path), "data.path")
     rules, folder = params.curate.rules, Path(params.curate.path)
@@ -32,5 +33,7 @@ def check_files(params: Params) -> None:
         name = getattr(params.init, key, None)
         if name is not None:
             existing(Path(params.init.path) / name, f"init.{key}")
+    if isinstance(params.text_start, FromBert):
+        existing(Path(params.text_start.path) / params.text_start.bert_folder, "text_start.bert_folder")
     if params.stage2.distill is not None:
         existing(Path(params.stage2.path) / params.stage2.distill.weights, "stage2.distill.weights")

@@ -12,10 +12,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from clip_core.errors import UserError
-from clip_core.locks import is_alive, is_at, try_lock
+from clip_core.locks import is_at, try_lock
 
 LEFT = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}\.(aside|old)")  # folders: what `_make_locked` names
-LEFT_IN_FILES = re.compile(r"\.(?P<name>.+)\.(?P<process>\d{1,7})\.aside")  # by earlier versions
 
 MARGIN = 16 * 2**20  # bytes that stay free
 
@@ -92,9 +91,6 @@ def _tidy_up_after_the_killed(folder: Path) -> None:
     for left in list(folder.iterdir()):
         if (match := LEFT.fullmatch(left.name)) and left.is_dir():
             _remove_unless_locked(left, folder / match["name"])
-        elif (match := LEFT_IN_FILES.fullmatch(left.name)) and not is_alive(match["process"]):
-            with suppress(FileNotFoundError, PermissionError):  # another writer's tidying up, another user's file
-                left.unlink()
 
 
 def _remove_unless_locked(left: Path, path: Path) -> None:

@@ -26,7 +26,7 @@ class Preprocessing:
 
     __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True}  # model.json holds it
 
-    resize: Literal["squash-bicubic"] = "squash-bicubic"  # to a square, without cropping
+    resize: Literal["squash-bicubic", "squash-bilinear"] = "squash-bicubic"  # to a square, without cropping
     convert: Literal["before", "after"] = "before"  # to RGB, before or after resizing
     orientation: Literal["exif", "stored"] = "exif"  # turned upright, or as the pixels lie in the file
     grey16: Literal["scaled", "clipped"] = "scaled"  # 16-bit grey to 8 bits; clipped turns nearly all of it white
@@ -42,6 +42,9 @@ class Preprocessing:
 AS_SEEN = Preprocessing()
 # What the reference does (clip/utils.py), and so what released weights have been trained with.
 AS_RELEASED = Preprocessing(convert="after", orientation="stored", grey16="clipped", background="dropped")
+# Of SigLIP 2 as its preprocessor_config.json has it; of rare kinds, on which that is silent, what a person sees.
+HALF = (0.5, 0.5, 0.5)
+AS_SIGLIP2 = Preprocessing(resize="squash-bilinear", mean=HALF, std=HALF)
 
 
 def pixels_of(
@@ -55,9 +58,9 @@ def pixels_of(
     try:
         image = _turn(image, preprocessing.orientation)
         if preprocessing.convert == "before":
-            image = _squash(_to_rgb(image, preprocessing), image_size)
+            image = _squash(_to_rgb(image, preprocessing), image_size, preprocessing)
         else:
-            image = _to_rgb(_squash(image, image_size), preprocessing)
+            image = _to_rgb(_squash(image, image_size, preprocessing), preprocessing)
     except BROKEN as error:
         raise UserError(f"broken picture: {error}") from None
     return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
@@ -138,9 +141,10 @@ def _turn(image: Image.Image, orientation: str) -> Image.Image:
     return ImageOps.exif_transpose(image) if orientation == "exif" else image
 
 
-def _squash(image: Image.Image, image_size: int) -> Image.Image:
+def _squash(image: Image.Image, image_size: int, preprocessing: Preprocessing) -> Image.Image:
+    bilinear = preprocessing.resize == "squash-bilinear"
     # Pillow resizes palettes and bitmaps without interpolation, whatever it is told.
-    return image.resize((image_size, image_size), Image.Resampling.BICUBIC)
+    return image.resize((image_size, image_size), Image.Resampling.BILINEAR if bilinear else Image.Resampling.BICUBIC)
 
 
 def _to_rgb(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:

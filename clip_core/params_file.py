@@ -15,6 +15,7 @@ from clip_core.errors import UserError
 
 AnySection = TypeVar("AnySection", bound=Section)
 MOVED = {  # keys that an older params.yaml or recipe has elsewhere -> where they stand now
+    "bert_folder": "text_start, with `from: bert_folder`",
     "log_every": "intervals.warm_start, intervals.stage1 and intervals.stage2",
     "save_every": "intervals.warm_start, intervals.stage1 and intervals.stage2",
     "evaluate_every": "intervals.stage1 and intervals.stage2",
@@ -82,7 +83,13 @@ def not_in_json(node: object, place: str = "") -> Iterator[tuple[str, object]]:
         yield place, node
 
 
-CHOSEN = ("data", "model", "init", "augmentation")  # pydantic puts what was chosen behind the section's name
+CHOSEN = (
+    "data",
+    "model",
+    "text_start",
+    "init",
+    "augmentation",
+)  # pydantic puts the choice behind their names
 
 
 def place(error: ErrorDetails) -> str:

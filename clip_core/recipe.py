@@ -71,11 +71,6 @@ def apply_recipes(recipes: Sequence[Path], params_file: Path) -> None:
     atomic_write(params_file, text.getvalue())
 
 
-def apply_recipe(recipe: Path, params_file: Path) -> None:
-    """The same with one recipe."""
-    apply_recipes([recipe], params_file)
-
-
 def _is_changed(params_file: Path) -> bool:
     """Whether it differs from what is committed; False where there is no git to ask."""
     try:

@@ -47,16 +47,21 @@ class Tokenizer:
     def __init__(self, backend: tokenizers.Tokenizer, context_length: int) -> None:
         backend.enable_truncation(context_length)
         backend.enable_padding(pad_id=0, pad_token=PAD)
+        backend.encode_special_tokens = True  # a text that contains "<eos>" is split like any other
         self._backend = backend
+        self.num_ends: int = backend.num_special_tokens_to_add(False)  # tokens of a text that says nothing
         self.context_length = context_length
         self.vocab_size = backend.get_vocab_size()
         self.num_truncated = 0
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        """The texts as int64 (n, longest): [CLS] .. [SEP], padded with 0, at most `context_length` wide."""
+        """The texts as int64 (n, longest): [CLS] .. [SEP], padded with 0, at least 2, at most `context_length` wide.
+
+        Whether padding means anything is the text tower's to know.
+        """
         texts = _checked(texts)
         parts = [self._encode(texts[start : start + AT_ONCE]) for start in range(0, len(texts), AT_ONCE)]
-        token_ids = np.zeros((len(texts), max((part.shape[1] for part in parts), default=2)), np.int64)
+        token_ids = np.zeros((len(texts), max([2, *(part.shape[1] for part in parts)])), np.int64)
         for number, part in enumerate(parts):
             token_ids[number * AT_ONCE : number * AT_ONCE + len(part), : part.shape[1]] = part
         return token_ids

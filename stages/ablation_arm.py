@@ -27,7 +27,7 @@ def main(
     from clip_core.evaluate.embed import embed
     from clip_core.files import atomic_write
     from clip_core.inference.predictor import load
-    from stages import stage1, stage2
+    from clip_core.train.setup import Setup
     from stages.training import Paths, train_stage
 
     chosen, work = arms_of(params)[arm], Path(".work/ablation") / f"{arm}-{seed}"
@@ -36,7 +36,7 @@ def main(
     for stage, schedule in chosen.trains.items():
         steps = num_steps(schedule)
         section = getattr(params, stage).model_copy(update={"schedule": schedule})
-        setup = {"stage1": stage1.setup_of, "stage2": stage2.setup_of}[stage](section, seed)
+        setup = Setup.of(section, seed)
         interval = getattr(intervals, stage).model_copy(update={"evaluate_every": max(steps, 1)})
         print(f"{arm}, seed {seed}: {steps} steps of {stage}", flush=True)
         paths = Paths(packed, start, work / stage, work / "curves")

@@ -8,9 +8,11 @@ from stages.command import run
 from stages.init import Start, warm_start
 
 
-def main(params: Start, intervals: Intervals, loader: Loader, packed: Path, seed: int, out: Path) -> None:
+def main(
+    params: Start, intervals: Intervals, loader: Loader, packed: Path, text_start: Path, seed: int, out: Path
+) -> None:
     curves = Path(".work/ablation") / out.name
-    warm_start(params, seed, "stages.ablation_start", intervals.warm_start, loader, packed, out, curves)
+    warm_start(params, seed, "stages.ablation_start", intervals.warm_start, loader, packed, text_start, out, curves)
 
 
 if __name__ == "__main__":

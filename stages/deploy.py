@@ -7,9 +7,9 @@ from typing import Annotated
 from pydantic import Field
 
 from clip_core.config.deploy import Deploy
-from clip_core.config.export import Width
+from clip_core.config.export import Precision, Width
 from clip_core.config.index import TopK
-from clip_core.config.section import Section
+from clip_core.config.section import Section, Share
 from stages.command import run
 
 LOG = Path(".work/deploy/triton.log")
@@ -20,6 +20,8 @@ class Params(Section):
     deploy: Deploy
     top_k: Annotated[TopK, Field(alias="index.top_k")]
     width: Annotated[Width, Field(alias="export.width")]
+    precision: Annotated[Precision, Field(alias="export.precision")]
+    max_recall_difference: Annotated[Share, Field(alias="export.max_recall_difference")]
 
 
 def main(
@@ -49,9 +51,12 @@ def main(
     metrics = json.loads(offline.read_text(encoding="utf-8"))["all"]
     truth = make_truth(predictor, store, texts, asked.right_images, metrics)
     golden = make_golden(predictor, texts, {GALLERY: Seen(store, truth.image_features)}, params.deploy, params.top_k)
+    allowed = None if params.precision == "fp32" else params.max_recall_difference
     with replacing_folder(release) as aside:
-        release_id = assemble(onnx, {GALLERY: Gallery(store.folder, index)}, golden, params.top_k, aside)
-        proof = prove(aside, release_id, truth, params.deploy.num_timed, LOG)
+        release_id = assemble(
+            onnx, {GALLERY: Gallery(store.folder, index)}, golden, params.top_k, params.deploy.triton, aside
+        )
+        proof = prove(aside, release_id, truth, allowed, params.deploy.num_timed, LOG)
         seal(aside, truth.weights_id, (GALLERY,))
     parity = json.loads((onnx / "parity.json").read_text(encoding="utf-8"))
     atomic_write(report, json.dumps(proof | {"parity": parity}, indent=1) + "\n")

@@ -18,7 +18,7 @@ def main(params: Params, onnx: Path, packed: Path, out: Path) -> None:
     index = params.index
     store = open_store(packed / "test")
     texts = sorted(set(store.pairs.query("language == 'zh'").caption))
-    recall = build_index(onnx, store, texts, index.top_k, index.min_recall, out)
+    recall = build_index(onnx, store, texts, index, out)
     print(f"{len(store)} pictures; recall@{index.top_k} of {len(texts)} texts against exact search: {recall:.4f}")
 
 

@@ -1,16 +1,12 @@
 """DVC stage: the weights that stage 1 starts from: a warm start here, or the files that `params.init` names."""
 
 from pathlib import Path
-from typing import Annotated
-
-from pydantic import Field
 
 from clip_core.config.init import FromTowers, FromWeights, Init, WarmStart
 from clip_core.config.intervals import Interval, Intervals
 from clip_core.config.loader import Loader
 from clip_core.config.model import Model
 from clip_core.config.section import Section, Seed
-from clip_core.config.training import Captions
 from clip_core.errors import UserError
 from stages.command import run
 
@@ -18,8 +14,6 @@ from stages.command import run
 class Start(Section):
     model: Model
     init: Init
-    captions1: Annotated[Captions, Field(alias="stage1.captions")]  # whose texts the vocabulary is built from
-    captions2: Annotated[Captions, Field(alias="stage2.captions")]
 
 
 class Params(Start):
@@ -33,11 +27,12 @@ def main(
     packed: Path,
     out: Path,
     curves: Path,
+    text_start: Path = Path("models/text_start"),
     params_file: Path = Path("params.yaml"),
 ) -> None:
     check_batches_of_stages(packed, params_file, not isinstance(params.init, WarmStart))
     if isinstance(params.init, WarmStart):
-        warm_start(params, params.seed, "stages.init", intervals.warm_start, loader, packed, out, curves)
+        warm_start(params, params.seed, "stages.init", intervals.warm_start, loader, packed, text_start, out, curves)
     else:
         from_elsewhere(params, out, curves)
 
@@ -66,18 +61,21 @@ def warm_start(
     interval: Interval,
     loader: Loader,
     packed: Path,
+    text_start: Path,
     out: Path,
     curves: Path,
 ) -> None:
-    """The image tower trained as an English CLIP on the training pictures; `module` is the stage's own."""
+    """The image tower trained as an English CLIP on the training pictures, beside the text side in `text_start`.
+
+    `module` is the stage's own.
+    """
     from clip_core.config.section import hash_of
-    from clip_core.data.captions import texts_of_store
     from clip_core.data.store import open_store
     from clip_core.image import Preprocessing
     from clip_core.model.clip import make_clip
     from clip_core.model.contract import Architecture, Made
     from clip_core.model.registry import shape_of
-    from clip_core.model.text_start import text_start
+    from clip_core.model.text_start import read_text_start
     from clip_core.model.weights import save_weights
     from clip_core.train.backward import with_precision_resolved
     from clip_core.train.fingerprint import decisive
@@ -92,12 +90,10 @@ def warm_start(
     store = open_store(packed / "train")
     check_batch("init.warm_start", init.warm_start.global_batch, init.warm_start.captions.language, store)
     shape = shape_of(params.model)
-    captions = [text for section in (params.captions1, params.captions2) for text in texts_of_store(store, section)]
-    bert_folder = None if init.bert_folder is None else str(Path(init.path) / init.bert_folder)
-    start = text_start(shape, params.model.context_length, bert_folder, captions)
+    start = read_text_start(text_start)
     architecture = Architecture(
         image_tower=shape.image_tower,
-        text_tower=start.architecture,
+        text_tower=start.about.architecture,
         embed_dim=shape.embed_dim,
         image_size=params.model.image_size,
         context_length=params.model.context_length,
@@ -109,18 +105,18 @@ def warm_start(
         module,
         {"seed": seed, "model": params.model, "init": init},
         [store.folder],
-        {"tokenizer": hash_of(start.tokenizer_json), "text tower": start.origin},
+        {"text start": start.sum},
     )
     with work_folder(decides) as work:
         model = make_clip(architecture, seed)
-        start.fill(model.text_tower)
+        start.give(model)
         take_image_side(model, english_clip(init.warm_start, architecture, store, seed, work, interval, loader))
         made = Made(
             stage="init",
-            params=hash_of(params.model, init, seed, start.tokenizer_json),
+            params=hash_of(params.model, init, seed, start.sum),
             data=hash_of(store.manifest),
             parent=None,
-            text_tower=start.origin,
+            text_tower=start.about.origin,
             adopted=tuple(str(adoption) for adoption in adoptions_in(work)),
         )
         save_weights(model, start.tokenizer_json, out, made)

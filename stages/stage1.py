@@ -1,7 +1,6 @@
 """DVC stage: stage 1, the image tower frozen."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from clip_core.config.intervals import Intervals
 from clip_core.config.loader import Loader
@@ -9,9 +8,6 @@ from clip_core.config.section import Section, Seed
 from clip_core.config.stage1 import Stage1
 from clip_core.config.train import Train
 from stages.command import run
-
-if TYPE_CHECKING:
-    from clip_core.train.setup import Setup
 
 
 class Params(Section):
@@ -30,16 +26,11 @@ def main(
     curves: Path,
 ) -> None:
     """Trains the weights in `start` on the pairs in `packed`; the new ones go to `out`, the curves to `curves`."""
+    from clip_core.train.setup import Setup
     from stages.training import Paths, train_stage
 
-    setup = setup_of(params.stage1, params.seed)
+    setup = Setup.of(params.stage1, params.seed)
     train_stage("stage1", "stages.stage1", setup, intervals.stage1, loader, Paths(packed, start, out, curves), train)
-
-
-def setup_of(stage1: Stage1, seed: int) -> "Setup":
-    from clip_core.train.setup import Setup
-
-    return Setup(stage1, seed, is_image_tower_frozen=True, num_views=stage1.num_views)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from clip_core.data.pictures import Kept
 from clip_core.data.store import open_store
 from clip_core.evaluate.in_training import RecallInTraining
 from clip_core.model.contract import Made, read_contract, weights_id
-from clip_core.model.text_start import RANDOM_START
+from clip_core.model.text_start import MADE_HERE
 from clip_core.model.weights import load_weights, save_weights
 from clip_core.text import load_tokenizer
 from clip_core.train.backward import with_precision_resolved
@@ -61,7 +61,7 @@ def _train_here(
         check_batch(name, params.global_batch, params.captions.language, store)
     check_ranks(name, params, on)
     contract = read_contract(paths.start)
-    is_pretrained = contract.made.text_tower != RANDOM_START
+    is_pretrained = not contract.made.text_tower.startswith(MADE_HERE)
     refuse_what_does_not_fit(name, setup, contract.architecture, is_pretrained, on)
     tokenizer = load_tokenizer(paths.start / contract.tokenizer, contract.context_length)
     fixed = setup.is_image_tower_frozen or is_passed_through

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from clip_core.env import SWITCHES, set_switches
-from clip_core.recipe import apply_recipe
+from clip_core.recipe import apply_recipes
 from tests.tiny_release import gallery, narrow_release, release, tiny_releases, triton  # noqa: F401 (fixtures)
 from tests.workers import IS_WORKER, made_once, one_worker_at_a_time
 
@@ -31,7 +31,7 @@ ENVIRONMENT.pop("PYTHONPATH", None)  # a copy runs its own code
 LONG = (
     *("kill", "own_data", "pretrained_shapes", "schedule", "rerun", "supervisor", "offline", "family", "pipeline_flow"),
     *("rollout", "rollout_killed", "triton", "client", "gallery", "benchmarks", "prefect_is_closed", "triton_requests"),
-    *("gpu_run", "full_disk", "gateway", "page", "gates", "export", "deploy", "readme", "results"),
+    *("siglip_shapes", "gpu_run", "full_disk", "gateway", "page", "gates", "export", "deploy", "readme", "results"),
 )
 
 
@@ -92,7 +92,7 @@ def smoke_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     def make(folder: Path) -> None:
         project = new_project(folder / "project")
-        apply_recipe(project / "recipes" / "smoke.yaml", project / "params.yaml")
+        apply_recipes([project / "recipes" / "smoke.yaml"], project / "params.yaml")
         result = run_in(project, *without_network(), "dvc", "repro")
         (project / ".work" / "repro.log").write_text(result.stdout, encoding="utf-8")
 

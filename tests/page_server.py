@@ -1,5 +1,6 @@
 """The page's application for tests: served by a thread, before a real Triton or one that says what a test wants."""
 
+import json
 import threading
 import time
 from collections.abc import Callable, Generator
@@ -14,7 +15,9 @@ import numpy as np
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 
+from clip_core.data.store import open_store
 from clip_core.serve.assemble import PUBLIC
+from clip_core.serve.pictures import INDEXES
 
 if TYPE_CHECKING:
     import httpx
@@ -79,7 +82,7 @@ def page_of(backend: Any, releases: Path, **options: Any) -> Generator["httpx.Cl
     import httpx
     import uvicorn
 
-    from clip_core.serve.page import make_app
+    from clip_core.serve.app import make_app
 
     config = uvicorn.Config(
         make_app(backend, releases, **options), port=0, log_config=None, timeout_graceful_shutdown=1
@@ -101,7 +104,12 @@ def page_of(backend: Any, releases: Path, **options: Any) -> Generator["httpx.Cl
 
 
 def add_gallery(releases: Path, release: str, name: str, images: Path) -> None:
-    """The store in `images` as a gallery of the release."""
-    folder = releases / release / "galleries"
+    """The store in `images` as a gallery of the release, with an index of features that say nothing."""
+    folder, index = releases / release / "galleries", releases / release / INDEXES / name
     folder.mkdir(parents=True, exist_ok=True)
     (folder / name).symlink_to(images)
+    index.mkdir(parents=True)
+    image_ids = open_store(images).image_ids
+    np.save(index / "features.npy", np.zeros((len(image_ids), 2), np.float32))
+    (index / "image_ids.json").write_text(json.dumps(image_ids))
+    (index / "index.json").write_text(json.dumps({"weights_id": "of no weights"}))

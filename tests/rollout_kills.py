@@ -92,7 +92,8 @@ def outcome_of_a_kill(
         kill_rollout(running.serving, new, step, when)
         current = releases.current(running.serving)
         with closing(Triton(server_of(running))) as triton:
-            public = {release_behind(triton.client, *question(name, both[0])) for name in PUBLIC}
+            asked = both[0].truth.texts[0].encode(), both[0].store.image_bytes(0)
+            public = {release_behind(triton.client, name, *asked) for name in PUBLIC}
             assert public <= {old, new}
             for release in public - {old}:  # what is public was asked before
                 live.probe_release(triton, releases.folder_of(running.serving, release), release)
@@ -107,17 +108,10 @@ def outcome_of_a_kill(
         serves = search(triton.client, [both[0].truth.texts[0]])[0].release
         assert serves == releases.current(running.serving) == current == live.public_release(triton)
         ready = {name.rpartition("_")[2] for name, state in triton.states().items() if state == "READY"}
-        assert ready - {"text", "image", "search"} == {serves}
+        assert ready - {name.removeprefix("clip_") for name in PUBLIC} == {serves}
     last = [event.release for event in releases.history(running.serving) if event.event == "serves"][-1]
     assert last == serves
     seen = "both" if len(public) == 2 else names[next(iter(public))]
     return Outcome(
         step, when, names[current], seen, put_right_by, names[serves], len(clients.failed), len(clients.mixed)
     )
-
-
-def question(name: str, release: Release) -> tuple[str, str, bytes]:
-    """A question to the public model: its name, its input's, and an item."""
-    if name == "clip_image":
-        return name, "IMAGE", release.store.image_bytes(0)
-    return name, "TEXT", release.truth.texts[0].encode()

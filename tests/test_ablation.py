@@ -184,9 +184,10 @@ def test_every_arm_trains_with_the_pipeline_s_own_stages(tmp_path: Path, monkeyp
     }  # fmt: skip
     params_file = tmp_path / "params.yaml"
     params_file.write_text(json.dumps(merged(read_yaml(ROOT / "params.yaml"), small)))
+    call("text_start", params_file, packed, tmp_path / "text", tmp_path / "text.json")
     for seed in (7, 8):
         start = tmp_path / f"start-{seed}"
-        call("ablation_start", params_file, packed, seed, start)
+        call("ablation_start", params_file, packed, tmp_path / "text", seed, start)
         for arm in NAMES:
             call("ablation_arm", params_file, packed, start, arm, seed, tmp_path / "arms" / f"{arm}-{seed}.json")
     call("ablation_summary", params_file, tmp_path / "arms", tmp_path / "ablation.json")

@@ -52,7 +52,8 @@ def trained(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tr
         small = {"model": common | model, "init": {"warm_start": step}, "stage1": step, "stage2": step | changes}
         params_file = tmp_path / "params.yaml"
         params_file.write_text(json.dumps(merged(read_yaml(ROOT / "params.yaml"), small)))
-        call("init", params_file, packed, tmp_path / "init", tmp_path / "curves")
+        call("text_start", params_file, packed, tmp_path / "text", tmp_path / "text.json")
+        call("init", params_file, packed, tmp_path / "init", tmp_path / "curves", tmp_path / "text")
         call("stage1", params_file, packed, tmp_path / "init", tmp_path / "stage1", tmp_path / "curves1")
         call("stage2", params_file, packed, tmp_path / "stage1", tmp_path / "stage2", tmp_path / "curves2")
         return tmp_path

@@ -85,6 +85,17 @@ def test_times_and_memory_of_loading_are_measured_in_processes_of_their_own(work
 
 
 @pytest.mark.slow
+def test_what_the_gateway_adds_to_a_search_is_measured_and_it_answers_what_triton_does(work: Path) -> None:
+    (row,) = run(work, "gateway").values()
+    assert row["agreement"]["largest_difference"] < 2e-4
+    assert row["added_p50_ms"][0] > 0
+    probes = json.loads((work / "results" / "gateway.json").read_text())["probes"]
+    for path in ("/livez", "/"):
+        assert probes[path]["num"] > 0
+        assert 0 < probes[path]["p50"] <= probes[path]["p99"] <= probes[path]["max"]
+
+
+@pytest.mark.slow
 def test_searches_are_measured_with_those_before_in_turn_and_answer_alike(work: Path) -> None:
     rows = run(work, "search")
     assert len(rows) == 2

@@ -22,6 +22,7 @@ from clip_core.inference.calibration import (
     sigmoid,
 )
 from clip_core.model.contract import weights_id
+from clip_core.serve.pictures import INDEXES
 from tests.page_server import StandIn, Supervised, page_of, standing_in
 from tests.tiny_release import TOP_K, Release
 
@@ -113,6 +114,7 @@ def test_one_text_alone_has_a_curve_and_no_diagram() -> None:
 
 def test_export_and_release_carry_it_and_the_predictor_gives_it(release: Release, tmp_path: Path) -> None:
     from clip_core.serve.assemble import Gallery, assemble
+    from clip_core.serve.gallery import TRITON
 
     weights = weights_id(release.model)
     with pytest.raises(ValueError, match=f"the model {weights} has no calibration.json: `dvc repro evaluate`"):
@@ -126,7 +128,7 @@ def test_export_and_release_carry_it_and_the_predictor_gives_it(release: Release
     assert loaded.match_probability(np.array([0.5]), 7).tolist() == calibration.probability(np.array([0.5]), 7).tolist()
     folder.mkdir()
     gallery = Gallery(release.store.folder, release.index)
-    assert assemble(onnx, {"test": gallery}, release.golden, TOP_K, folder) != release.id
+    assert assemble(onnx, {"test": gallery}, release.golden, TOP_K, TRITON, folder) != release.id
     assert read_calibration(folder, weights) == calibration
 
 
@@ -157,6 +159,8 @@ def test_a_search_answers_with_probabilities_where_the_release_has_them(
     served, ids = "0123456789abcdef", list(release.store.image_ids[:2])
     (tmp_path / served / "galleries").mkdir(parents=True)
     (tmp_path / served / "galleries" / "test").symlink_to(release.store.folder)
+    (tmp_path / served / INDEXES).mkdir(parents=True)
+    (tmp_path / served / INDEXES / "test").symlink_to(release.index)
     if is_calibrated:
         (tmp_path / served / CALIBRATION_FILE).write_text(made().model_dump_json(), encoding="utf-8")
     stand_in = StandIn()

@@ -33,7 +33,7 @@ def lock_another_timm(project: Path) -> None:
 EDITS = {
     "a constant in the arithmetic of the schedule": (
         replace("clip_core/train/schedule.py", "MAX_WARMUP = 0.25", "MAX_WARMUP = 0.24"),
-        TRAININGS | {"ablation_start", "ablation_arm"},
+        TRAININGS | {"text_start", "ablation_start", "ablation_arm"},
     ),
     "a comment, a docstring and the layout": (
         replace("clip_core/train/loss.py", '"""Symmetric InfoNCE', '# why\n\n    """Another word for InfoNCE'),
@@ -102,8 +102,8 @@ def test_a_stage_refuses_other_packages_than_the_locked_ones_and_names_both(proj
     assert (
         f"timm: installed {installed_version('timm')}, locked 0.0.1. `make setup` installs the locked" in result.stdout
     )
-    assert stages_run(result.stdout) == ["check", "init"]
-    outcome = json.loads((project_copy / ".work" / "init" / "outcome.json").read_text(encoding="utf-8"))
+    assert stages_run(result.stdout) == ["check", "text_start"]
+    outcome = json.loads((project_copy / ".work" / "text_start" / "outcome.json").read_text(encoding="utf-8"))
     assert outcome["kind"] == "refused"
 
 

@@ -13,7 +13,7 @@ from clip_core.evaluate.benchmark import read_benchmark
 from clip_core.evaluate.embed import Features
 from clip_core.evaluate.measure import measure
 from clip_core.params_file import read_yaml
-from clip_core.recipe import apply_recipe, merged
+from clip_core.recipe import apply_recipes, merged
 from clip_core.train.schedule import num_steps_of, warmup_of
 from tests.tiny_split import make_split
 
@@ -59,7 +59,7 @@ def test_a_key_of_an_older_version_is_told_where_it_stands_now(params_file: Path
     recipe = tmp_path / "old.yaml"
     recipe.write_text("stage2: {save_every: 50}\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"stage2\.save_every: .*it has moved"):
-        apply_recipe(recipe, params_file)
+        apply_recipes([recipe], params_file)
 
 
 def test_numbers_that_contradict_each_other_are_refused(params_file: Path) -> None:
@@ -149,7 +149,10 @@ def test_an_unquoted_date_is_named(params_file: Path) -> None:
 @pytest.mark.parametrize(
     ("overlay", "said"),
     [
-        ({"init": {"bert_folder": "roberta"}}, r"^init\.bert_folder: pretrained/roberta: no such file or folder"),
+        (
+            {"text_start": {"from": "bert_folder", "path": "pretrained", "bert_folder": "roberta"}},
+            r"^text_start\.bert_folder: pretrained/roberta: no such file or folder",
+        ),
         (read_yaml(ROOT / "recipes/muge.yaml"), r"^data\.path: .*MUGE: no such file or folder; put it there"),
     ],
 )
@@ -173,7 +176,7 @@ def test_a_recipe_for_one_stage_leaves_the_others_alone_though_yaml_anchors_are_
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("stage1: {optimizer: {weight_decay: 0.5}}\n")
     before = load_params(params_file)
-    apply_recipe(recipe, params_file)
+    apply_recipes([recipe], params_file)
     after = load_params(params_file)
     assert after.stage1.optimizer.weight_decay == 0.5
     assert after.stage2 == before.stage2
@@ -185,5 +188,5 @@ def test_a_wrong_recipe_changes_nothing(params_file: Path, tmp_path: Path) -> No
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("stage1: {optimiser: {weight_decay: 0.5}}\n")
     with pytest.raises(ValueError, match=r"stage1\.optimiser"):
-        apply_recipe(recipe, params_file)
+        apply_recipes([recipe], params_file)
     assert params_file.read_bytes() == before

@@ -47,7 +47,7 @@ def test_the_preprocessing_travels_with_the_weights(folder: Path) -> None:
     ("change", "message"),
     [
         (preprocessing(convert="sideways"), r"preprocessing\.convert: .*'before' or 'after' \(found 'sideways'\)"),
-        (preprocessing(resize="crop"), r"preprocessing\.resize: .*'squash-bicubic' \(found 'crop'\)"),
+        (preprocessing(resize="crop"), r"preprocessing\.resize: .*'squash-bilinear' \(found 'crop'\)"),
         (preprocessing(orientation=None), r"preprocessing\.orientation: .*'exif' or 'stored'"),
         (preprocessing(grey16="black"), r"preprocessing\.grey16: .*'scaled' or 'clipped'"),
         (preprocessing(background="grey"), r"preprocessing\.background: .*'white' or 'dropped'"),

@@ -25,7 +25,7 @@ from clip_core.data.profile import difference_hash, thumbnail
 from clip_core.data.rules import QUERIES
 from clip_core.errors import UserError
 from clip_core.image import read_image
-from clip_core.recipe import apply_recipe
+from clip_core.recipe import apply_recipes
 from tests.conftest import ROOT
 from tests.small_raw import CAPTIONS, drawing, encoded, pair_row, small_raw, write_raw
 from tests.stage_calls import call
@@ -402,7 +402,7 @@ def test_the_papers_filters_are_an_overlay(tmp_path: Path) -> None:
         f"curate: {{path: {tmp_path}, rules: {{caption_length: {{least: 5, most: 50}}, blacklist: blacklist.txt,\n"
         "  score: {weights: clip, least: 0.26}}}\n"
     )
-    apply_recipe(overlay, params)
+    apply_recipes([overlay], params)
     (tmp_path / "clip").mkdir()
     with pytest.raises(UserError, match=r"curate\.rules\.blacklist: .*blacklist\.txt: no such file"):
         check_files(load_params(params))

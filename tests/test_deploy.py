@@ -22,7 +22,7 @@ from tests.under_load import changed
 def test_a_release_is_proved_and_nothing_is_left(release: Release, tmp_path: Path) -> None:
     ours = f"clip-{os.getpid()}-"
     before = shared_memory(ours)
-    report = prove(release.folder, release.id, release.truth, num_timed=5, log=tmp_path / "log")
+    report = prove(release.folder, release.id, release.truth, None, num_timed=5, log=tmp_path / "log")
     assert report["release"] == release.id
     assert max(report["golden_max_difference"].values()) <= 1e-4
     for k in (1, 5, 10):
@@ -49,7 +49,7 @@ def test_a_release_with_the_answers_of_another_is_refused(
 
     wrong = changed(first, tmp_path / "wrong", change)
     with pytest.raises(WrongAnswers, match=r"(?s)text_features differ by .*image_features differ by"):
-        prove(wrong.folder, wrong.id, first.truth, num_timed=5, log=tmp_path / "log")
+        prove(wrong.folder, wrong.id, first.truth, None, num_timed=5, log=tmp_path / "log")
     assert not processes_that_name(str(tmp_path))
 
 
@@ -92,7 +92,8 @@ def test_golden_queries_travel_with_the_release(release: Release) -> None:
 
 def test_golden_answers_are_torchs(release: Release) -> None:
     golden = release.golden
-    for features, ranking in zip(golden.text_features, golden.rankings["test"], strict=True):
+    asked = [*golden.text_features, *golden.image_features]
+    for features, ranking in zip(asked, golden.rankings["test"], strict=True):
         scores = release.truth.image_features @ features
         best = [release.truth.image_ids[place] for place in np.argsort(-scores)[:10]]
         assert set(best) <= set(ranking)
@@ -104,8 +105,9 @@ def test_golden_answers_are_torchs(release: Release) -> None:
 def test_more_golden_queries_than_test_data_are_all_of_it(release: Release) -> None:
     from clip_core.config.deploy import Deploy
     from clip_core.inference.predictor import load
+    from clip_core.serve.gallery import TRITON
 
-    params = Deploy(num_golden=1000, num_timed=1, max_feature_difference=1e-4)
+    params = Deploy(num_golden=1000, num_timed=1, max_feature_difference=1e-4, triton=TRITON)
     seen = {"test": Seen(release.store, release.truth.image_features)}
     golden = make_golden(load(release.model), release.truth.texts, seen, params, 10)
     assert len(golden.texts) == len(release.truth.texts)

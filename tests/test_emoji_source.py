@@ -13,8 +13,8 @@ from PIL import Image
 from clip_core.all_params import load_params
 from clip_core.config.sources import EmojiSource
 from clip_core.data.sources import Harvest, emoji_packages
+from clip_core.data.sources.built_in import main as fetch
 from clip_core.data.sources.emoji_families import family_of, rules, split_of
-from clip_core.data.sources.emoji_fetch import main as fetch
 from clip_core.data.sources.emoji_packages import slug
 from clip_core.data.sources.iconify import svg_of
 from clip_core.data.sources.npm_packages import npm_command, pinned_packages
@@ -61,7 +61,7 @@ def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_cache_is_filled_once(shelf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    fetch(tmp_path / "cache")
+    fetch("emoji", tmp_path / "cache")
     assert "package 3/3" in capsys.readouterr().out
     pictures = pd.read_parquet(tmp_path / "cache" / "pictures.parquet")
     # In `named` one picture answers to two names: which is it? So neither is used.
@@ -77,7 +77,7 @@ def test_the_cache_is_filled_once(shelf: Path, tmp_path: Path, capsys: pytest.Ca
     concepts = pd.read_parquet(tmp_path / "cache" / "concepts.parquet")
     assert concepts["zh_name"].tolist() == ["猫", "狗", "红圆"]  # no flags, no gender variants
     assert str(tmp_path) not in (tmp_path / "cache" / "manifest.json").read_text()  # it may be copied elsewhere
-    fetch(tmp_path / "cache")
+    fetch("emoji", tmp_path / "cache")
     assert len(asked(shelf)) == 3
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bin", "cache", "packages.toml", "shelf"]
 
@@ -86,10 +86,10 @@ def test_a_corrupt_package_is_refused_and_removed_and_the_next_run_goes_on(shelf
     right = (shelf / "iconify-json-named-1.0.0.tgz").read_bytes()
     (shelf / "iconify-json-named-1.0.0.tgz").write_bytes(right[:-1] + b"x")
     with pytest.raises(ValueError, match=r"iconify-json-named-1\.0\.0\.tgz: refused and removed, its sha256 is"):
-        fetch(tmp_path / "cache")
+        fetch("emoji", tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
     (shelf / "iconify-json-named-1.0.0.tgz").write_bytes(right)
-    fetch(tmp_path / "cache")
+    fetch("emoji", tmp_path / "cache")
     assert asked(shelf) == [
         "iconify-json-listed-1.0.0.tgz",
         "iconify-json-named-1.0.0.tgz",
@@ -101,14 +101,14 @@ def test_a_corrupt_package_is_refused_and_removed_and_the_next_run_goes_on(shelf
 def test_a_failing_network_says_what_to_do(shelf: Path, tmp_path: Path) -> None:
     (shelf / "emojibase-data-1.0.0.tgz").unlink()
     with pytest.raises(ValueError, match=r"(?s)emojibase-data@1\.0\.0:.*ENOTFOUND.*Check the network.*run again"):
-        fetch(tmp_path / "cache")
+        fetch("emoji", tmp_path / "cache")
 
 
 def test_a_cache_with_a_changed_file_is_made_again(shelf: Path, tmp_path: Path) -> None:
-    fetch(tmp_path / "cache")
+    fetch("emoji", tmp_path / "cache")
     good = (tmp_path / "cache" / "pictures.parquet").read_bytes()
     (tmp_path / "cache" / "pictures.parquet").write_bytes(good[:-1] + b"x")
-    fetch(tmp_path / "cache")
+    fetch("emoji", tmp_path / "cache")
     assert (tmp_path / "cache" / "pictures.parquet").read_bytes() == good
 
 

@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clip_core.config.export import Export
 from clip_core.serve.index import same_ranking
 from clip_core.serve.parity import measure_parity, shapes
 from tests.conftest import ROOT
-from tests.tiny_release import Release
+from tests.tiny_release import Release, tiny_export
 
 
 def test_parity_is_measured_on_many_shapes_and_all_test_data(release: Release) -> None:
@@ -72,7 +71,7 @@ def test_exporting_again_gives_the_same_bytes(release: Release, tmp_path: Path) 
 
 
 def test_towers_that_differ_from_torch_are_refused(release: Release, tmp_path: Path) -> None:
-    limits = Export(width=None, opset=20, max_feature_difference=1e-4, tie_margin=2e-4)
+    limits = tiny_export()
     write_expected(release, tmp_path)
     assert measure_parity(tmp_path, release.onnx, release.store.folder, limits)["top10"]["different"] == 0
     features = np.load(tmp_path / "shape-3.npy")
@@ -83,7 +82,7 @@ def test_towers_that_differ_from_torch_are_refused(release: Release, tmp_path: P
 
 @pytest.mark.parametrize("file", ["shape-0", "shape-3"])
 def test_a_feature_that_is_no_number_is_refused(file: str, release: Release, tmp_path: Path) -> None:
-    limits = Export(width=None, opset=20, max_feature_difference=1e-4, tie_margin=2e-4)
+    limits = tiny_export()
     write_expected(release, tmp_path)
     features = np.load(tmp_path / f"{file}.npy")
     features[0, 0] = np.nan
@@ -95,7 +94,7 @@ def test_a_feature_that_is_no_number_is_refused(file: str, release: Release, tmp
 def test_another_top_10_is_refused(release: Release, tmp_path: Path) -> None:
     write_expected(release, tmp_path)
     np.save(tmp_path / "images.npy", np.roll(release.truth.image_features, 1, axis=0))
-    lenient = Export(width=None, opset=20, max_feature_difference=10.0, tie_margin=1e-6)
+    lenient = tiny_export(max_feature_difference=10.0, tie_margin=1e-6)
     with pytest.raises(ValueError, match="queries find another top 10"):
         measure_parity(tmp_path, release.onnx, release.store.folder, lenient)
 
@@ -104,7 +103,7 @@ def test_nothing_is_published_when_parity_fails(release: Release, tmp_path: Path
     from clip_core.serve.export import export
 
     out = tmp_path / "onnx"
-    impossible = Export(width=None, opset=20, max_feature_difference=1e-12, tie_margin=2e-4)
+    impossible = tiny_export(max_feature_difference=1e-12)
     with pytest.raises(ValueError, match="max_feature_difference allows 1e-12"):
         export(release.model, release.store, list(release.truth.texts), impossible, out)
     assert list(tmp_path.iterdir()) == []

@@ -1,7 +1,6 @@
 """Files and folders appear whole or not at all."""
 
 import multiprocessing
-import os
 import signal
 import subprocess
 import sys
@@ -129,16 +128,6 @@ def test_after_a_kill_the_next_write_of_any_name_into_the_folder_tidies_up(
     with pytest.raises(KeyError), writing(tmp_path / "step-2.pt"):
         raise KeyError
     assert list(tmp_path.iterdir()) == []
-
-
-def test_what_a_killed_writer_of_an_earlier_version_left_goes_and_that_of_a_living_one_stays(tmp_path: Path) -> None:
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    living = tmp_path / f".b.{os.getpid()}.aside"
-    for left in (living, tmp_path / f".a.{dead.pid}.aside"):
-        left.touch()
-    atomic_write(tmp_path / "c", "new")
-    assert sorted(tmp_path.iterdir()) == [living, tmp_path / "c"]
 
 
 def test_what_others_are_writing_is_left_alone(tmp_path: Path) -> None:

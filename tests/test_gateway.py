@@ -18,8 +18,10 @@ import pytest
 from clip_core.errors import UserError
 from clip_core.serve import client as command
 from clip_core.serve import page as page_module
+from clip_core.serve import pictures as pictures_module
 from clip_core.serve.queries import search
 from clip_core.serve.triton import connect
+from clip_core.serve.upstream import AT_ONCE
 from tests.page_server import FOUND, StandIn, Supervised, add_gallery, page_of, standing_in
 from tests.tiny_release import TOP_K, Release
 from tests.tiny_split import make_split, plain_picture
@@ -186,7 +188,7 @@ def test_a_release_added_later_is_found(page: httpx.Client, releases: Path) -> N
 def test_only_the_galleries_last_used_stay_open(
     page: httpx.Client, releases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(page_module, "MAX_OPEN", 2)
+    monkeypatch.setattr(pictures_module, "MAX_OPEN", 2)
     for number in range(4):
         shutil.copytree(tmp_path / "cats", tmp_path / str(number))
         add_gallery(releases, OLD, f"copy{number}", tmp_path / str(number))
@@ -208,13 +210,13 @@ def test_a_large_gallery_that_is_being_opened_delays_nobody(
 ) -> None:
     opened = []
 
-    def slowly(folder: Path, really=page_module._open_pictures) -> page_module.Pictures:
+    def slowly(folder: Path, really=pictures_module._open_pictures) -> pictures_module.Pictures:
         opened.append(folder)
         time.sleep(3 * SECONDS)
         return really(folder)
 
     assert page.get(f"/images/{NEW}/cats/b").status_code == 200
-    monkeypatch.setattr(page_module, "_open_pictures", slowly)
+    monkeypatch.setattr(pictures_module, "_open_pictures", slowly)
     with ThreadPoolExecutor() as pool:
         waiting = [pool.submit(page.get, f"/images/{OLD}/cats/b") for _ in range(12)]
         wait_for(lambda: bool(opened))
@@ -249,7 +251,7 @@ def test_eighty_hanging_searches_delay_nothing_and_those_too_many_are_refused_at
     with ThreadPoolExecutor(80) as pool:
         answers = [pool.submit(ask_and_note) for _ in range(80)]
         try:
-            wait_for(lambda: len(triton_says.asked) == page_module.AT_ONCE and len(refused) == 80 - page_module.AT_ONCE)
+            wait_for(lambda: len(triton_says.asked) == AT_ONCE and len(refused) == 80 - AT_ONCE)
             took = {path: seconds(page, path) for path in ("/", "/livez", "/readyz", address)}
         finally:
             end.set()
@@ -439,7 +441,7 @@ def test_a_failure_of_ours_is_explained_in_the_log_and_not_to_the_caller(
     def fail(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr(page_module, "_read_picture", fail)
+    monkeypatch.setattr(pictures_module.Pictures, "read", fail)
     answer = page.get(f"/images/{OLD}/cats/b")
     assert check_problem(answer, 500, "internal") == "an internal error; the server's log explains it"
     (record,) = [record for record in caplog.records if record.levelno >= logging.ERROR]

@@ -18,7 +18,7 @@ from clip_core.evaluate.answers import answers_of
 from clip_core.evaluate.benchmark import Benchmark, questions, read_benchmark
 from clip_core.evaluate.embed import Features
 from clip_core.evaluate.measure import details, measure
-from clip_core.recipe import apply_recipe
+from clip_core.recipe import apply_recipes
 from tests.conftest import ROOT
 from tests.small_raw import drawing, encoded
 from tests.stage_calls import call
@@ -71,7 +71,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     params_file.write_bytes((ROOT / "params.yaml").read_bytes())
     source = {"source": "muge", "path": str(folder / "mine"), "licence": "CC0-1.0", "valid_percent": 2}
     recipe.write_text(json.dumps({"data": source | {split: split for split in ("train", "valid", "test")}}))
-    apply_recipe(recipe, params_file)
+    apply_recipes([recipe], params_file)
     call("ingest", params_file, folder / "raw", folder / "refused")
     call("validate", params_file, folder / "raw", folder / "valid", folder / "bad", folder / "page")
     call("curate", params_file, *(folder / name for name in ("valid", "raw", "curated", "removed", "curation")))

@@ -9,8 +9,8 @@ from PIL import Image
 
 from clip_core.config.sources import IconparkSource
 from clip_core.data.sources import Harvest, iconpark_packages
+from clip_core.data.sources.built_in import main as fetch
 from clip_core.data.sources.iconpark import family_of
-from clip_core.data.sources.iconpark_fetch import main as fetch
 from clip_core.data.sources.npm_packages import pinned_packages
 from tests.conftest import ROOT
 from tests.harvested import harvested
@@ -46,7 +46,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         rows.append(pack(shelf, f"@iconify-json/{style}", members))
     (tmp_path / "packages.toml").write_text("\n".join(rows))
     monkeypatch.setattr(iconpark_packages, "TABLE", tmp_path / "packages.toml")
-    fetch(tmp_path / "cache")
+    fetch("iconpark", tmp_path / "cache")
     return tmp_path / "cache"
 
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from clip_core.image import AS_RELEASED, FORMATS, Preprocessing, decoded_size, pixels_of, read_image, read_size
-from clip_core.serve.page import for_browsers
+from clip_core.serve.pictures import for_browsers
 from tests.tiny import encoded
 
 HALVES = Image.new("RGB", (8, 4), "red")

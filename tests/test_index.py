@@ -1,4 +1,4 @@
-"""The index: exact search over the gallery, and a gate on its recall."""
+"""The index: exact search over the gallery, a gate on its recall, and what searches may be filtered by."""
 
 import json
 from pathlib import Path
@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from clip_core.config.index import Index
+from clip_core.errors import UserError
 from clip_core.inference.nearest import top_k
 from clip_core.model.contract import weights_id
-from clip_core.serve.index import build_index, read_index, recall_of
+from clip_core.serve.index import build_index, read_index, read_metadata, recall_of
 from tests.tiny_release import TOP_K, Release
 
 
@@ -57,8 +59,9 @@ def test_the_index_holds_the_features_of_the_export(release: Release) -> None:
 
 
 def test_an_index_below_the_gate_is_not_written(release: Release, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"finds 1.0000 of the true top 10; index.min_recall asks for 1.1"):
-        build_index(release.onnx, release.store, list(release.truth.texts), TOP_K, 1.1, tmp_path / "index")
+    with pytest.raises(ValueError, match=r"finds 1.0000 of the true top 10; index.min_recall: 1.1"):
+        params = Index.model_construct(top_k=TOP_K, min_recall=1.1, metadata=())
+        build_index(release.onnx, release.store, list(release.truth.texts), params, tmp_path / "index")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -70,3 +73,26 @@ def test_an_index_whose_parts_do_not_fit_is_refused(tmp_path: Path) -> None:
     (tmp_path / "index.json").write_text('{"weights_id": "r"}')
     with pytest.raises(ValueError, match="3 rows of features for 2 image ids"):
         read_index(tmp_path)
+
+
+def test_the_metadata_are_the_columns_of_the_pair_table_picture_by_picture(release: Release) -> None:
+    assert read_metadata(release.index) == {
+        "family": [image_id.split("-")[1] for image_id in release.store.image_ids],
+        "source": ["test"] * len(release.store),
+    }
+
+
+@pytest.mark.parametrize(
+    ("column", "said"),
+    [
+        ("colour", "index.metadata: colour: the pair table has pair_id, image_id"),
+        ("caption", "index.metadata: caption: several values for the picture"),
+    ],
+)
+def test_a_column_that_says_nothing_of_a_picture_is_refused(
+    column: str, said: str, release: Release, tmp_path: Path
+) -> None:
+    params = Index(top_k=TOP_K, min_recall=1.0, metadata=(column,))
+    with pytest.raises(UserError, match=said):
+        build_index(release.onnx, release.store, list(release.truth.texts), params, tmp_path / "index")
+    assert list(tmp_path.iterdir()) == []

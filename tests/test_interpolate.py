@@ -4,10 +4,12 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from clip_core.evaluate.interpolate import Between, checked, interpolate, main, mixed
+from clip_core.evaluate.benchmark import read_benchmark
+from clip_core.evaluate.interpolate import Between, checked, interpolate, main, mixed, sides_of
 from clip_core.model.contract import read_contract, weights_id
 from clip_core.model.weights import load_weights, save_weights
 from clip_core.text import build_tokenizer
@@ -64,7 +66,6 @@ def test_what_both_have_in_common_stays_to_the_bit() -> None:
 def test_the_curve_is_measured_as_an_evaluation_measures_and_the_best_is_kept(place: Path, tmp_path: Path) -> None:
     from clip_core.config.evaluation import Evaluate
     from clip_core.data.store import open_store
-    from clip_core.evaluate.benchmark import read_benchmark
     from clip_core.evaluate.embed import embed
     from clip_core.evaluate.measure import measure
     from clip_core.inference.predictor import load
@@ -84,6 +85,19 @@ def test_the_curve_is_measured_as_an_evaluation_measures_and_the_best_is_kept(pl
     made = read_contract(tmp_path / "out" / "weights").made
     assert made.parent == weights_id(place / "before")
     assert made.stage == f"interpolate: {curve['chosen']:g} of the way to {weights_id(place / 'after')}"
+
+
+def test_what_one_side_has_forgotten_is_measured_with_the_other_side_as_it_was(tmp_path: Path) -> None:
+    benchmark = read_benchmark(make_split(tmp_path / "two", [("a", "猫", True, None), ("b", "狗", True, None)]))
+    images = np.eye(2)
+    texts = images[benchmark.pairs[np.argsort(benchmark.pairs[:, 0]), 1]]  # each text as its picture
+    confused = images[::-1]
+    sides = sides_of((images, texts), (confused, texts), benchmark)
+    assert sides["image"]["cosine"] == 0 and sides["image"]["all.mean_recall"] == pytest.approx(2 / 3)  # at 1, 5, 10
+    assert sides["text"]["cosine"] == 1 and sides["text"]["all.mean_recall"] == 1
+    assert sides_of((images, texts), (images, texts[::-1]), benchmark)["text"]["all.mean_recall"] == pytest.approx(
+        2 / 3
+    )
 
 
 def test_a_side_that_both_share_is_encoded_once(place: Path, tmp_path: Path) -> None:
@@ -122,6 +136,14 @@ def test_one_command_gives_table_picture_and_weights(
     assert re.search(r"^alpha +mean recall, %: +seen +unseen +all$", printed, re.M)
     assert len(re.findall(r"^(?:0|0\.5|1)(?: +[\d.]+){3}(?:  <- chosen)?$", printed, re.M)) == 3
     assert printed.count("<- chosen") == 1
+    assert (
+        len(
+            re.findall(
+                r"^0, (?:image|text) side of 1 (?: +[\d.]+){3}  its features' cosine to alpha 0: -?0", printed, re.M
+            )
+        )
+        == 2
+    )
     page = (tmp_path / "out" / "curve.html").read_text()
     assert page.count("<svg") == 3
     assert not re.search(r"https?://|src=", page)

@@ -11,7 +11,7 @@ from clip_core.config.sources import MugeSource
 from clip_core.data.pairs import SPLITS, read_images, read_pairs, read_rejected
 from clip_core.data.sources import Harvest
 from clip_core.data.sources.muge_lines import LONGEST_LINE
-from clip_core.recipe import apply_recipe
+from clip_core.recipe import apply_recipes
 from tests.conftest import ROOT
 from tests.harvested import harvested
 from tests.small_raw import drawing, encoded
@@ -232,7 +232,7 @@ def test_such_a_data_set_is_ingested_and_its_counts_add_up(tmp_path: Path) -> No
     recipe, params_file = tmp_path / "own.yaml", tmp_path / "params.yaml"
     params_file.write_bytes((ROOT / "params.yaml").read_bytes())
     recipe.write_text(json.dumps({"data": data.model_dump()}))
-    apply_recipe(recipe, params_file)
+    apply_recipes([recipe], params_file)
 
     call("ingest", params_file, tmp_path / "raw", tmp_path / "quarantine")
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from clip_core.data.pairs import read_rejected
-from clip_core.recipe import apply_recipe
+from clip_core.recipe import apply_recipes
 from tests.conftest import new_project, run_in
 
 COLOURS = {"红色": "red", "蓝色": "blue", "绿色": "green", "黄色": "gold", "黑色": "black", "紫色": "purple"}
@@ -50,7 +50,7 @@ def own_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     project = new_project(tmp_path_factory.mktemp("own") / "project")
     write_pairs(project / "my_pairs")
     for recipe in ("smoke", "table"):
-        apply_recipe(project / "recipes" / f"{recipe}.yaml", project / "params.yaml")
+        apply_recipes([project / "recipes" / f"{recipe}.yaml"], project / "params.yaml")
     run_in(project, "dvc", "repro")
     return project
 

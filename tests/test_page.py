@@ -1,16 +1,19 @@
 """The page, in a real browser: pictures in the order of `clip_search`, and nothing from outside."""
 
+import re
 import shutil
 from collections.abc import Generator
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs, quote, urlsplit
 
+import httpx
 import pytest
 
 from clip_core.serve.queries import search
 from clip_core.serve.triton import connect
 from tests.conftest import ROOT
-from tests.page_server import Supervised, add_gallery, page_of
+from tests.page_server import Supervised, page_of
 from tests.tiny_release import Release
 
 if TYPE_CHECKING:
@@ -22,7 +25,7 @@ BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 CAT = "一只猫"  # the first example
 CIRCLE, SQUARE = "红色圆形", "一张蓝色方块的图片"
 # The page's policy forbids eval, on which playwright's wait_for_function rests; decode() ends when a picture is there.
-LOADED = "Promise.all([...document.images].map((image) => image.decode()))"
+LOADED = "Promise.all([...document.querySelectorAll('#hits img')].map((image) => image.decode()))"
 
 pytestmark = pytest.mark.skipif(
     BROWSER is None, reason="no browser: apt-get install -y chromium fonts-wqy-microhei (as root)"
@@ -33,7 +36,7 @@ pytestmark = pytest.mark.skipif(
 def url(triton: "Server", release: Release, tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
     """The address of the page."""
     releases = tmp_path_factory.mktemp("releases")
-    add_gallery(releases, release.id, "test", release.store.folder)
+    (releases / release.id).symlink_to(release.folder)
     with page_of(Supervised(triton.address), releases) as client:
         yield str(client.base_url).rstrip("/")
 
@@ -45,7 +48,7 @@ def tab(url: str) -> Generator["Page"]:
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        tab = browser.new_page(viewport={"width": 1100, "height": 900})
+        tab = browser.new_page(viewport={"width": 1100, "height": 900}, locale="zh-CN")
         tab.set_default_timeout(60_000)
         yield tab
         browser.close()
@@ -93,7 +96,7 @@ def test_the_pictures_shown_are_those_of_clip_search(page: "Page", triton: "Serv
 
 def test_every_picture_has_loaded_and_a_second_answer_replaces_them(page: "Page") -> None:
     first = ask(page, CIRCLE)
-    assert page.evaluate("[...document.images].every((image) => image.naturalWidth > 0)")
+    assert page.evaluate("[...document.querySelectorAll('#hits img')].every((image) => image.naturalWidth > 0)")
     assert page.locator("#hits img").count() == 10
     (ROOT / "reports").mkdir(exist_ok=True)
     page.screenshot(path=ROOT / "reports" / "page.png")
@@ -104,7 +107,7 @@ def test_every_picture_has_loaded_and_a_second_answer_replaces_them(page: "Page"
 
     page.route("**/api/search*", reverse)
     assert ask(page, SQUARE) == first[::-1]
-    assert page.evaluate("[...document.images].every((image) => image.naturalWidth > 0)")
+    assert page.evaluate("[...document.querySelectorAll('#hits img')].every((image) => image.naturalWidth > 0)")
 
 
 def test_an_example_is_a_query(page: "Page") -> None:
@@ -127,12 +130,104 @@ def test_an_empty_query_is_answered_by_a_hint(page: "Page") -> None:
     assert page.locator("#hits li").count() == 0
 
 
+def choose(page: "Page", release: Release, place: int) -> str:
+    """Chooses a picture of the store, whose id comes back."""
+    data = release.store.image_bytes(place)
+    page.set_input_files("#file", {"name": "any", "mimeType": "image/png", "buffer": data})
+    return release.store.image_ids[place]
+
+
+def shown_ids(page: "Page") -> list[str]:
+    return page.eval_on_selector_all("#hits li", "items => items.map((item) => item.dataset.imageId)")
+
+
+def test_a_picture_finds_what_resembles_it_alone_and_with_a_text(page: "Page", release: Release) -> None:
+    image_id = choose(page, release, 7)
+    message_with(page, "“图片”：10 张图片")
+    assert shown_ids(page)[0] == image_id
+    assert page.locator("#hits small").first.inner_text() == "1.000"
+    page.evaluate(LOADED)
+    ask_path = page.expect_request(lambda request: "v1/search" in request.url)
+    page.fill("#query", CIRCLE)
+    with ask_path as asked:
+        page.press("#query", "Enter")
+    assert parse_qs(urlsplit(asked.value.url).query)["question"] == [f'{{"limit":10,"text":"{CIRCLE}"}}']
+    message_with(page, f"“图片 + {CIRCLE}”：10 张图片")
+    page.click("#remove")
+    assert page.locator("#given").is_hidden()
+    assert len(ask(page, CIRCLE)) == 10  # a text alone again
+
+
+def test_a_picture_is_judged_by_labels_of_ones_own(page: "Page", url: str, release: Release) -> None:
+    choose(page, release, 3)
+    message_with(page, "“图片”：")
+    page.press("#names", "Enter")
+    message_with(page, "用逗号分开")
+    page.fill("#names", "红色圆形，蓝色方块、 猫;")
+    page.press("#names", "Enter")
+    message_with(page, f"模型版本 {release.id}")
+    question = {"question": '{"labels": ["红色圆形", "蓝色方块", "猫"]}'}
+    headers = {"Content-Type": "image/png"}
+    answer = httpx.post(
+        f"{url}/v1/classify", params=question, content=release.store.image_bytes(3), headers=headers, trust_env=False
+    ).json()
+    rows = page.eval_on_selector_all("#labels li", "items => items.map((item) => item.innerText.split(/\\s+/))")
+    assert rows == [[one["label"], f"{one['score']:.3f}"] for one in answer["labels"]]
+    assert page.locator("#hits li").count() == 0
+
+
+def test_what_is_no_picture_is_said_so(page: "Page") -> None:
+    page.set_input_files("#file", {"name": "x.png", "mimeType": "image/png", "buffer": b"none"})
+    message_with(page, "这张图片无法读取")
+
+
+def test_on_a_phone_nothing_is_wider_than_the_screen(page: "Page", release: Release) -> None:
+    size = page.viewport_size
+    page.set_viewport_size({"width": 360, "height": 740})
+    try:
+        choose(page, release, 3)
+        message_with(page, "“图片”：")
+        page.fill("#names", "红色圆形，蓝色方块")
+        page.press("#names", "Enter")
+        page.wait_for_selector("#labels li")
+        ask(page, CAT) if page.locator("#given").is_hidden() else page.click("#go")
+        page.wait_for_selector("#hits li")
+        page.evaluate(LOADED)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        page.screenshot(path=ROOT / "reports" / "page-phone.png")
+    finally:
+        page.set_viewport_size(size or {"width": 1100, "height": 900})
+
+
+def test_who_reads_no_chinese_has_it_in_english(page: "Page", url: str) -> None:
+    page.click("#language")
+    page.wait_for_url("**/?lang=en")
+    assert page.title() == "Search pictures · Chinese CLIP"
+    page.fill("#query", CIRCLE)
+    page.press("#query", "Enter")
+    message_with(page, "10 pictures")
+    page.wait_for_url(f"**/?q={quote(CIRCLE)}&lang=en")
+    chinese = re.compile("[\u4e00-\u9fff]+")
+    for selector in ("h1", ".lead", "#go", "label[for=file]", "#remove", "#classify button"):
+        assert not chinese.search(page.locator(selector).text_content() or ""), selector
+    page.click("#language")
+    page.wait_for_url(f"**/?q={quote(CIRCLE)}&lang=zh")
+    message_with(page, f"“{CIRCLE}”：")
+
+
+def test_both_languages_have_the_same_words(page: "Page") -> None:
+    chinese, english = page.evaluate("[Object.keys(ZH), Object.keys(EN)]")
+    assert chinese == english
+
+
 def test_it_can_be_used_without_a_mouse(page: "Page") -> None:
     page.keyboard.type(CIRCLE)  # the field has the focus from the start
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.id") == "go"
     page.keyboard.press("Enter")
     message_with(page, f"“{CIRCLE}”：")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "file"
 
 
 @pytest.mark.parametrize(

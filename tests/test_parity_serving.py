@@ -34,7 +34,7 @@ import numpy as np
 from clip_core.serve import triton_models
 from clip_core.serve.triton_models import ImagePreprocess, TextPreprocess
 
-triton_models._check_numbers = lambda: None  # that of a server: tests/test_triton.py
+triton_models.check_numbers = lambda: None  # that of a server: tests/test_triton.py
 repository, pictures, texts, out = map(Path, sys.argv[1:])
 images, words = ImagePreprocess(), TextPreprocess()
 for model in (images, words):

@@ -12,7 +12,7 @@ from clip_core.train.devices import GIB, KINDS, Device, free_memory
 from clip_core.train.fits import refuse_stages, too_large
 from clip_core.train.footprint import Live
 from clip_core.train.loss import nested_loss
-from clip_core.train.plan import main, read_stages
+from clip_core.train.plan import main
 from clip_core.train.planned import Devices, Plan, loss_at_once
 from clip_core.train.setup import Setup
 from clip_core.train.usual_lr import unusual_lr
@@ -123,14 +123,6 @@ def test_the_command_prints_memory_time_and_cost_for_any_number_of_devices(
     told = capsys.readouterr().out
     assert "stage2: global batch 128, micro_batch null, fp32, on h200" in told
     assert "activations, image side" in told and "1,024" in told and "no GPU has run it" in told
-
-
-def test_the_sections_of_both_stages_lay_out_what_the_stages_do() -> None:
-    from stages.stage1 import setup_of as first
-    from stages.stage2 import setup_of as second
-
-    stages = read_stages(ROOT / "params.yaml")
-    assert stages.setups() == {"stage1": first(stages.stage1, 0), "stage2": second(stages.stage2, 0)}
 
 
 @pytest.mark.parametrize(("global_batch", "widths"), [(3000, (64,)), (3000, (64, 32))])

@@ -21,7 +21,7 @@ from clip_core.model.pretrained.checkpoint import read_checkpoint
 from clip_core.model.pretrained.exporting import export_weights
 from clip_core.model.pretrained.importing import import_checkpoint
 from clip_core.model.pretrained.positions import resize_positions
-from clip_core.model.pretrained.released import read_released
+from clip_core.model.pretrained.whole import read_released
 from clip_core.model.weights import load_weights
 from tests.released import reference, save_as_released, with_prefix
 

@@ -210,7 +210,7 @@ def test_a_foreign_folder_s_mean_and_std_are_taken_and_the_rest_is_as_released(e
     [
         ("preprocessor_config.json", {"size": {"shortest_edge": 32, "height": 9}}, r"so here: size \{'height': 9"),
         ("preprocessor_config.json", {"do_center_crop": True, "crop_size": 28}, "do_center_crop to 28"),
-        ("preprocessor_config.json", {"do_normalize": False, "resample": 2}, "do_normalize False, resample 2"),
+        ("preprocessor_config.json", {"do_normalize": False, "resample": 1}, "do_normalize False, resample 1"),
         ("preprocessor_config.json", {"image_std": [0.0, 0.5, 0.5]}, "std above 0|must be finite"),
         ("config.json", {"text_config": {"hidden_act": "relu"}}, "hidden_act of its text tower is 'relu'"),
         ("config.json", {"vision_config": {"hidden_act": "relu"}}, "hidden_act of its image tower is 'relu'"),

@@ -22,6 +22,7 @@ from tests.conftest import ROOT, run_in
 
 RECIPES = ROOT / "recipes"
 MODELS = ("rn50", "vit-b-16", "vit-l-14", "vit-l-14-336", "vit-h-14")
+SIGLIP2 = {"b": 512, "l": 128}  # the sizes that are adapted, and the micro batch for 80 GB
 BENCHMARKS = ("muge", "flickr30k-cn", "coco-cn")
 # The paper's appendix on pretraining: epochs of stage 1, global batch and epochs of stage 2.
 PRETRAINING = {
@@ -65,6 +66,8 @@ COMBINATIONS = [
     *product(["table"], [f"pretrain-{model}" for model in MODELS]),
     *product(["table"], [f"pretrain-{model}" for model in MODELS], ["single-gpu"]),
     *product(["table"], [f"finetune-{model}" for model in MODELS]),
+    *product(["table"], [f"adapt-{size}-16-siglip2" for size in SIGLIP2]),
+    *product(["table"], [f"adapt-{size}-16-siglip2" for size in SIGLIP2], ["single-gpu"]),
     *product(BENCHMARKS, [f"finetune-{model}" for model in MODELS]),
     *product(
         BENCHMARKS, [f"finetune-{model}" for model in MODELS], ["single-gpu", "small-batch", "best-step", "evaluate"]
@@ -134,6 +137,21 @@ def test_finetuning_is_the_papers_and_epochs_become_its_steps(model: str, benchm
     assert warmup_of(schedule, num_steps) == schedule.warmup_steps  # none is cut
     assert params.stage1.schedule.num_steps == 0
     assert stage.checkpoint_activations == (model in ("vit-l-14-336", "vit-h-14"))
+
+
+@pytest.mark.parametrize("size", SIGLIP2)
+def test_siglip_2_is_adapted_as_published_and_on_one_gpu_all_stays_but_memory(size: str) -> None:
+    params, single = (with_recipes("table", f"adapt-{size}-16-siglip2", *more) for more in ([], ["single-gpu"]))
+    assert not isinstance(params.model, CustomModel) and params.model.name == f"siglip2-{size}-16-256"
+    assert (params.model.image_size, params.model.context_length, params.stage1.schedule.num_steps) == (256, 64, 0)
+    stage, optimizer = params.stage2, params.stage2.optimizer
+    schedule = stage.schedule
+    assert (schedule.num_epochs, stage.global_batch, schedule.peak_lr, schedule.warmup_steps) == (2, 12_288, 1e-5, 1000)
+    assert (optimizer.beta1, optimizer.beta2, optimizer.weight_decay) == (0.9, 0.98, 0.1)
+    assert stage.loss.name == "sigmoid" and set(optimizer.lr_shares.model_dump().values()) == {1.0}
+    assert (stage.micro_batch, single.stage2.micro_batch) == (SIGLIP2[size], 128)
+    memory = {"micro_batch", "checkpoint_activations"}
+    assert single.stage2.model_dump(exclude=memory) == stage.model_dump(exclude=memory)
 
 
 def check_common(params: Params, model: str) -> None:
@@ -239,6 +257,13 @@ def test_every_recipe_fits_the_device_it_names_and_the_readme_says_what_it_needs
         assert "for one GPU of 80 GB" in (RECIPES / f"{kind}.yaml").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("size", ["b", pytest.param("l", marks=pytest.mark.slow)])
+def test_adapting_siglip_2_fits_the_devices_it_names_and_the_readme_says_what_it_needs(size: str) -> None:
+    whole, single = (gib("a100-80", "table", f"adapt-{size}-16-siglip2", *more) for more in ([], ["single-gpu"]))
+    assert single < 0.9 * SMALL_GPU
+    assert f"| `siglip2-{size}-16-256` | {whole:.0f} | {single:.0f} |" in (RECIPES / "README.md").read_text()
+
+
 @pytest.mark.parametrize("names", COMBINATIONS, ids=" ".join)
 def test_every_batch_is_whole_micro_batches_and_no_larger_than_the_pictures_are_many(names: tuple[str, ...]) -> None:
     params = with_recipes(*names)
@@ -250,9 +275,12 @@ def test_every_batch_is_whole_micro_batches_and_no_larger_than_the_pictures_are_
             assert training.global_batch <= num_pictures
 
 
-@pytest.mark.parametrize(("kind", "model"), [*product(["pretrain", "finetune"], MODELS)])
-def test_the_readme_of_the_recipes_names_the_files_that_a_recipe_looks_for(kind: str, model: str) -> None:
-    init = read_yaml(RECIPES / f"{kind}-{model}.yaml")["init"]
+STARTING = [f"{kind}-{model}" for kind in ("pretrain", "finetune") for model in MODELS]
+
+
+@pytest.mark.parametrize("recipe", [*STARTING, *(f"adapt-{size}-16-siglip2" for size in SIGLIP2)])
+def test_the_readme_of_the_recipes_names_the_files_that_a_recipe_looks_for(recipe: str) -> None:
+    init, model = read_yaml(RECIPES / f"{recipe}.yaml")["init"], recipe.partition("-")[2]
     assert init["path"] == "pretrained"
     assert (ROOT / "pretrained").is_dir()
     text = (RECIPES / "README.md").read_text()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from clip_core.serve import live, releases
+from clip_core.serve.assemble import PUBLIC
 from clip_core.serve.golden import WrongAnswers, probe, read_golden
 from clip_core.serve.queries import encode_texts, search
 from clip_core.serve.rollout import roll_back, roll_out
@@ -47,7 +48,7 @@ def serving_now(running: Supervisor) -> str:
         loaded = {name.rpartition("_")[2] for name, state in triton.states().items() if state == "READY"}
         answers = search(triton.client, ["红色"])[0].release
     assert public == answers == releases.current(running.serving)
-    assert loaded - {"text", "image", "search"} == {public}
+    assert loaded - {name.removeprefix("clip_") for name in PUBLIC} == {public}
     assert {path.name.rpartition("_")[2] for path in server_of(running).live.iterdir()} == loaded
     return public
 

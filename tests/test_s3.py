@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from clip_core.guard import free_port
-from clip_core.recipe import apply_recipe
+from clip_core.recipe import apply_recipes
 from clip_core.train.fingerprint import hash_of_input
 from tests.conftest import ENVIRONMENT, new_project, run_in
 from tests.prefect_api import until
@@ -52,7 +52,7 @@ def test_pairs_come_from_the_server_and_what_is_made_of_them_goes_there_and_come
         run_in(project, "dvc", "remote", "add", name, f"s3://{bucket}")
         run_in(project, "dvc", "remote", "modify", name, "endpointurl", server)
     run_in(project, "dvc", "import-url", "remote://pairs", "my_pairs")
-    apply_recipe(project / "recipes" / "table.yaml", project / "params.yaml")
+    apply_recipes([project / "recipes" / "table.yaml"], project / "params.yaml")
     run_in(project, "dvc", "repro", "pack")
     made = counts_of(project)
     run_in(project, "dvc", "push", "--remote", "results", "pack", "ingest")

@@ -60,11 +60,6 @@ def test_what_an_epoch_leaves_out_changes_from_epoch_to_epoch() -> None:
     assert left_out[0] != left_out[1]
 
 
-def test_a_batch_larger_than_the_data_is_refused() -> None:
-    with pytest.raises(ValueError, match="global_batch is 201, but there are only 200 rows"):
-        Epochs((120, 80), 201, seed=1).at(1)
-
-
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sampler, "BLOCK_ROWS", 100)

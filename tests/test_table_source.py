@@ -14,7 +14,7 @@ from clip_core.config.sources import TableSource
 from clip_core.data.pairs import read_images, read_pairs, read_rejected
 from clip_core.data.store import open_store
 from clip_core.errors import UserError
-from clip_core.recipe import apply_recipe, merged
+from clip_core.recipe import apply_recipes, merged
 from tests.conftest import ROOT
 from tests.harvested import harvested
 from tests.small_raw import drawing, encoded
@@ -190,7 +190,7 @@ def test_own_pictures_come_through_to_the_stores_and_counts_add_up(tmp_path: Pat
     overlay.write_text(f"data: {{source: table, path: {tmp_path}/mine, table: pairs.csv, licence: mine,\n"
                        "  columns: null, fetch: null, valid_percent: 20, test_percent: 20}\n"
                        "validate: {max_bad_share: 0.1}\n")  # fmt: skip
-    apply_recipe(overlay, params_file)
+    apply_recipes([overlay], params_file)
 
     raw, valid, curated, packed = (tmp_path / name for name in ("raw", "valid", "curated", "packed"))
     call("ingest", params_file, raw, tmp_path / "q" / "ingest")

@@ -11,13 +11,16 @@ import sys
 import time
 from contextlib import closing
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from clip_core.config.deploy import Triton as TritonParams
 from clip_core.serve import live
 from clip_core.serve.assemble import MODELS, PUBLIC, Gallery, assemble, read_config
+from clip_core.serve.gallery import TRITON
 from clip_core.serve.install import PACKAGES, triton_home
 from clip_core.serve.queries import encode_images, encode_texts, search
 from clip_core.serve.release import link_tree, read_manifest
@@ -185,7 +188,7 @@ def test_search_refuses_when_encoder_and_index_differ(release: Release, tmp_path
         live.load(triton, release.folder, release.id)
         status, message = refusal(triton.server, "clip_search", "TEXT", ["红色".encode()])
     assert status == "StatusCode.UNAVAILABLE"
-    assert f"the index is of release {release.id}, the text model of 0123456789abcdef" in message
+    assert f"this model is of release {release.id}, clip_text of 0123456789abcdef" in message
 
 
 def test_an_index_of_other_weights_is_not_assembled(tiny_releases: tuple[Release, Release], tmp_path: Path) -> None:
@@ -193,7 +196,7 @@ def test_an_index_of_other_weights_is_not_assembled(tiny_releases: tuple[Release
     galleries = {"test": Gallery(first.store.folder, second.index)}
     made_by, holds = second.truth.weights_id, first.truth.weights_id
     with pytest.raises(ValueError, match=f"made by weights {made_by}, but .* holds {holds}"):
-        assemble(first.onnx, galleries, first.golden, TOP_K, tmp_path)
+        assemble(first.onnx, galleries, first.golden, TOP_K, TRITON, tmp_path)
 
 
 def test_a_gallery_that_the_release_has_not_is_refused_by_name(triton: Server, release: Release) -> None:
@@ -204,15 +207,33 @@ def test_a_gallery_that_the_release_has_not_is_refused_by_name(triton: Server, r
             search(client, release.truth.texts[:2], gallery="other")
 
 
-@pytest.mark.parametrize("model", ["text_core", "image_core"])
-def test_cpu_and_gpu_configurations_say_the_same(model: str, release: Release) -> None:
-    gpu = read_config(release.folder / "models" / model / "config.pbtxt")
-    cpu = read_config(release.folder / "models" / model / "configs" / "cpu_python.pbtxt")
-    assert (gpu.backend, cpu.backend) == ("onnxruntime", "python")
-    for config in (gpu, cpu):
-        for field in ("backend", "instance_group", "parameters"):  # where they may differ
-            config.ClearField(field)
-    assert str(gpu) == str(cpu)
+@pytest.mark.parametrize("precision", [None, "fp16"])
+def test_cpu_and_gpu_configurations_say_the_same_but_what_params_let_each_take(
+    precision: Literal["fp16"] | None, release: Release, tmp_path: Path
+) -> None:
+    galleries = {"test": Gallery(release.store.folder, release.index)}
+    machine = TritonParams(towers=2, threads=3, preparers=4, tensorrt=precision)
+    assemble(release.onnx, galleries, release.golden, TOP_K, machine, tmp_path)
+    for tower in ("text", "image"):
+        model = tmp_path / "models" / f"{tower}_core"
+        gpu, cpu = read_config(model / "config.pbtxt"), read_config(model / "configs" / "cpu_python.pbtxt")
+        differ = {name.name for name in gpu.DESCRIPTOR.fields if getattr(gpu, name.name) != getattr(cpu, name.name)}
+        assert differ - {"optimization"} == {"backend", "instance_group", "parameters"}
+        assert (gpu.backend, cpu.backend) == ("onnxruntime", "python")
+        assert [(one.count, one.Kind.Name(one.kind)) for one in (*gpu.instance_group, *cpu.instance_group)] == [
+            (2, "KIND_GPU"),
+            (2, "KIND_CPU"),
+        ]
+        assert cpu.parameters["intra_op_thread_count"].string_value == "3"
+        accelerators = gpu.optimization.execution_accelerators.gpu_execution_accelerator
+        assert [(one.name, one.parameters["precision_mode"]) for one in accelerators] == (
+            [("tensorrt", "FP16")] if precision else []
+        )
+        prepare = read_config(tmp_path / "models" / f"{tower}_preprocess" / "config.pbtxt")
+        assert prepare.instance_group[0].count == 4
+        for config in (gpu, cpu, prepare):
+            queue = config.dynamic_batching.default_queue_policy
+            assert queue.timeout_action == queue.REJECT and queue.max_queue_size and queue.default_timeout_microseconds
 
 
 def test_a_gpu_servers_onnx_files_fit_its_configurations(release: Release) -> None:
@@ -254,6 +275,8 @@ OWNER = """
 import sys, time
 from contextlib import closing
 from pathlib import Path
+from typing import Literal
+from clip_core.config.deploy import Triton as TritonParams
 from clip_core.serve import live
 from clip_core.serve.triton import Triton, triton_server
 release, folder, release_id = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]

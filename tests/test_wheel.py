@@ -30,10 +30,15 @@ USES = {
     + ["clip_core.inference.onnx_predictor"],
     "pipeline": [],  # everything
 }
-IMPORTED_AS = {"ruamel-yaml": "ruamel", "pillow": "PIL", "resvg-py": "resvg_py"}
+IMPORTED_AS = {
+    "ruamel-yaml": "ruamel",
+    "pillow": "PIL",
+    "resvg-py": "resvg_py",
+    "prometheus-client": "prometheus_client",
+}
 COMES_WITH = {  # other packages, which are named
     *("pydantic_core", "starlette", "google", "triton_python_backend_utils"),  # pydantic, fastapi, Triton
-    *("packaging", "psutil", "networkx"),  # transformers, DVC, Prefect
+    *("packaging", "psutil", "networkx", "markupsafe"),  # transformers, DVC, Prefect, Jinja
 }
 NO_IMPORTS = {"sqlalchemy", "uv"}  # a pin of what Prefect brings, and a command
 

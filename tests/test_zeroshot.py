@@ -12,7 +12,6 @@ from clip_core.evaluate.embed import Features
 from clip_core.evaluate.measure import compare, details, measure
 from clip_core.evaluate.slices import slices
 from clip_core.evaluate.table import metrics_table
-from clip_core.evaluate.zeroshot import is_right
 from clip_core.inference.prompts import classifier
 
 PARAMS = Evaluate(num_bootstrap=100, confidence=0.95, prompt_templates=("{}", "一张{}的图片"))
@@ -50,7 +49,9 @@ def test_a_class_is_the_normalised_mean_of_its_normalised_prompts() -> None:
 
 
 def test_a_picture_equally_near_to_two_classes_is_not_right() -> None:
-    assert is_right(np.ones((2, 1)), np.ones((3, 1)), np.array([0, 2])).tolist() == [False, False]
+    features, benchmark = perfect(0, ["动物", "食物"])
+    alike = replace(features, classes=np.ones_like(features.classes))
+    assert measure(alike, benchmark, PARAMS, seed=1)["zero_shot"]["top1_accuracy"]["value"] == 0
 
 
 def test_a_perfect_model_scores_one_everywhere_and_chance_stands_beside() -> None:

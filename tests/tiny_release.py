@@ -4,13 +4,14 @@ import pickle
 from collections.abc import Generator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
 from tests.workers import made_once
 
 if TYPE_CHECKING:
+    from clip_core.config.export import Export
     from clip_core.data.store import Store
     from clip_core.serve.golden import Golden
     from clip_core.serve.triton import Server, Triton
@@ -30,19 +31,37 @@ class Release(NamedTuple):
     id: str
 
 
+def tiny_export(**others: Any) -> "Export":
+    """The section `export` for tiny models, but for the `others`."""
+    from clip_core.config.export import Export
+
+    limits = Export(
+        width=None,
+        opset=20,
+        max_feature_difference=1e-4,
+        tie_margin=2e-4,
+        precision="fp32",
+        min_cosine=0.99,
+        min_top10_overlap=0.9,
+        max_recall_difference=0.002,
+    )
+    return limits.model_copy(update=others)
+
+
 def make_release(folder: Path, store: "Store", seed: int, width: int | None = None) -> Release:
     """All that export, index and deploy make of a model with random weights, which are a function of `seed`.
 
     `width` is `export.width`: features of so many numbers of a model that counts as trained for that.
     """
     from clip_core.config.deploy import Deploy
-    from clip_core.config.export import Export
+    from clip_core.config.index import Index
     from clip_core.evaluate.benchmark import questions, read_benchmark
     from clip_core.evaluate.retrieval import ranks, recall_at
     from clip_core.inference.predictor import encode_pictures, load
     from clip_core.model.weights import save_weights
     from clip_core.serve.assemble import Gallery, assemble
     from clip_core.serve.export import export
+    from clip_core.serve.gallery import TRITON
     from clip_core.serve.golden import Seen, make_golden
     from clip_core.serve.index import build_index
     from clip_core.serve.release import seal
@@ -57,17 +76,17 @@ def make_release(folder: Path, store: "Store", seed: int, width: int | None = No
     benchmark = read_benchmark(store)
     asked = questions(benchmark, "all")
     texts = [benchmark.texts[i] for i in asked.asking_texts]
-    limits = Export(width=width, opset=20, max_feature_difference=1e-4, tie_margin=2e-4)
+    limits = tiny_export(width=width)
     export(model, store, texts, limits, onnx)
-    build_index(onnx, store, texts, TOP_K, 1.0, index)
+    build_index(onnx, store, texts, Index(top_k=TOP_K, min_recall=1.0, metadata=("family", "source")), index)
     predictor = load(model, width=width)
     found = ranks(predictor.encode_texts(texts), encode_pictures(predictor, store), asked.right_images)
     metrics = {f"text_to_image_recall@{k}": {"value": recall_at(found, k)} for k in (1, 5, 10)}
     truth = make_truth(predictor, store, texts, asked.right_images, metrics)
-    params = Deploy(num_golden=4, num_timed=5, max_feature_difference=1e-4)
+    params = Deploy(num_golden=4, num_timed=5, max_feature_difference=1e-4, triton=TRITON)
     golden = make_golden(predictor, texts, {"test": Seen(store, truth.image_features)}, params, TOP_K)
     made.mkdir()
-    release_id = assemble(onnx, {"test": Gallery(store.folder, index)}, golden, TOP_K, made)
+    release_id = assemble(onnx, {"test": Gallery(store.folder, index)}, golden, TOP_K, TRITON, made)
     seal(made, truth.weights_id, ("test",))
     return Release(store, model, onnx, index, truth, golden, made, release_id)
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from clip_core.config.section import Section, Share
+from clip_core.config.section import Name, Section, Share
 
 TopK = Annotated[int, Field(ge=1, le=100)]
 
@@ -12,3 +12,4 @@ TopK = Annotated[int, Field(ge=1, le=100)]
 class Index(Section):
     top_k: TopK
     min_recall: Share  # of the index against the exact search
+    metadata: tuple[Name, ...]  # columns of the pair table by which searches may be filtered

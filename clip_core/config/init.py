@@ -15,10 +15,9 @@ class AnyInit(Section):
 
 
 class WarmStart(AnyInit):
-    """The image tower trained here as an English CLIP, which it is in the paper."""
+    """The image tower trained here as an English CLIP, as in the paper; the text side is that of `text_start`."""
 
     from_: Annotated[Literal["warm_start"], Field(alias="from")]
-    bert_folder: Inside | None  # a local BERT for the text tower; null: BERT's architecture, random start
     warm_start: Training
 
     @field_validator("warm_start")

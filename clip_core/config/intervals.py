@@ -17,6 +17,7 @@ class StageInterval(Interval):
 class Intervals(Section):
     """Those of all trainings."""
 
+    text_start: Interval
     warm_start: Interval
     stage1: StageInterval
     stage2: StageInterval

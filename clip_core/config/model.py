@@ -14,6 +14,15 @@ EMBED_DIMS = {  # of the models in clip_core/model/registry.py; narrower feature
     "vit-l-14": 768,
     "vit-l-14-336": 768,
     "vit-h-14": 1024,
+    "siglip2-b-16-224": 768,
+    "siglip2-b-16-256": 768,
+    "siglip2-b-16-384": 768,
+    "siglip2-l-16-256": 1024,
+    "siglip2-l-16-384": 1024,
+    "siglip2-so400m-14-224": 1152,
+    "siglip2-so400m-14-384": 1152,
+    "siglip2-so400m-16-256": 1152,
+    "siglip2-so400m-16-384": 1152,
 }
 Options = dict[str, int | float | str | bool | tuple[int, ...]]
 
@@ -59,7 +68,24 @@ def narrower(widths: tuple[int, ...], embed_dim: int) -> None:
 class NamedModel(AnyModel):
     """A model whose shape stands in `clip_core/model/registry.py`."""
 
-    name: Literal["tiny", "rn50", "vit-b-32", "vit-b-16", "vit-l-14", "vit-l-14-336", "vit-h-14"]
+    name: Literal[
+        "tiny",
+        "rn50",
+        "vit-b-32",
+        "vit-b-16",
+        "vit-l-14",
+        "vit-l-14-336",
+        "vit-h-14",
+        "siglip2-b-16-224",
+        "siglip2-b-16-256",
+        "siglip2-b-16-384",
+        "siglip2-l-16-256",
+        "siglip2-l-16-384",
+        "siglip2-so400m-14-224",
+        "siglip2-so400m-14-384",
+        "siglip2-so400m-16-256",
+        "siglip2-so400m-16-384",
+    ]
 
     @model_validator(mode="after")
     def _widths_are_narrower(self) -> "NamedModel":

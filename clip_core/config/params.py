@@ -23,6 +23,7 @@ from clip_core.config.section import Section, Seed
 from clip_core.config.sources import Source
 from clip_core.config.stage1 import Stage1
 from clip_core.config.stage2 import Stage2
+from clip_core.config.text_start import TextStart
 from clip_core.config.train import Train
 from clip_core.config.validation import Validate
 
@@ -37,6 +38,7 @@ class Params(Section):
     curate: Curate
     pack: Pack
     model: Model
+    text_start: TextStart
     init: Init
     stage1: Stage1
     stage2: Stage2

@@ -1,6 +1,5 @@
 """What only all shards together can tell: ids that a later shard repeats, duplicates, pictures of several splits."""
 
-import os
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,11 +7,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from clip_core.data.tables import add_view, connected
+
 if TYPE_CHECKING:
     import duckdb
     import pandas as pd
-
-MEMORY = "1GB"  # above it DuckDB works on disk
 
 # Hashes are a tenth of the strings: they find the few candidates, which are then compared themselves.
 REPEATED_PAIRS = """
@@ -101,34 +100,13 @@ def num_texts_gone(read: Sequence[Path], kept: Sequence[Path]) -> int:
 def _opened(shards: Sequence[Path]) -> Generator["duckdb.DuckDBPyConnection"]:
     """A database whose view `pairs` has all rows of the shards, with the shard's position and the row's in it."""
     with _connected() as database:
-        database.execute(
-            "CREATE TABLE shards AS SELECT unnest(?::VARCHAR[]) AS filename, unnest(range(?)) AS shard",
-            [_names(shards), len(shards)],
-        )
-        files = ", ".join("'" + name.replace("'", "''") + "'" for name in _names(shards))
-        database.execute(
-            f"""CREATE VIEW pairs AS SELECT pair_id, image_id, image_sha256, caption, split, shard,
-            file_row_number AS row
-            FROM read_parquet([{files}], filename = true, file_row_number = true) JOIN shards USING (filename)"""
-        )
+        add_view(database, "pairs", shards)
         yield database
 
 
 @contextmanager
 def _connected() -> Generator["duckdb.DuckDBPyConnection"]:
-    import duckdb
-
-    with (
-        TemporaryDirectory() as aside,
-        duckdb.connect(
-            config={
-                "memory_limit": MEMORY,
-                "temp_directory": aside,
-                "threads": os.cpu_count() or 1,
-                "preserve_insertion_order": False,
-            }
-        ) as database,
-    ):
+    with TemporaryDirectory() as aside, connected(Path(aside)) as database:
         yield database
 
 

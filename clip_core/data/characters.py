@@ -1,4 +1,4 @@
-"""What kinds of characters captions are made of: Chinese, of one script alone, control characters."""
+"""What kinds of characters captions are made of: Chinese, of one script alone."""
 
 import tomllib
 from collections.abc import Sequence
@@ -8,9 +8,8 @@ from importlib.resources import files
 
 import numpy as np
 
-CHINESE, SIMPLIFIED, TRADITIONAL, CONTROL = 1, 2, 4, 8  # bits: a character may be of several kinds
+CHINESE, SIMPLIFIED, TRADITIONAL = 1, 2, 4  # bits: a character may be of several kinds
 CHINESE_RANGES = ((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF))
-CONTROL_RANGES = ((0x00, 0x1F), (0x7F, 0x7F), (0xFFFD, 0xFFFD))  # the last marks bytes decoded in a wrong encoding
 SCRIPTS = ("neither", "simplified", "traditional", "both")
 
 
@@ -22,7 +21,6 @@ class Characters:
     chinese: np.ndarray
     simplified: np.ndarray  # that are written so in simplified Chinese alone
     traditional: np.ndarray
-    control: np.ndarray
 
     def script(self) -> np.ndarray:
         """Which script each caption is in, one of SCRIPTS: most short captions have characters of neither alone."""
@@ -41,16 +39,15 @@ def characters_of(captions: Sequence[str]) -> Characters:
         before = np.concatenate([[0], np.cumsum((kinds & kind) > 0)])
         return before[ends] - before[ends - length]
 
-    return Characters(length, *map(per_caption, (CHINESE, SIMPLIFIED, TRADITIONAL, CONTROL)))
+    return Characters(length, *map(per_caption, (CHINESE, SIMPLIFIED, TRADITIONAL)))
 
 
 @cache
 def _kinds() -> np.ndarray:
     """The kinds of each code point."""
     kinds = np.zeros(0x110000, np.uint8)
-    for bit, ranges in ((CHINESE, CHINESE_RANGES), (CONTROL, CONTROL_RANGES)):
-        for first, last in ranges:
-            kinds[first : last + 1] |= bit
+    for first, last in CHINESE_RANGES:
+        kinds[first : last + 1] |= CHINESE
     table = tomllib.loads(files("clip_core.data").joinpath("one_script.toml").read_text(encoding="utf-8"))
     for bit, script in ((SIMPLIFIED, "simplified"), (TRADITIONAL, "traditional")):
         kinds[[ord(character) for line in table[script].split() for character in line]] |= bit

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import chain, repeat
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -94,13 +93,12 @@ def curate(params: Curate, valid: Path, out: Path, quarantine: Path, scores: "Sc
             for reason, caption, *pictures in db.execute(EXAMPLES).fetchall()
         ]
         overlap = {"pictures": alike, "captions": db.execute(OVERLAP).fetchall()[0][0]}
-        taken = {name: number for name, number in rules.items() if number is not None}
         groups, pictures = db.execute("SELECT count(DISTINCT representative), count(*) FROM pictures").fetchall()[0]
     write_counts(
         out,
         read,
         kept,
-        chain.from_iterable(repeat(name, number) for name, number in taken.items()),
+        {name: number for name, number in rules.items() if number},
         rules=rules,
         pictures={"all": pictures, "near_duplicate_groups": groups},
         in_both_valid_and_test=overlap,

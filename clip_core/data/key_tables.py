@@ -19,12 +19,12 @@ import numpy as np
 
 from clip_core.data.near import SIDE, Looks, quarters_of
 from clip_core.data.pairs import shards_in
+from clip_core.data.tables import add_view, connected, quoted
 from clip_core.errors import UserError
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-MEMORY, THREADS = "768MB", 4
 PLACES = 2**32
 ROWS_AT_ONCE = 4096
 # What makes two captions the same. Concepts that an artwork draws alike may share a keyword and are no duplicates.
@@ -55,23 +55,10 @@ def open_tables(
     """A database in `folder` with the tables of all shards; `look_at_pictures` adds what looks tell."""
     import duckdb
 
-    db = duckdb.connect(folder / "keys.duckdb")
-    for name, value in (
-        ("memory_limit", f"'{MEMORY}'"),
-        ("threads", THREADS),
-        ("temp_directory", _quoted(str(folder / "spilled"))),
-        ("autoinstall_known_extensions", False),  # never the network
-        ("autoload_known_extensions", False),
-    ):
-        db.execute(f"SET {name} = {value}")
+    db = connected(folder / "spilled", folder / "keys.duckdb")
     for kind in ("pairs", "facts"):
-        files = [str(valid / f"{kind}-{shard}.parquet") for shard in shards_in(valid)]
-        numbered = ", ".join(f"({_quoted(file)}, {shard})" for shard, file in enumerate(files))
-        db.execute(
-            f"CREATE TEMP VIEW {kind} AS SELECT *, shard * {PLACES} + file_row_number AS place "
-            f"FROM read_parquet([{', '.join(map(_quoted, files))}], filename = true, file_row_number = true) "
-            f"JOIN (VALUES {numbered}) AS shards(filename, shard) USING (filename)"
-        )
+        add_view(db, f"all_{kind}", [valid / f"{kind}-{shard}.parquet" for shard in shards_in(valid)])
+        db.execute(f"CREATE TEMP VIEW {kind} AS SELECT *, shard * {PLACES} + row AS place FROM all_{kind}")
     db.execute(PICTURES)
     asks = {"advertises": _any_matches(patterns), "blacklisted": _any_matches(words, "\\Q{}\\E")}
     try:
@@ -85,11 +72,7 @@ def _any_matches(patterns: Sequence[str] | None, form: str = "(?:{})", at_once: 
     """The question whether a caption matches any; some hundreds at once cost one of them little more than one."""
     alternatives = [form.format(pattern) for pattern in patterns or ()]
     joined = ["|".join(alternatives[i : i + at_once]) for i in range(0, len(alternatives), at_once)]
-    return " OR ".join(f"regexp_matches(caption, {_quoted(pattern)})" for pattern in joined) or "false"
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
+    return " OR ".join(f"regexp_matches(caption, {quoted(pattern)})" for pattern in joined) or "false"
 
 
 def look_at_pictures(db: "DuckDBPyConnection", files: Sequence[Path], folder: Path, distance: int) -> int:

@@ -8,7 +8,7 @@ candidates that a search must tell from the right answers. A row of train is alw
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,8 +114,10 @@ def read_counts(folders: Iterable[Path]) -> dict[str, Any]:
     return sum_counts(json.loads((folder / "counts.json").read_text(encoding="utf-8")) for folder in folders)
 
 
-def write_counts(folder: Path, read: int, kept: int, reasons: Iterable[str], **more: object) -> None:
-    """Writes `counts.json`: how many rows came in, went on and were rejected, and why."""
+def write_counts(
+    folder: Path, read: int, kept: int, reasons: Iterable[str] | Mapping[str, int], **more: object
+) -> None:
+    """Writes `counts.json`: how many rows came in, went on and were rejected, and why, each or by number."""
     by_reason = dict(sorted(Counter(reasons).items()))
     rejected = sum(by_reason.values())
     assert read == kept + rejected, f"{read} rows read, but {kept} kept and {rejected} rejected"
@@ -162,16 +164,6 @@ def read_images(path: Path) -> Iterator[tuple[str, bytes]]:
 def write_facts(facts: "pd.DataFrame", path: Path) -> None:
     """Writes what validation has measured on a shard's pictures; their fingerprints are what curation compares."""
     _write_table(facts, FACTS, path)
-
-
-def read_fingerprints(folder: Path) -> "pd.DataFrame":
-    """The fingerprints of all shards."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    return pa.concat_tables(
-        [pq.read_table(folder / f"facts-{shard}.parquet") for shard in shards_in(folder)]
-    ).to_pandas()
 
 
 def _write_table(rows: "pd.DataFrame", columns: dict[str, str], path: Path) -> None:

@@ -59,11 +59,7 @@ def _add_caption_facts(profile: "pd.DataFrame") -> None:
     found = characters_of(captions.tolist())
     profile["caption"] = captions.where(is_caption)
     profile["caption_length"] = found.length
-    chinese = found.chinese / found.length.clip(min=1)
-    profile["cjk_share"] = chinese
+    profile["cjk_share"] = found.chinese / found.length.clip(min=1)
     profile["cjk_share"] = profile["cjk_share"].where((profile["language"] == "zh") & is_caption)
-    profile["num_control"] = found.control
     profile["script"] = found.script()
-    profile[["caption_length", "num_control", "script"]] = profile[["caption_length", "num_control", "script"]].where(
-        is_caption
-    )
+    profile[["caption_length", "script"]] = profile[["caption_length", "script"]].where(is_caption)

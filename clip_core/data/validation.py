@@ -7,7 +7,7 @@ from pathlib import Path
 
 from clip_core.config.validation import Validate
 from clip_core.data.aggregate import Aggregate
-from clip_core.data.pairs import read_images, read_pairs, write_facts, write_pairs, write_rejected
+from clip_core.data.pairs import read_images, read_pairs, write_counts, write_facts, write_pairs, write_rejected
 from clip_core.data.verdict import judge_shard
 from clip_core.data.verdict_on_all import Verdict
 
@@ -35,25 +35,12 @@ def picture_of(pairs: str, image_id: str) -> bytes | None:
     import pyarrow.parquet as pq
 
     images = Path(pairs).with_name(Path(pairs).name.replace("pairs-", "images-", 1))
-    with pq.ParquetFile(images) as file:
-        for group in range(file.num_row_groups):
-            statistics = file.metadata.row_group(group).column(0).statistics
-            if statistics is None or statistics.min <= image_id <= statistics.max:
-                ids = file.read_row_group(group, columns=["image_id"])["image_id"].to_pylist()
-                if image_id in ids:
-                    return file.read_row_group(group)["image"][ids.index(image_id)].as_py()
-    return None
+    found = pq.read_table(images, columns=["image"], filters=[("image_id", "=", image_id)])["image"].to_pylist()
+    return found[0] if found else None
 
 
 def write_validated_counts(verdict: Verdict, texts_gone: int, folder: Path) -> None:
     """Writes `counts.json`: how many rows came in, went on and were rejected, and why; what stayed or left besides."""
-    assert sum(verdict.aggregate.counts["rejected"].values()) == verdict.rejected
     also = {"break_a_rule_and_stay": verdict.aggregate.stay, "texts_that_left_with_their_pictures": texts_gone}
-    counts = {
-        "read": verdict.read,
-        "kept": verdict.read - verdict.rejected,
-        "rejected": verdict.rejected,
-        "by_reason": dict(sorted(verdict.aggregate.counts["rejected"].items())),
-        **{name: count for name, count in also.items() if count},
-    }
-    (folder / "counts.json").write_text(json.dumps(counts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    more = {name: count for name, count in also.items() if count}
+    write_counts(folder, verdict.read, verdict.read - verdict.rejected, verdict.aggregate.counts["rejected"], **more)

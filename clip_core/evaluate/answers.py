@@ -9,7 +9,6 @@ from clip_core.evaluate.benchmark import GROUPS, Benchmark, questions
 from clip_core.evaluate.bootstrap import units_of
 from clip_core.evaluate.embed import Features
 from clip_core.evaluate.retrieval import AT, Relevant, chance_at, map_at_r, map_chance, median_rank_by_chance, retrieve
-from clip_core.evaluate.zeroshot import is_right
 
 PARTS = ("", "seen_", "unseen_")  # of the zero-shot pictures; the first is all of them
 
@@ -89,7 +88,8 @@ def answers_one_way(way: str, queries: np.ndarray, candidates: np.ndarray, right
 
 def _zero_shot(features: Features, benchmark: Benchmark) -> dict[str, Answers]:
     pictures, labels = labelled(features, benchmark)
-    right, seen = is_right(features.images[pictures], features.classes, labels), benchmark.is_seen[pictures]
+    found = retrieve(features.images[pictures], features.classes, labels[:, None], 0)
+    right, seen = found.ranks == 1, benchmark.is_seen[pictures]
     chosen = dict(zip(PARTS, (np.ones_like(seen), seen, ~seen), strict=True))
     chance = 1 / len(features.class_names)
     return {

@@ -3,7 +3,7 @@
 `python -m clip_core.evaluate.interpolate BEFORE AFTER OUT --packed data/packed/valid` mixes the two linearly, tensor
 by tensor: alpha 0 is BEFORE, alpha 1 is AFTER, to the bit. The logarithm of the logit scale is mixed as a weight is,
 and so are batch normalisation's running statistics, which is an approximation. OUT gets the weights of the chosen
-alpha, curve.json and curve.html.
+alpha, curve.json and curve.html. What each side alone has forgotten is measured with the other side of BEFORE.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from clip_core.data.store import Store, open_store
 from clip_core.env import set_switches
 from clip_core.errors import UserError, told_to_the_user
 from clip_core.evaluate.answers import answers_of
-from clip_core.evaluate.benchmark import read_benchmark
+from clip_core.evaluate.benchmark import Benchmark, read_benchmark
 from clip_core.evaluate.embed import Features
 from clip_core.evaluate.interpolation_page import interpolation_page
 from clip_core.files import atomic_write, replacing_folder
@@ -35,6 +35,7 @@ from clip_core.text import load_tokenizer
 
 METRIC = "all.mean_recall"  # by which the best alpha is chosen
 ALPHAS = tuple(i / 10 for i in range(11))
+Sides = tuple[np.ndarray, np.ndarray]  # features of the pictures, and of the texts
 WAYS = ("text_to_image_mean_recall", "image_to_text_mean_recall")
 
 
@@ -82,13 +83,14 @@ def interpolate(
         raise UserError(f"{out} exists already: remove it, or name another folder")
     wanted = checked(alphas, choose)
     between, store = Between(before, after), open_store(packed)
-    points = measure_points(between, store, wanted)
+    points, sides = measure_points(between, store, wanted)
     chosen = max(points, key=lambda point: point[METRIC])["alpha"] if choose is None else choose
     curve = {
         "chosen": chosen,
         "chosen_by": METRIC if choose is None else "hand",
         "weights": between.weights_ids,
         "points": points,
+        "sides": sides,
     }
     made = between.contract.made.model_copy(
         update={
@@ -106,10 +108,10 @@ def interpolate(
     return curve
 
 
-def measure_points(between: Between, store: Store, alphas: Sequence[float]) -> list[dict[str, float]]:
-    """Each alpha with its mean recalls, by `group.metric`; prints each as it is done."""
+def measure_points(between: Between, store: Store, alphas: Sequence[float]) -> tuple[list[dict[str, float]], dict]:
+    """Each alpha with its mean recalls, by `group.metric`, and `sides_of` the ends; prints each alpha as it is done."""
     benchmark = read_benchmark(store)
-    points, images, texts = [], None, None
+    points, images, texts, ends = [], None, None, {}
     for number, alpha in enumerate(alphas, 1):
         towers = TorchTowers(between.move_to(alpha))
         predictor = Predictor(towers, between.tokenizer, between.contract, weights_id=f"alpha {alpha:g}")
@@ -117,25 +119,50 @@ def measure_points(between: Between, store: Store, alphas: Sequence[float]) -> l
             images = encode_pictures(predictor, store)
         if texts is None or not between.share("text_"):
             texts = predictor.encode_texts(benchmark.texts)
-        features = Features(texts=texts, images=images, class_names=[], classes=np.empty((0, 0)))
-        point = {"alpha": alpha}
-        for group, named in answers_of(features, benchmark).items():
-            ways = {name: float(named[name].values.mean()) for name in WAYS}
-            point[f"{group}.mean_recall"] = sum(ways.values()) / len(ways)
-            point |= {f"{group}.{name}": value for name, value in ways.items()}
-        points.append(point)
+        if alpha in (0, 1):
+            ends[alpha] = images, texts
+        points.append({"alpha": alpha, **_recalls(images, texts, benchmark)})
         print(f"alpha {alpha:g} measured ({number} of {len(alphas)})", flush=True)
-    return points
+    return points, sides_of(ends[0], ends[1], benchmark) if len(ends) == 2 else {}
 
 
-def table(points: Sequence[dict[str, float]], chosen: float) -> str:
-    """Each alpha's mean recall by group, in percent."""
+def sides_of(before: Sides, after: Sides, benchmark: Benchmark) -> dict[str, dict[str, float]]:
+    """What each side alone has forgotten and learnt, from both ends' features of pictures and of texts.
+
+    `cosine`: of AFTER's features with BEFORE's, on average; and the recalls of that side of AFTER with BEFORE's other.
+    """
+    cosines = [float((one * other).sum(axis=1).mean()) for one, other in zip(before, after, strict=True)]
+    return {
+        "image": {"cosine": cosines[0], **_recalls(after[0], before[1], benchmark)},
+        "text": {"cosine": cosines[1], **_recalls(before[0], after[1], benchmark)},
+    }
+
+
+def _recalls(images: np.ndarray, texts: np.ndarray, benchmark: Benchmark) -> dict[str, float]:
+    features, found = Features(texts=texts, images=images, class_names=[], classes=np.empty((0, 0))), {}
+    for group, named in answers_of(features, benchmark).items():
+        ways = {name: float(named[name].values.mean()) for name in WAYS}
+        found[f"{group}.mean_recall"] = sum(ways.values()) / len(ways)
+        found |= {f"{group}.{name}": value for name, value in ways.items()}
+    return found
+
+
+def table(curve: dict) -> str:
+    """Each alpha's mean recall by group, in percent, and that of the ends with one side exchanged."""
+    points = curve["points"]
     groups = [name.partition(".")[0] for name in points[0] if name.endswith(".mean_recall")]
     lines = ["alpha  mean recall, %:" + "".join(f"{group:>8}" for group in groups)]
     for point in points:
-        recalls = "".join(f"{100 * point[f'{group}.mean_recall']:8.1f}" for group in groups)
-        lines.append(f"{point['alpha']:<22g}{recalls}{'  <- chosen' if point['alpha'] == chosen else ''}")
+        chosen = "  <- chosen" if point["alpha"] == curve["chosen"] else ""
+        lines.append(f"{point['alpha']:<22g}{_percent(point, groups)}{chosen}")
+    for side, found in curve["sides"].items():
+        cosine = f"  its features' cosine to alpha 0: {found['cosine']:.3f}"
+        lines.append(f"{f'0, {side} side of 1':<22}{_percent(found, groups)}{cosine}")
     return "\n".join(lines)
+
+
+def _percent(found: dict[str, float], groups: Sequence[str]) -> str:
+    return "".join(f"{100 * found[f'{group}.mean_recall']:8.1f}" for group in groups)
 
 
 def checked(alphas: Sequence[float], choose: float | None) -> list[float]:
@@ -183,7 +210,7 @@ def main() -> None:
         curve = interpolate(
             arguments.before, arguments.after, arguments.out, arguments.packed, arguments.alphas, choose
         )
-    print("\n" + table(curve["points"], curve["chosen"]))
+    print("\n" + table(curve))
     print(f"\nchosen by {curve['chosen_by']}: alpha {curve['chosen']:g}, in {arguments.out}/weights")
 
 

@@ -41,6 +41,14 @@ class Calibration(Section):
             odds += np.log(wrong / its_wrong)
         return sigmoid(odds)
 
+    def of_labels(self, cosines: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """That each label (the last axis) is right: whatever the others are, and its share if just one of them is.
+
+        The odds of a label are exp(slope * cosine + b); if just one is right, each is it by its share of all odds.
+        """
+        odds = np.exp(self.slope * (cosines - cosines.max(axis=-1, keepdims=True)).astype(np.float64))
+        return self.probability(cosines, cosines.shape[-1]), odds / odds.sum(axis=-1, keepdims=True)
+
 
 def sigmoid(odds: np.ndarray) -> np.ndarray:
     """The probability of each logarithm of odds."""

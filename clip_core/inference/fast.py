@@ -53,13 +53,17 @@ def make_fast(model: CLIP, device: torch.device, dtype: torch.dtype) -> bool:
     return bool(packed)
 
 
-def _layers_to_pack(model: nn.Module) -> list[tuple[nn.Module, str]]:
+def _layers_to_pack(model: CLIP) -> list[tuple[nn.Module, str]]:
     """The large linear layers, each as a module and the name of its layer."""
     from transformers.models.bert.modeling_bert import BertIntermediate, BertOutput, BertSelfAttention, BertSelfOutput
 
     bert = (BertSelfAttention, BertSelfOutput, BertIntermediate, BertOutput)
     # Their forward calls the layers and does nothing else with them; others read `layer.weight`.
-    known = (Attention, Mlp, Patches, FastBlock, FirstOfBlock, *bert)
+    known: tuple[type, ...] = (Attention, Mlp, Patches, FastBlock, FirstOfBlock, *bert)
+    if model.text_tower.is_siglip:
+        from transformers.models.siglip.modeling_siglip import SiglipAttention, SiglipMLP
+
+        known += (SiglipAttention, SiglipMLP)
     return [
         (parent, name)
         for parent in model.modules()

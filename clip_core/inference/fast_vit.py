@@ -61,7 +61,9 @@ class Patches(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """The tokens as channels: (batch, token width, rows of patches, columns of patches)."""
-        patches = pixels.unflatten(3, (-1, self.width)).unflatten(2, (-1, self.height))
+        height, width = pixels.shape[2:]  # what is less than a patch is left out, as by a convolution
+        whole = pixels[:, :, : height - height % self.height, : width - width % self.width]
+        patches = whole.unflatten(3, (-1, self.width)).unflatten(2, (-1, self.height))
         return self.linear(patches.permute(0, 2, 4, 1, 3, 5).flatten(3)).permute(0, 3, 1, 2)
 
 

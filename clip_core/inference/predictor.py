@@ -90,7 +90,7 @@ class Predictor:
         features = self._empty(len(token_ids))
         # texts of like length together: less padding
         for rows in _slices(np.argsort(lengths, kind="stable"), self.towers.texts_at_once):
-            features[rows] = self._cut(self.towers.encode_texts(token_ids[rows, : lengths[rows].max()]))
+            features[rows] = self._cut(self.towers.encode_texts(token_ids[rows, : max(2, lengths[rows].max())]))
         return features
 
     def encode_images(self, images: Sequence[bytes | Image.Image]) -> np.ndarray:

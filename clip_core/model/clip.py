@@ -25,16 +25,20 @@ class CLIP(nn.Module):
         self.architecture = architecture
         tower = make_image_tower(architecture.image_tower, architecture.image_size)
         self.image_tower = tower.module
-        self.image_projection = nn.Linear(tower.width, architecture.embed_dim, bias=tower.projection_bias)
+        self.image_projection: nn.Module = nn.Identity()
+        if not (tower.is_joint and tower.width == architecture.embed_dim):
+            self.image_projection = nn.Linear(tower.width, architecture.embed_dim, bias=tower.projection_bias)
         self.text_tower = TextTower(architecture.text_tower)
-        self.text_projection = nn.Linear(self.text_tower.width, architecture.embed_dim, bias=False)
+        bias = self.text_tower.is_siglip
+        self.text_projection = nn.Linear(self.text_tower.width, architecture.embed_dim, bias=bias)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         self.logit_bias: nn.Parameter | None = None
         self.teacher_projection: nn.Linear | None = None  # into a teacher's width, in a training alone
         if architecture.logit_bias:
             self.add_logit_bias()
         for projection in (self.image_projection, self.text_projection):
-            nn.init.normal_(projection.weight, std=projection.in_features**-0.5)
+            if isinstance(projection, nn.Linear):
+                nn.init.normal_(projection.weight, std=projection.in_features**-0.5)
         # Constants of the contract, not weights: they are not saved.
         preprocessing = architecture.preprocessing
         self.register_buffer("mean", torch.tensor(preprocessing.mean).view(3, 1, 1), persistent=False)
@@ -56,8 +60,8 @@ class CLIP(nn.Module):
 
     @torch.no_grad()
     def clamp_logit_scale(self) -> None:
-        """Keeps the logits' factor between 1 and 100."""
-        self.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
+        """Keeps the logits' factor from 1 on, and up to 100 where no bias goes with it: SigLIP has no limit."""
+        self.logit_scale.clamp_(0, MAX_LOGIT_SCALE if self.logit_bias is None else None)
 
 
 def make_clip(architecture: Architecture, seed: int) -> CLIP:

@@ -15,15 +15,13 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from clip_core.image import AS_RELEASED
 from clip_core.model.clip import CLIP
 from clip_core.model.contract import Architecture, TextArchitecture
-from clip_core.model.registry import MODELS, VOCABULARY
+from clip_core.model.registry import CHINESE_CLIP, MODELS, SIGLIP2
 
-PARTS = ("image_tower", "image_projection", "text_tower", "text_projection", "logit_scale")
+PARTS = ("image_tower", "image_projection", "text_tower", "text_projection", "logit_scale", "logit_bias")
 ADAMW_BYTES = 4 * 4  # for each parameter
-CONTEXT_LENGTH = 52  # of the released models
-IMAGE_SIZES = {"tiny": 48, "vit-l-14-336": 336}  # the others see 224 x 224
+IMAGE_SIZES = {"tiny": 48, "rn50": 224}  # the others' towers say it
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,7 @@ class Costs:
     parameters: dict[str, int]  # by part
     image_size: int
     image_flops: int  # per picture
-    text_flops: int  # per text of CONTEXT_LENGTH tokens
+    text_flops: int  # per text of full length
     image_activations: int  # bytes per picture
     text_activations: int
 
@@ -48,27 +46,29 @@ class Costs:
 
 
 def costs_of(name: str) -> Costs:
-    """The costs of the model that the registry calls `name`, with the released models' vocabulary."""
+    """The costs of the model that the registry calls `name`, with the vocabulary of its released weights."""
     model = on_meta(architecture_of(name))
     size = model.architecture.image_size
     pixels = torch.zeros(1, 3, size, size, dtype=torch.uint8, device="meta")
-    token_ids = torch.ones(1, CONTEXT_LENGTH, dtype=torch.int64, device="meta")
+    token_ids = torch.ones(1, model.architecture.context_length, dtype=torch.int64, device="meta")
     image_flops, image_activations = forward_costs(model, model.encode_images, pixels)
     text_flops, text_activations = forward_costs(model, model.encode_texts, token_ids)
     return Costs(name, parameters_by_part(model), size, image_flops, text_flops, image_activations, text_activations)
 
 
 def architecture_of(name: str) -> Architecture:
-    """The model as released; the tiny one, which builds its own vocabulary, with the released models' one."""
+    """The model as released; the tiny one, which builds its own vocabulary, with that of Chinese-CLIP."""
     shape = MODELS[name]
-    options = {"max_position_embeddings": CONTEXT_LENGTH, **shape.text_tower.options}
+    family = shape.family
+    options = {"max_position_embeddings": family.context_length, **shape.text_tower.options}
     return Architecture(
         image_tower=shape.image_tower,
-        text_tower=TextArchitecture(name=shape.text_tower.name, options=options, vocab_size=VOCABULARY),
+        text_tower=TextArchitecture(name=shape.text_tower.name, options=options, vocab_size=family.vocabulary),
         embed_dim=shape.embed_dim,
-        image_size=IMAGE_SIZES.get(name, 224),
-        context_length=CONTEXT_LENGTH,
-        preprocessing=AS_RELEASED,
+        image_size=IMAGE_SIZES.get(name) or int(shape.image_tower.name[-3:]),
+        context_length=family.context_length,
+        preprocessing=family.preprocessing,
+        logit_bias=family.logit_bias,
     )
 
 
@@ -109,7 +109,7 @@ COLUMNS: dict[str, Callable[[Costs], str]] = {
     "image proj.": lambda costs: f"{costs.parameters['image_projection']:,}",
     "text tower": lambda costs: f"{costs.parameters['text_tower']:,}",
     "text proj.": lambda costs: f"{costs.parameters['text_projection']:,}",
-    "logit_scale": lambda costs: f"{costs.parameters['logit_scale']:,}",
+    "scale,bias": lambda costs: f"{costs.parameters['logit_scale'] + costs.parameters['logit_bias']:,}",
     "pixels": lambda costs: f"{costs.image_size}",
     "image GFLOP": lambda costs: f"{costs.image_flops / 1e9:.2f}",
     "text GFLOP": lambda costs: f"{costs.text_flops / 1e9:.2f}",
@@ -132,10 +132,12 @@ def main() -> None:
     argparse.ArgumentParser(prog="python -m clip_core.model.costs", description=main.__doc__).parse_args()
     print("\n".join(table([costs_of(name) for name in MODELS])))
     print(
-        f"\nPer sample, float32: GFLOP of one forward (a multiply-add is two; texts of {CONTEXT_LENGTH} tokens);"
+        "\nPer sample, float32: GFLOP of one forward (a multiply-add is two; texts of full length:"
+        f" {CHINESE_CLIP.context_length} tokens, SigLIP 2 {SIGLIP2.context_length});"
         "\nact.: what training keeps for the backward pass, attention written out (fused attention keeps less);"
         "\nAdamW: weights, gradients and two moments, 16 bytes for each parameter, once and not per sample."
-        f"\nVocabulary: {VOCABULARY:,} tokens. For tiny this is assumed: `init` builds its own from the captions."
+        f"\nVocabulary: {CHINESE_CLIP.vocabulary:,} tokens, SigLIP 2 {SIGLIP2.vocabulary:,}."
+        " For tiny this is assumed: `init` builds its own from the captions."
     )
 
 

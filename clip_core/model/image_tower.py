@@ -29,6 +29,7 @@ class Made(NamedTuple):
     module: nn.Module  # normalised pixels (batch, 3, image_size, image_size) -> (batch, width)
     width: int
     projection_bias: bool  # CLIP's attention pooling (RN50) ends in a projection with bias, which here is the model's
+    is_joint: bool  # SigLIP's attention pooling: where the width is embed_dim, its features need no projection
 
 
 def make_image_tower(tower: ImageTower, image_size: int) -> Made:
@@ -50,12 +51,12 @@ def make_image_tower(tower: ImageTower, image_size: int) -> Made:
         raise UserError(f"model.image_tower.options: {tower.name} does not take {tower.options}: {error}") from None
     pools_by_attention = isinstance(getattr(module, "head", None), AttentionPool2d)
     side = module.feature_info[-1]["reduction"] if pools_by_attention else _side_of_patch(module)
-    if image_size % side:
+    if image_size % side and image_size != module.default_cfg["input_size"][-1]:  # So400m/14 was trained at 384
         fitting = max(1, round(image_size / side)) * side
         raise UserError(
             f"image_size {image_size}: {tower.name} cuts pictures into squares of {side} pixels; {fitting} fits"
         )
-    return Made(module, module.num_features, pools_by_attention)
+    return Made(module, module.num_features, pools_by_attention, getattr(module, "global_pool", None) == "map")
 
 
 def _side_of_patch(module: nn.Module) -> int:

@@ -17,7 +17,11 @@ from clip_core.model.weights import load_weights, save_weights
 
 def narrow(model: CLIP, width: int) -> None:
     """Makes `width` the model's embed_dim: its features are the first numbers of what they were, of length 1 again."""
+    if isinstance(model.image_projection, nn.Identity):
+        model.image_projection = nn.Linear(model.architecture.embed_dim, model.architecture.embed_dim, bias=False)
+        nn.init.eye_(model.image_projection.weight)
     for projection in (model.image_projection, model.text_projection):
+        assert isinstance(projection, nn.Linear)
         projection.weight = nn.Parameter(projection.weight.detach()[:width].clone())
         if projection.bias is not None:
             projection.bias = nn.Parameter(projection.bias.detach()[:width].clone())

@@ -7,19 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from clip_core.config.init import FromTowers, FromWeights
 from clip_core.config.model import CustomModel, ImageTower, NamedModel, TextTower
 from clip_core.errors import UserError
 from clip_core.files import sha256_file
-from clip_core.image import Preprocessing
 from clip_core.model.clip import CLIP, make_clip
 from clip_core.model.contract import MODEL_FILE, TOKENIZER_FILE, Architecture, read_contract, weights_id
 from clip_core.model.pretrained.checkpoint import Checkpoint, read_checkpoint
-from clip_core.model.pretrained.image_side import ImageSide, image_side_in
+from clip_core.model.pretrained.image_side import ImageSide, image_side_in, prepared_for
 from clip_core.model.pretrained.positions import resize_all_positions
-from clip_core.model.pretrained.released import released_in
+from clip_core.model.pretrained.whole import whole_in
 from clip_core.model.registry import MODELS, Shape, shape_of
 from clip_core.model.text_start import text_start
 from clip_core.model.weights import load_weights, without_weights
@@ -53,7 +52,7 @@ def start_from_towers(model: Model, init: FromTowers, seed: int) -> Start:
         embed_dim=shape.embed_dim,
         image_size=model.image_size,
         context_length=model.context_length,
-        preprocessing=Preprocessing(),
+        preprocessing=prepared_for(shape.image_tower),
         matryoshka=model.matryoshka,
     )
     made = make_clip(architecture, seed)
@@ -73,7 +72,7 @@ def start_from_weights(model: Model, init: FromWeights) -> Start:
         found, tokenizer_json = load_weights(source), (source / TOKENIZER_FILE).read_text(encoding="utf-8")
         origin, parent = read_contract(source).made.text_tower, weights_id(source)
     else:
-        released = released_in(read_checkpoint(source), vocabulary, None, model.context_length)
+        released = whole_in(read_checkpoint(source), vocabulary, None, model.context_length)
         found, tokenizer_json = released.model, released.tokenizer_json
         origin, parent = f"Chinese CLIP {_sums(source)}", None
     shape, has = shape_of(model), found.architecture
@@ -82,6 +81,7 @@ def start_from_weights(model: Model, init: FromWeights) -> Start:
     if isinstance(limit, int) and model.context_length > limit:
         raise UserError(f"model.context_length is {model.context_length}, but {source} has {limit} positions")
     update = {
+        "image_tower": shape.image_tower,  # but for the size in its name as in the weights
         "text_tower": has.text_tower.model_copy(update={"options": _dropouts(has.text_tower, shape)}),
         "image_size": model.image_size,
         "context_length": model.context_length,
@@ -145,7 +145,9 @@ def _told(tower: ImageTower) -> str:
 def _take(model: CLIP, side: ImageSide, source: Path) -> None:
     """Puts the image side into the model; says what the source does not have."""
     model.image_tower.load_state_dict(side.tower)
-    if side.projection is None:
+    if isinstance(model.image_projection, nn.Identity):
+        pass  # the tower's own features
+    elif side.projection is None:
         print(f"{source} has no projection to {model.architecture.embed_dim} dimensions: a random one", flush=True)
     else:
         tensors: dict[str, Tensor] = {"weight": side.projection}

@@ -1,23 +1,32 @@
-"""What the text tower starts from: a local BERT folder, or BERT's architecture with a random start."""
+"""What the text tower starts from: a local BERT folder, or BERT's architecture with a random start.
+
+The stage `text_start` writes it into a folder, which `init` reads.
+"""
 
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from safetensors.torch import load_file
+from torch import Tensor
+
 from clip_core.config.model import Options
+from clip_core.config.section import Section, hash_of
 from clip_core.errors import UserError
-from clip_core.files import sha256_file
-from clip_core.model.contract import TextArchitecture
+from clip_core.files import atomic_write, replacing_folder, sha256_file
+from clip_core.model.clip import CLIP
+from clip_core.model.contract import TOKENIZER_FILE, WEIGHTS_FILE, TextArchitecture
 from clip_core.model.pretrained.checkpoint import Checkpoint, read_checkpoint, read_json
 from clip_core.model.registry import Shape
 from clip_core.model.text_tower import TextTower, with_positions
-from clip_core.model.weights import differing
+from clip_core.model.weights import differing, write_tensors
 from clip_core.text import build_tokenizer, parse_tokenizer, tokenizer_of_vocabulary
 
 # Of what BERT was trained with, and of older versions of transformers.
 UNUSED_OF_BERT = re.compile(r"(bert\.)?pooler\..+|cls\..+|(bert\.)?embeddings\.position_ids")
-RANDOM_START = "random start"
+RANDOM_START, TAUGHT = MADE_HERE = "random start", "taught"  # how the origin of what began here begins
+ABOUT = "text_start.json"
 EPS = 1e-12  # of BERT's LayerNorm where its config does not say
 
 
@@ -29,6 +38,42 @@ class TextStart:
     architecture: TextArchitecture
     origin: str  # for model.json
     fill: Callable[[TextTower], None]  # puts the weights in; a random start leaves the tower as it was made
+
+
+class Written(Section):
+    """What the folder says of itself."""
+
+    origin: str
+    architecture: TextArchitecture
+
+
+@dataclass(frozen=True)
+class Folder:
+    """The stage's result."""
+
+    about: Written
+    tokenizer_json: str
+    tensors: dict[str, Tensor]  # of the text side, under a CLIP's names; what is not there starts at random
+    sum: str  # of all its bytes
+
+    def give(self, model: CLIP) -> None:
+        """Puts the tensors into the model."""
+        assert not model.load_state_dict(self.tensors, strict=False).unexpected_keys
+
+
+def write_text_start(folder: Path, about: Written, tokenizer_json: str, tensors: dict[str, Tensor]) -> None:
+    """Writes the folder, whole or not at all; the same start gives the same bytes."""
+    with replacing_folder(folder) as aside:
+        atomic_write(aside / ABOUT, about.model_dump_json(indent=2) + "\n")
+        atomic_write(aside / TOKENIZER_FILE, tokenizer_json)
+        write_tensors(tensors, aside / WEIGHTS_FILE)
+
+
+def read_text_start(folder: Path) -> Folder:
+    about = Written.model_validate_json((folder / ABOUT).read_text(encoding="utf-8"))
+    tokenizer_json = (folder / TOKENIZER_FILE).read_text(encoding="utf-8")
+    sums = [sha256_file(folder / name) for name in (ABOUT, TOKENIZER_FILE, WEIGHTS_FILE)]
+    return Folder(about, tokenizer_json, load_file(folder / WEIGHTS_FILE), hash_of(sums))
 
 
 def text_start(shape: Shape, context_length: int, bert_folder: str | None, captions: Iterable[str]) -> TextStart:
@@ -45,7 +90,7 @@ def text_start(shape: Shape, context_length: int, bert_folder: str | None, capti
 def _from_bert(folder: Path, context_length: int) -> TextStart:
     vocabulary = folder / "vocab.txt"
     if not vocabulary.exists():
-        raise UserError(f"init.bert_folder: {folder}: no BERT folder: it has no vocab.txt")
+        raise UserError(f"{folder}: no BERT folder: it has no vocab.txt")
     tokenizer_json = tokenizer_of_vocabulary(vocabulary)
     vocab_size = parse_tokenizer(tokenizer_json, context_length).vocab_size
     architecture = architecture_of_bert(folder, vocab_size)

@@ -1,6 +1,8 @@
 """The text tower: any of transformers' text encoders; a text's feature is the state of its first token, [CLS].
 
-Chinese-CLIP's is BERT: post-LN, exact GELU, LN eps 1e-12, learned positions, one segment, no pooler.
+Chinese-CLIP's is BERT: post-LN, exact GELU, LN eps 1e-12, learned positions, one segment, no pooler. SigLIP's differs
+in three ways: padding is a token like others, so that all texts are as long as there are positions; the feature is the
+state of the last one; and the projection has a bias.
 """
 
 from difflib import get_close_matches
@@ -8,11 +10,13 @@ from inspect import signature
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from clip_core.config.model import Options
 from clip_core.config.model import TextTower as TextTowerParams
 from clip_core.errors import UserError
 from clip_core.model.contract import TextArchitecture
+from clip_core.model.registry import SIGLIP_TEXT
 
 SPECIAL = ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
 PADDING_LEAKS = {"convbert", "nystromformer", "yoso"}  # through convolutions, means and hashes
@@ -23,13 +27,16 @@ class TextTower(nn.Module):
 
     def __init__(self, architecture: TextArchitecture) -> None:
         super().__init__()
-        make = _make_bert if architecture.name == "bert" else _make_encoder
+        make = {"bert": _make_bert, SIGLIP_TEXT: _make_siglip}.get(architecture.name, _make_encoder)
         self.encoder: Any = make(architecture)
         self.width: int = self.encoder.config.hidden_size
-        self._is_bert = architecture.name == "bert"
+        self._is_bert, self.is_siglip = architecture.name == "bert", architecture.name == SIGLIP_TEXT
 
     def forward(self, token_ids: Tensor) -> Tensor:
         """(batch, length) token ids, padded with 0 -> (batch, width)."""
+        if self.is_siglip:
+            length = self.encoder.config.max_position_embeddings
+            return self.encoder(input_ids=pad(token_ids, (0, length))[:, :length]).pooler_output
         mask = token_ids != 0
         if self._is_bert:  # four dimensions (batch, head, query, key): transformers uses such a mask as it is
             mask = mask[:, None, None, :].expand(-1, -1, token_ids.shape[1], -1)
@@ -42,6 +49,15 @@ def _make_bert(architecture: TextArchitecture) -> nn.Module:
     from transformers.models.bert.modeling_bert import BertModel
 
     return BertModel(_configured(BertConfig, architecture), add_pooling_layer=False)
+
+
+def _make_siglip(architecture: TextArchitecture) -> nn.Module:
+    from transformers.models.siglip.configuration_siglip import SiglipTextConfig
+    from transformers.models.siglip.modeling_siglip import SiglipTextModel
+
+    encoder: Any = SiglipTextModel(_configured(SiglipTextConfig, architecture))
+    encoder.head = nn.Identity()  # here it is the model's text_projection
+    return encoder
 
 
 def _make_encoder(architecture: TextArchitecture) -> nn.Module:
@@ -69,7 +85,7 @@ def _make_encoder(architecture: TextArchitecture) -> nn.Module:
 
 def with_positions(tower: TextTowerParams, context_length: int) -> Options:
     """The tower's options, with as many positions as `context_length` needs where they do not say."""
-    if tower.name == "bert":
+    if tower.name in ("bert", SIGLIP_TEXT):
         return {"max_position_embeddings": context_length, **tower.options}
     from transformers import CONFIG_MAPPING
 
@@ -81,14 +97,13 @@ def with_positions(tower: TextTowerParams, context_length: int) -> Options:
 
 def _configured(kind: Any, architecture: TextArchitecture) -> Any:
     """The configuration; transformers itself would take any misspelt option without a word."""
-    usual = kind().to_dict()
+    # Ids of another vocabulary's special tokens, of which the encoder itself makes no use.
+    nothing: dict[str, Any] = dict.fromkeys(SPECIAL)
+    usual = kind(**nothing).to_dict()
     known = [*usual, *kind.attribute_map]
     unknown = sorted(set(architecture.options) - set(known))
     if unknown:
         raise UserError(
             f"model.text_tower.options: {architecture.name} has no {', '.join(unknown)}; it has {', '.join(known)}"
         )
-    # Ids of another vocabulary's special tokens, of which the encoder itself makes no use.
-    ids = {name: usual.get(name) for name in SPECIAL}
-    foreign = {name: None for name, i in ids.items() if isinstance(i, int) and i >= architecture.vocab_size}
-    return kind(**foreign | architecture.options, vocab_size=architecture.vocab_size, pad_token_id=0)
+    return kind(**nothing | architecture.options, vocab_size=architecture.vocab_size, pad_token_id=0)

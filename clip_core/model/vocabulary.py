@@ -1,13 +1,14 @@
 """Vocabulary pruning: new weights that know only the tokens that matter, and what that does to the features.
 
 `python -m clip_core.model.vocabulary WEIGHTS_FOLDER OUT --captions FILE...` keeps the special tokens and those that
-occur in the captions; with `--keep FILE` that file names them, a line each. A text whose tokens are all kept gets the
-same features to the bit; others are split into what is left, at worst into [UNK]. The report says how many texts that
-are, and how far their features turn.
+occur in the captions; with `--keep FILE` that file names them, a line each; with `--zh-en` they are those written in
+Chinese characters, Latin letters, digits and marks. A text whose tokens are all kept gets the same features to the bit;
+others are split into what is left, at worst into [UNK] or bytes. The report says how many texts that are, and how far
+their features turn.
 """
 
 import argparse
-import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,36 +19,42 @@ from clip_core.errors import UserError, told_to_the_user
 from clip_core.model.clip import CLIP
 from clip_core.model.contract import TOKENIZER_FILE, read_contract, weights_id
 from clip_core.model.vocabulary_effect import Effect, effect_on, token_ids_of
+from clip_core.model.vocabulary_kinds import CHINESE_AND_ENGLISH, read_tokenizer, rebuilt, with_needed
 from clip_core.model.weights import load_weights, save_weights, without_weights
-from clip_core.text import CLS, PAD, SEP, UNKNOWN, load_tokenizer, parse_tokenizer
-
-SPECIAL = (PAD, UNKNOWN, CLS, SEP, "[MASK]")
+from clip_core.text import load_tokenizer, parse_tokenizer
 
 
 def prune(
-    folder: Path, out: Path, captions: Sequence[str], keep: Sequence[str] | None = None, min_count: int = 1
+    folder: Path,
+    out: Path,
+    captions: Sequence[str],
+    keep: Sequence[str] | re.Pattern[str] | None = None,
+    min_count: int = 1,
 ) -> Effect:
     """Writes the weights in `folder` with fewer tokens to `out`, which must be new; gives the effect on `captions`.
 
-    Kept are the special tokens and those of `keep`, or else those that occur `min_count` times in the captions.
+    Kept are the special tokens and those of `keep`, or that match it, or else those that occur `min_count` times in
+    the captions.
     """
     if out.exists():
         raise UserError(f"{out} exists already: remove it, or name another folder")
     contract = read_contract(folder)
     tokenizer = load_tokenizer(folder / TOKENIZER_FILE, contract.context_length)
-    tree = _read_word_pieces(folder / TOKENIZER_FILE, contract.architecture.text_tower.vocab_size)
+    tree = read_tokenizer(folder / TOKENIZER_FILE, contract.architecture.text_tower.vocab_size)
     vocabulary: dict[str, int] = tree["model"]["vocab"]
     if keep is None:
         counts = Counter(token for row in token_ids_of(tokenizer, captions) for token in row)
         kept = {token for token, count in counts.items() if count >= min_count}
+    elif isinstance(keep, re.Pattern):
+        kept = {row for token, row in vocabulary.items() if keep.fullmatch(token)}
     else:
         if unknown := sorted(set(keep) - set(vocabulary)):
             raise UserError(f"{len(unknown)} of the tokens to keep are not in {folder}, the first: {unknown[:5]}")
         kept = {vocabulary[token] for token in keep}
-    rows = sorted(kept | {vocabulary[token] for token in SPECIAL if token in vocabulary})
+    rows = with_needed(tree, kept)
 
     full = load_weights(folder)
-    pruned, tokenizer_json = with_rows(full, rows), _rebuilt(tree, rows)
+    pruned, tokenizer_json = with_rows(full, rows), rebuilt(tree, rows)
     texts = sorted(set(captions))
     effect = effect_on(
         texts, (full, tokenizer), (pruned, parse_tokenizer(tokenizer_json, contract.context_length)), rows
@@ -93,30 +100,6 @@ def read_captions(path: Path) -> list[str]:
         raise UserError(f"{path}: no captions can be read: {error}") from None
 
 
-def _read_word_pieces(path: Path, vocab_size: int) -> dict:
-    """The tokenizer.json at `path` as a tree, if it is of the kind that this project writes."""
-    tree = json.loads(path.read_text(encoding="utf-8"))
-    kinds = tree["model"]["type"], (tree.get("post_processor") or {}).get("type")
-    if kinds != ("WordPiece", "BertProcessing") or tree.get("added_tokens"):
-        raise UserError(f"{path}: only plain word pieces in BERT's manner can be pruned, not {kinds}")
-    vocabulary = tree["model"]["vocab"]
-    if sorted(vocabulary.values()) != list(range(vocab_size)):
-        raise UserError(f"{path}: {len(vocabulary)} tokens do not fit the weights, which have {vocab_size}")
-    return tree
-
-
-def _rebuilt(tree: dict, rows: Sequence[int]) -> str:
-    """The tokenizer.json with the tokens `rows` alone, numbered anew in their old order."""
-    number = {old: new for new, old in enumerate(rows)}
-    vocabulary = {token: number[old] for token, old in tree["model"]["vocab"].items() if old in number}
-    ends = {end: [token, vocabulary[token]] for end, token in (("sep", SEP), ("cls", CLS))}
-    changed = {
-        "model": tree["model"] | {"vocab": dict(sorted(vocabulary.items(), key=lambda item: item[1]))},
-        "post_processor": tree["post_processor"] | ends,
-    }
-    return json.dumps(tree | changed, ensure_ascii=False, indent=2)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m clip_core.model.vocabulary",
@@ -127,19 +110,21 @@ def main() -> None:
     parser.add_argument(
         "--captions", type=Path, nargs="+", default=[], help="texts, a line each, or .parquet or .csv with `caption`"
     )
-    parser.add_argument("--keep", type=Path, help="tokens to keep, a line each; the captions are then for the report")
+    kept = parser.add_mutually_exclusive_group()
+    kept.add_argument("--keep", type=Path, help="tokens to keep, a line each; the captions are then for the report")
+    kept.add_argument("--zh-en", action="store_true", help="keep all of Chinese and English; the captions likewise")
     parser.add_argument("--min-count", type=int, default=1, help="a token of the captions is kept from here on")
     arguments = parser.parse_args()
     set_switches()
     with told_to_the_user(OSError):
-        if not arguments.captions and arguments.keep is None:
-            raise UserError("nothing says what to keep: give --captions FILE... or --keep FILE")
+        if not (arguments.captions or arguments.keep or arguments.zh_en):
+            raise UserError("nothing says what to keep: give --captions FILE..., --keep FILE or --zh-en")
         if arguments.min_count < 1:
             raise UserError(f"--min-count is {arguments.min_count}, and must be at least 1")
         captions = [caption for path in arguments.captions for caption in read_captions(path)]
         if arguments.captions and not captions:
             raise UserError(f"{', '.join(map(str, arguments.captions))}: no captions in there")
-        keep = None if arguments.keep is None else read_captions(arguments.keep)
+        keep = CHINESE_AND_ENGLISH if arguments.zh_en else arguments.keep and read_captions(arguments.keep)
         effect = prune(arguments.weights_folder, arguments.out, captions, keep, arguments.min_count)
     print(f"{effect}\n{arguments.out} holds the weights")
 

@@ -1,6 +1,6 @@
 """Puts a release together: the model repository from the templates beside this file, its galleries, golden queries.
 
-Its public models are `clip_text`, `clip_image` and `clip_search`; the others are their parts. It is what a GPU server
+Its public models are those in PUBLIC; the others are their parts. It is what a GPU server
 with the onnxruntime backend serves, and (by --model-config-name=cpu_python) a CPU server with Python alone.
 """
 
@@ -10,16 +10,20 @@ from pathlib import Path
 from string import Template
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from clip_core.config.deploy import Triton
 from clip_core.errors import UserError
 from clip_core.files import check_space
 from clip_core.inference.calibration import CALIBRATION_FILE, read_calibration
 from clip_core.model.contract import read_contract, weights_id
 from clip_core.serve.golden import Golden, write_golden
 from clip_core.serve.index import read_index
+from clip_core.serve.queries import lengths_of
 from clip_core.serve.release import GALLERY_NAME, STATES_ID, id_of, sums_of
 
 TEMPLATES = Path(__file__).with_name("templates")
-PUBLIC = ("clip_text", "clip_image", "clip_search")
+PUBLIC = ("clip_text", "clip_image", "clip_search", "clip_similar", "clip_classify")
 # Each model and which files of the export lie in its version folder; a model follows those it asks.
 MODELS = {
     "text_preprocess": {"model.json": "model.json", "tokenizer.json": "tokenizer.json"},
@@ -29,16 +33,29 @@ MODELS = {
     "clip_text": {},
     "clip_image": {},
     "clip_search": {},
+    "clip_similar": {},
+    "clip_classify": {},
 }
-ANSWERS_WITH_ID = ("text_preprocess", "image_preprocess", "clip_text", "clip_image", "clip_search")
+ANSWERS_WITH_ID = ("text_preprocess", "image_preprocess", *PUBLIC)
+TENSORRT = (
+    'gpu_execution_accelerator { name: "tensorrt" parameters { key: "precision_mode" value: "$precision" } '
+    'parameters { key: "max_workspace_size_bytes" value: "1073741824" } }'
+)
+# The first request of a shape takes long on a GPU, longest with TensorRT: Triton asks one before it is ready.
+WARM_TEXT = Template(
+    '{ name: "length $length" batch_size: 1 inputs { key: "token_ids" '
+    'value { data_type: TYPE_INT64 dims: [ $length ] input_data_file: "length-$length" } } }'
+)
 CODE = Path(__file__).parents[2]
 # What the Python models import of this project: a release serves with the code that it was proved with.
 SERVING_CODE = (
     *(f"clip_core/{name}.py" for name in ("__init__", "errors", "files", "guard", "image", "locks", "text")),
     *(f"clip_core/config/{name}.py" for name in ("__init__", "model", "section")),
-    *(f"clip_core/inference/{name}.py" for name in ("__init__", "nearest", "onnx_towers")),
+    *(f"clip_core/inference/{name}.py" for name in ("__init__", "calibration", "nearest", "onnx_towers", "prompts")),
+    "clip_core/inference/prompts.toml",
     *(f"clip_core/model/{name}.py" for name in ("__init__", "contract")),
-    *(f"clip_core/serve/{name}.py" for name in ("__init__", "index", "queries", "triton_models")),
+    *(f"clip_core/serve/{name}.py" for name in ("__init__", "index", "queries")),
+    *(f"clip_core/serve/triton_{name}.py" for name in ("classify", "edge", "models", "search")),
 )
 
 
@@ -49,9 +66,10 @@ class Gallery(NamedTuple):
     index: Path
 
 
-def assemble(onnx: Path, galleries: Mapping[str, Gallery], golden: Golden, k: int, folder: Path) -> str:
+def assemble(onnx: Path, galleries: Mapping[str, Gallery], golden: Golden, k: int, triton: Triton, folder: Path) -> str:
     """Writes all files of a release into the empty folder `folder`, but its manifest; returns its id.
 
+    `k` pictures are found; `triton` says what the models take of a machine.
     UserError when an index or the golden answers were made by other weights.
     """
     contract, weights = read_contract(onnx), weights_id(onnx)
@@ -65,11 +83,21 @@ def assemble(onnx: Path, galleries: Mapping[str, Gallery], golden: Golden, k: in
                 f"of {golden.weights_id}. Run `dvc repro` again."
             )
     check_space(folder, [onnx, *(place for gallery in galleries.values() for place in gallery)])
-    values = {"embed_dim": contract.embed_dim, "image_size": contract.image_size, "top_k": k}
+    lengths = lengths_of(contract.context_length)
+    values = {
+        **{"embed_dim": contract.embed_dim, "image_size": contract.image_size, "top_k": k},
+        **triton.model_dump(),
+        "tensorrt": Template(TENSORRT).substitute(precision=triton.tensorrt.upper()) if triton.tensorrt else "",
+        "warm_texts": ", ".join(WARM_TEXT.substitute(length=length) for length in lengths),
+    }
     for model, files in MODELS.items():
         version = folder / "models" / model / "1"
         _fill_templates(TEMPLATES / model, version.parent, values)
         version.mkdir(exist_ok=True)
+        if model == "text_core":
+            (version.parent / "warmup").mkdir()
+            for length in lengths:  # no padding: a text of nothing else has no features
+                np.ones(length, dtype=np.int64).tofile(version.parent / "warmup" / f"length-{length}")
         for source, name in files.items():
             shutil.copy2(onnx / source, version / name)
             if (weights_file := onnx / f"{source}.data").exists():  # of a large graph; it finds them by this name
@@ -82,7 +110,8 @@ def assemble(onnx: Path, galleries: Mapping[str, Gallery], golden: Golden, k: in
         shutil.copytree(gallery.index, folder / "models" / "clip_search" / "1" / "galleries" / name)
         shutil.copytree(gallery.store, folder / "galleries" / name)
     if read_calibration(onnx, weights):
-        shutil.copy2(onnx / CALIBRATION_FILE, folder / CALIBRATION_FILE)
+        for place in (folder, folder / "models" / "clip_classify" / "1"):
+            shutil.copy2(onnx / CALIBRATION_FILE, place / CALIBRATION_FILE)
     write_golden(golden, folder / "golden")
     release = id_of(sums_of(folder))
     for model in ANSWERS_WITH_ID:
@@ -103,7 +132,7 @@ def read_config(file: Path) -> Any:
         raise UserError(f"{file}: not a Triton model configuration: {error}") from None
 
 
-def _fill_templates(template: Path, folder: Path, values: dict[str, int]) -> None:
+def _fill_templates(template: Path, folder: Path, values: Mapping[str, object]) -> None:
     for file in sorted(template.rglob("*")):
         if file.is_file() and file.suffix in (".pbtxt", ".py"):
             target = folder / file.relative_to(template)

@@ -2,16 +2,18 @@
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlencode
-from urllib.request import ProxyHandler, build_opener
+from urllib.request import ProxyHandler, Request, build_opener
 
 from clip_core.errors import UserError, told_to_the_user
 from clip_core.project import serving_folder
 
 TIMEOUT = 30  # seconds
+KEY = "CLIP_KEY"  # the variable with the API key, where the server wants one
 START = "start one in another terminal: `make serve`, or what `python -m clip_core.serve.gallery` said at its end"
 
 
@@ -20,7 +22,10 @@ def ask(url: str, text: str, top: int, gallery: str | None = None) -> dict:
     opener = build_opener(ProxyHandler({}))  # the server is on loopback, whatever proxy is set
     question = {"text": text, "top": top} | ({} if gallery is None else {"gallery": gallery})
     try:
-        with opener.open(f"{url}/api/search?{urlencode(question)}", timeout=TIMEOUT) as answer:
+        request = Request(f"{url}/api/search?{urlencode(question)}")
+        if key := os.environ.get(KEY):
+            request.add_header("Authorization", f"Bearer {key}")
+        with opener.open(request, timeout=TIMEOUT) as answer:
             return json.load(answer)
     except HTTPError as error:
         raise UserError(_reason(error)) from None
@@ -44,6 +49,8 @@ def _reason(error: HTTPError) -> str:
         return f"{error.url} answers {error.code} {error.reason}; the terminal of `make serve` says why"
     if kind == "overload":
         return f"the server is overloaded or not ready: {message}; try again in {error.headers['Retry-After']} s"
+    if kind == "key":
+        return f"{message}; set {KEY}"
     if kind == "internal":
         return f"{message} (request {request_id})"
     return message

@@ -11,7 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from clip_core.config.deploy import Deploy
+from clip_core.config.deploy import Deploy, Triton
 from clip_core.data.store import Store, StoreWriter, open_store
 from clip_core.env import set_switches
 from clip_core.errors import UserError, told_to_the_user
@@ -27,7 +27,8 @@ KINDS = ", ".join(f"*{suffix}" for suffix in sorted(SUFFIXES))
 MAX_BYTES, MAX_PIXELS = 16 * 2**20, 40_000_000  # of a picture, as in triton_models.py, which Triton alone can import
 SHARD_BYTES = 256 * 2**20
 TOP_K, MAX_TOP_K = 10, 100
-GOLDEN = Deploy(num_golden=8, num_timed=1, max_feature_difference=1e-4)
+TRITON = Triton(towers=1, threads=1, preparers=1, tensorrt=None)
+GOLDEN = Deploy(num_golden=8, num_timed=1, max_feature_difference=1e-4, triton=TRITON)
 TEXTS = ("一只猫", "红色的爱心", "蓝天白云下的大海", "一个人在街上走", "美味的食物", "黑白照片", "iPhone 手机", "花")
 
 
@@ -59,6 +60,7 @@ def _add(
     stores = {name: store_pictures(folder, contract, scratch / name) for name, folder in pictures.items()}
     golden = _golden(weights, stores, k)  # torch answers before onnxruntime is loaded
 
+    from clip_core.config.index import Index
     from clip_core.serve.assemble import Gallery, assemble
     from clip_core.serve.deploy import proved
     from clip_core.serve.export import export_alone
@@ -67,11 +69,12 @@ def _add(
     onnx, release = scratch / "onnx", scratch / "release"
     print("exporting the towers", flush=True)
     export_alone(weights, onnx)
+    searched = Index(top_k=k, min_recall=1.0, metadata=())
     for name, store in stores.items():
-        build_index(onnx, store, golden.texts, k, 1.0, scratch / f"{name}.index")
+        build_index(onnx, store, golden.texts, searched, scratch / f"{name}.index")
     release.mkdir()
     galleries = {name: Gallery(scratch / name, scratch / f"{name}.index") for name in stores}
-    release_id = assemble(onnx, galleries, golden, k, release)
+    release_id = assemble(onnx, galleries, golden, k, TRITON, release)
     print("Triton loads the models ...", flush=True)
     with proved(release, release_id, out / "gallery.log") as (_, report):
         differences = report["golden_max_difference"]

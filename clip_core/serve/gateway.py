@@ -1,10 +1,12 @@
 """`make serve`: a local Triton with the release that `serving/current` names, and the page, opened in the browser.
 
-The page talks to this gateway, the gateway to Triton over gRPC; both listen on loopback only.
+The page and other programs talk to this gateway, the gateway to Triton over gRPC. Triton listens on loopback only, and
+so does the gateway unless `--host` says otherwise.
 """
 
 import argparse
 import os
+import resource
 import signal
 import socket
 import sys
@@ -20,15 +22,19 @@ from clip_core.env import set_switches
 from clip_core.errors import UserError, told_to_the_user
 from clip_core.project import serving_folder
 from clip_core.serve import releases
+from clip_core.serve.app import HOST_NAMES, make_app
 from clip_core.serve.client import read_url
-from clip_core.serve.page import make_app
+from clip_core.serve.door import Door, add_arguments, door_of, listen, url_of
+from clip_core.serve.logs import log_to_stderr
 from clip_core.serve.supervisor import GaveUp, Supervisor
+from clip_core.serve.upstream import PATIENCE
 
+MAX_FILES = 2**16  # each connection is one; whoever waits with many keeps others out when there are no more
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 asked_to_end: list[int] = []  # the signals; Python loses an exception that one raises in a callback, as imports have
 
 
-def serve(serving: Path, port: int, opens_browser: bool) -> None:
+def serve(serving: Path, door: Door, opens_browser: bool) -> None:
     """Serves until it is interrupted; UserError when something is missing or in use, GaveUp when repairs fail."""
     newest = next(iter(releases.added(serving)), None)
     if newest is None or releases.current(serving) is None:
@@ -36,8 +42,8 @@ def serve(serving: Path, port: int, opens_browser: bool) -> None:
             f"{serving}: no release to serve yet; `make run` makes that of the pipeline, and "
             "`python -m clip_core.serve.gallery` one of any weights folder"
         )
-    with _only_one(serving), _listen(port) as listener:
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    with _only_one(serving), listen(door) as listener:
+        url = url_of(door, listener)
         supervisor = Supervisor(serving, url)
         print("Triton loads the models ...", flush=True)
         try:
@@ -46,17 +52,40 @@ def serve(serving: Path, port: int, opens_browser: bool) -> None:
             print(f"the page: {url}\nTriton (gRPC): {supervisor.address}\nCtrl-C stops everything", flush=True)
             if opens_browser and _has_user():
                 threading.Thread(target=_open_browser, args=(url,), daemon=True).start()
-            _run_gateway(supervisor, listener)
+            _run_gateway(supervisor, listener, door)
         finally:
             (serving / "running.json").unlink(missing_ok=True)
             supervisor.stop()
 
 
-def _run_gateway(supervisor: Supervisor, listener: socket.socket) -> None:
+def _run_gateway(supervisor: Supervisor, listener: socket.socket, door: Door) -> None:
     import uvicorn
 
-    app = make_app(supervisor, supervisor.serving / "releases")
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3))
+    app = make_app(supervisor, supervisor.serving / "releases", (*HOST_NAMES, *door.names), door.keys)
+
+    class Server(uvicorn.Server):
+        """At SIGTERM it is not ready, but takes requests for a while: until those who send them know."""
+
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            if sig != signal.SIGTERM or app.state.is_draining:
+                super().handle_exit(sig, frame)
+                return
+            app.state.is_draining = True
+            end = threading.Timer(door.drain, super().handle_exit, (sig, frame))
+            end.daemon = True
+            end.start()
+
+    cert, key = door.tls or (None, None)
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        ssl_certfile=cert,
+        ssl_keyfile=key,
+        timeout_graceful_shutdown=int(PATIENCE) + 5,  # its last requests have their time, and each an answer
+    )
+    server = Server(config)
     for number in ENDING:
         signal.signal(number, server.handle_exit)
     server.should_exit = bool(asked_to_end)
@@ -112,37 +141,26 @@ def _only_one(serving: Path) -> Generator[None]:
         yield
 
 
-@contextmanager
-def _listen(port: int) -> Generator[socket.socket]:
-    with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind(("127.0.0.1", port))
-        except OSError as error:
-            raise UserError(
-                f"port {port} can not be used ({error.strerror}); stop what listens there, or take another port: "
-                f"python -m clip_core.serve.gateway --port {port + 1} (0: any free one)"
-            ) from None
-        listener.listen()
-        yield listener
-
-
 def main() -> None:
     set_switches()
     parser = argparse.ArgumentParser(
         prog="python -m clip_core.serve.gateway", description="the page and Triton behind it"
     )
-    parser.add_argument("--port", type=int, default=8000, help="of the page; 0: any free one")
+    add_arguments(parser)
+    parser.add_argument("--json-logs", action="store_true", help="a line of JSON for each request and message")
     parser.add_argument("--serving", type=Path, help="the folder of releases; default: the project's")
     parser.add_argument("--no-browser", action="store_true", help="only print the page's address")
     arguments = parser.parse_args()
     for number in ENDING:  # SIGINT too: a shell's background job would hand down "ignore"
         signal.signal(number, _end)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, MAX_FILES), most))  # a shell gives 1,024
     with told_to_the_user(OSError):
         serving = serving_folder(arguments.serving)
+        log_to_stderr(arguments.json_logs)
         try:
             with suppress(KeyboardInterrupt):
-                serve(serving, arguments.port, not arguments.no_browser)
+                serve(serving, door_of(arguments), not arguments.no_browser)
             print("stopped")
         except GaveUp as error:
             sys.exit(f"error: Triton could not be kept alive: {error}. Its log: {serving / 'triton.log'}")

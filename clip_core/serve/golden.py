@@ -12,7 +12,7 @@ from clip_core.config.deploy import Deploy
 from clip_core.errors import UserError
 from clip_core.image import read_image
 from clip_core.serve.index import same_ranking
-from clip_core.serve.queries import Found, encode_images, encode_texts, release_behind, search
+from clip_core.serve.queries import Found, classify, encode_images, encode_texts, release_behind, search, similar
 
 if TYPE_CHECKING:
     from tritonclient.grpc import InferenceServerClient
@@ -34,7 +34,8 @@ class Golden(NamedTuple):
     text_features: np.ndarray  # (texts, embed_dim)
     images: list[bytes]  # encoded
     image_features: np.ndarray  # (images, embed_dim)
-    rankings: dict[str, list[dict[str, float]]]  # by gallery, for each text the true scores of all that may be found
+    # By gallery, for each text and then each image the true scores of all that may be found.
+    rankings: dict[str, list[dict[str, float]]]
     max_difference: float  # allowed of a feature; of a score, twice that
 
 
@@ -51,22 +52,23 @@ def make_golden(
     stores = [gallery.store for gallery in galleries.values()]
     images = [image for store in stores for image in _some_of(store, -(-params.num_golden // len(stores)))]
     images = [_as_jpeg(image) if place % 2 else image for place, image in enumerate(images)]
+    image_features = predictor.encode_images(images)
     return Golden(
         weights_id=predictor.weights_id,
         texts=asked,
         text_features=features,
         images=images,
-        image_features=predictor.encode_images(images),
+        image_features=image_features,
         rankings={
-            name: [_ranking(row, gallery, k, params.max_feature_difference) for row in features]
+            name: [_ranking(row, gallery, k, params.max_feature_difference) for row in (*features, *image_features)]
             for name, gallery in galleries.items()
         },
         max_difference=params.max_feature_difference,
     )
 
 
-def _ranking(text_features: np.ndarray, gallery: Seen, k: int, max_difference: float) -> dict[str, float]:
-    scores = gallery.features @ text_features
+def _ranking(features: np.ndarray, gallery: Seen, k: int, max_difference: float) -> dict[str, float]:
+    scores = gallery.features @ features
     k = min(k, len(scores))
     least = np.partition(scores, -k)[-k] - 2 * max_difference
     return {gallery.store.image_ids[place]: float(scores[place]) for place in np.flatnonzero(scores >= least)}
@@ -114,28 +116,32 @@ def probe(client: "InferenceServerClient", golden: Golden, release: str, suffix:
 
 
 def _compare(client: "InferenceServerClient", golden: Golden, release: str, suffix: str) -> dict[str, float]:
-    found = {gallery: search(client, golden.texts, f"clip_search{suffix}", gallery) for gallery in golden.rankings}
-    answers = [
-        (text, one, ranking)
-        for gallery, rankings in golden.rankings.items()
-        for text, one, ranking in zip(golden.texts, found[gallery], rankings, strict=True)
-    ]
+    asked = [*golden.texts, *(f"picture {place}" for place in range(len(golden.images)))]
+    answers = []
+    for gallery, rankings in golden.rankings.items():
+        found = search(client, golden.texts, f"clip_search{suffix}", gallery)
+        found += similar(client, golden.images, f"clip_similar{suffix}", gallery)
+        answers += zip(asked, found, rankings, strict=True)
+    judged = classify(client, golden.images, golden.texts, ["{}"], f"clip_classify{suffix}")  # a text is its own label
     differences = {
         "text_features": _largest(encode_texts(client, golden.texts, f"clip_text{suffix}"), golden.text_features),
         "image_features": _largest(encode_images(client, golden.images, f"clip_image{suffix}"), golden.image_features),
+        "label_scores": _largest(judged.scores, golden.image_features @ golden.text_features.T),
         # NaN is wrong, max() loses it
         "scores": float(np.max([_score_difference(one, ranking) for _, one, ranking in answers])),
     }
-    allowed = dict.fromkeys(differences, golden.max_difference) | {"scores": 2 * golden.max_difference}
+    allowed = dict.fromkeys(differences, golden.max_difference) | dict.fromkeys(
+        ("scores", "label_scores"), 2 * golden.max_difference
+    )
     wrong = [
         f"{name} differ by {value:.2e}, allowed {allowed[name]:.0e}"
         for name, value in differences.items()
         if not value <= allowed[name]
     ]
-    for model, name, item in (("text", "TEXT", golden.texts[0].encode()), ("image", "IMAGE", golden.images[0])):
-        behind = release_behind(client, f"clip_{model}{suffix}", name, item)
+    for model in ("clip_text", "clip_image", "clip_classify"):
+        behind = release_behind(client, f"{model}{suffix}", golden.texts[0].encode(), golden.images[0])
         if behind != release:
-            wrong.append(f"clip_{model} is of release {behind}")
+            wrong.append(f"{model} is of release {behind}")
     for text, one, ranking in answers:
         if one.release != release:
             wrong.append(f"{text}: answered by release {one.release}, not {release}")

@@ -13,6 +13,7 @@ from clip_core.inference.nearest import top_k
 from clip_core.model.contract import weights_id
 
 if TYPE_CHECKING:
+    from clip_core.config.index import Index as Params
     from clip_core.data.store import Store
 
 QUERIES_AT_ONCE = 256
@@ -43,17 +44,18 @@ def recall_of(features: np.ndarray, queries: np.ndarray, k: int) -> float:
     return num_right / places.size
 
 
-def build_index(onnx: Path, store: "Store", texts: Sequence[str], k: int, min_recall: float, folder: Path) -> float:
-    """Writes the index of the store's pictures into `folder` and returns its recall at `k` for `texts`.
+def build_index(onnx: Path, store: "Store", texts: Sequence[str], params: "Params", folder: Path) -> float:
+    """Writes the index of the store's pictures into `folder` and returns its recall at `params.top_k` for `texts`.
 
-    Below `min_recall` it raises UserError and writes nothing.
+    Below `params.min_recall`, or without the metadata that they name, it raises UserError and writes nothing.
     """
     from clip_core.inference.onnx_towers import encode_store, encode_texts
 
-    features = encode_store(onnx, store)
+    metadata = {column: _of_pictures(store, column) for column in params.metadata}
+    features, k = encode_store(onnx, store), params.top_k
     recall = recall_of(features, encode_texts(onnx, texts), k)
-    if recall < min_recall:
-        raise UserError(f"the index finds {recall:.4f} of the true top {k}; index.min_recall asks for {min_recall}")
+    if recall < params.min_recall:
+        raise UserError(f"the index finds {recall:.4f} of the true top {k}; index.min_recall: {params.min_recall}")
     facts = {
         "weights_id": weights_id(onnx),
         "kind": "flat",
@@ -63,10 +65,28 @@ def build_index(onnx: Path, store: "Store", texts: Sequence[str], k: int, min_re
     }
     with replacing_folder(folder) as aside:
         np.save(aside / "features.npy", features)
-        image_ids = json.dumps(list(store.image_ids), ensure_ascii=False, indent=0)
-        (aside / "image_ids.json").write_text(image_ids + "\n", encoding="utf-8")
-        (aside / "index.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        for name, content in (("image_ids", list(store.image_ids)), ("index", facts), ("metadata", metadata)):
+            text = json.dumps(content, ensure_ascii=False, indent=0 if name == "image_ids" else 2)
+            (aside / f"{name}.json").write_text(text + "\n", encoding="utf-8")
     return recall
+
+
+def _of_pictures(store: "Store", column: str) -> list:
+    """What the pair table's column says of each picture, as JSON has it."""
+    pairs = store.pairs
+    if column not in pairs.columns:
+        raise UserError(f"index.metadata: {column}: the pair table has {', '.join(pairs.columns)}")
+    values = pairs[["image_id", column]].dropna(subset="image_id").drop_duplicates()
+    if len(several := values.image_id[values.image_id.duplicated()]):
+        raise UserError(f"index.metadata: {column}: several values for the picture {several.iloc[0]!r}; leave it out")
+    return json.loads(values.set_index("image_id")[column].reindex(store.image_ids).to_json(orient="values"))
+
+
+def read_metadata(folder: Path) -> dict[str, list]:
+    """Of the index in `folder`, by column: the value of each picture, in the order of its ids."""
+    file = folder / "metadata.json"
+    # An index of an earlier version has none.
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
 
 def read_index(folder: Path) -> Index:

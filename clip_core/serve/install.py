@@ -8,13 +8,13 @@ import fcntl
 import json
 import os
 import shutil
-import subprocess
 import sys
 import sysconfig
 from pathlib import Path
 
 from clip_core.errors import UserError, told_to_the_user
 from clip_core.files import replacing_folder, sha256_file
+from clip_core.uv import uv
 
 CLONE = Path(__file__).resolve().parents[2]
 LOCK = Path(__file__).with_name("triton.lock")  # the pins, with hashes
@@ -88,8 +88,8 @@ def _wanted() -> dict[str, str]:
 def _fill(folder: Path) -> None:
     """Makes the overlay environment and Triton's Python backend in `folder`."""
     environment = folder / "environment"
-    _uv("venv", "--quiet", "--relocatable", "--python", sys.executable, str(environment))
-    _uv(
+    uv("venv", "--quiet", "--relocatable", "--python", sys.executable, str(environment))
+    uv(
         *("pip", "install", "--quiet", "--no-deps", "--require-hashes", "--only-binary", ":all:"),
         *("--python", str(environment / "bin" / "python"), "--requirements", str(LOCK)),
     )
@@ -105,19 +105,6 @@ def _fill(folder: Path) -> None:
             shutil.copy2(file, backend)
     for file in (server / "bin" / "tritonserver", backend / stub.name):
         file.chmod(0o755)
-
-
-def _uv(*arguments: str) -> None:
-    uv = shutil.which("uv", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
-    if uv is None:
-        raise UserError("no `uv` beside this Python or on PATH: run `make setup`, or pip install uv")
-    result = subprocess.run([uv, *arguments], stderr=subprocess.PIPE, encoding="utf-8")
-    if result.returncode:
-        raise UserError(
-            f"uv {' '.join(arguments[:2])} failed: {result.stderr.strip()[-2000:]}\n"
-            "Remedy: check the connection to the package registry and the space on the disk, then run again; "
-            "what is downloaded is kept."
-        )
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,16 @@ from clip_core.serve.release import RELEASE_ID, STATES_ID, link_tree
 from clip_core.serve.triton import Triton
 
 INNER = ("text_preprocess", "text_core", "image_preprocess", "image_core")
-# Loaded at once, and unloaded in the other order: a model goes after those that ask it, with their last requests.
-WAVES = (INNER, ("clip_text", "clip_image"), ("clip_search",))
+# Unloaded at once, and in the other order: a model goes after those that ask it, with their last requests.
+WAVES = (INNER, ("clip_text", "clip_image"), ("clip_search", "clip_similar", "clip_classify"))
 DRAIN_SECONDS = 2.0  # for requests on their way through a release that is no longer public
 
 
 def load(triton: Triton, folder: Path, release: str) -> None:
     """Loads the release in `folder` under names of its own; UserError when Triton can not."""
     live = triton.server.live
+    if missing := [model for model in MODELS if not (folder / "models" / model).is_dir()]:
+        raise UserError(f"{folder}: made before there was {', '.join(missing)}; make the release again: `make run`")
     for model in MODELS:
         if not (place := live / f"{model}_{release}").exists():
             aside = live / f".{model}_{release}"
@@ -40,8 +43,9 @@ def load(triton: Triton, folder: Path, release: str) -> None:
                 file.unlink()  # the release's own stays as it is
                 file.write_text(str(config), encoding="utf-8")
             aside.rename(place)
-    for wave in WAVES:
-        _at_once(triton.load, [f"{model}_{release}" for model in wave])
+    # One after the other: Triton 2.51 may abort (boost's lock_exception) while it loads several Python models at once.
+    for model in chain(*WAVES):
+        triton.load(f"{model}_{release}")
 
 
 def probe_release(triton: Triton, folder: Path, release: str) -> dict[str, float]:

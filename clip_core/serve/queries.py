@@ -1,7 +1,8 @@
 """What to ask the served models, and their answers as arrays; gRPC."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -11,20 +12,38 @@ from clip_core.image import decoded_size
 
 if TYPE_CHECKING:
     from tritonclient.grpc import InferenceServerClient, aio
+    from tritonclient.utils import InferenceServerException
 
 AT_ONCE = 64  # the models' max_batch_size
+LENGTHS = (8, 16, 32)
 # What one request may hold in all, besides what each of its items may; the models refuse more.
 MAX_TEXTS_BYTES = 256 * 2**10
 MAX_IMAGES_BYTES = 64 * 2**20
 MAX_IMAGES_PIXELS = 160_000_000  # decoded
 TIMEOUT = 60  # seconds
+# When one request says that a text or a picture is longer than it is, Triton 2.51 says so to all of its batch.
+ANOTHERS = "incomplete string"
+ATTEMPTS = 10
 BAD_INPUT = "bad input: "  # begins what the models say of a caller's mistake
+
+
+def lengths_of(context_length: int) -> list[int]:
+    """What token_ids are padded to, one of these, so that Triton's batcher finds equal shapes to join."""
+    return [*(length for length in LENGTHS if length < context_length), context_length]
 
 
 class Found(NamedTuple):
     ids: list[str]
     scores: np.ndarray  # (k,), best first
     release: str
+
+
+class Judged(NamedTuple):
+    """Pictures against labels: (pictures, labels), the labels as given."""
+
+    scores: np.ndarray  # cosines
+    probabilities: np.ndarray  # that a label is right, whatever the others are; (pictures, 0) without a calibration
+    shares: np.ndarray  # that it is right if just one of them is; likewise
 
 
 def encode_texts(client: "InferenceServerClient", texts: Sequence[str], model: str = "clip_text") -> np.ndarray:
@@ -35,7 +54,7 @@ def encode_texts(client: "InferenceServerClient", texts: Sequence[str], model: s
 
 def encode_images(client: "InferenceServerClient", images: Sequence[bytes], model: str = "clip_image") -> np.ndarray:
     """The features of the encoded pictures by the served model, (n, embed_dim)."""
-    return _ask_all(client, model, "IMAGE", list(images), ["image_features"])[0]
+    return _ask_all(client, model, "IMAGE", images, ["image_features"])[0]
 
 
 def search(
@@ -43,36 +62,36 @@ def search(
 ) -> list[Found]:
     """The pictures that are found for each text in the named gallery of what serves; without a name, in its first."""
     _refuse_one(texts)
-    outputs = ["ids", "scores", "release"]
-    ids, scores, releases = _ask_all(client, model, "TEXT", [text.encode() for text in texts], outputs, gallery)
+    return _find(client, model, "TEXT", [text.encode() for text in texts], gallery)
+
+
+def similar(
+    client: "InferenceServerClient", images: Sequence[bytes], model: str = "clip_similar", gallery: str = ""
+) -> list[Found]:
+    """As `search`, by encoded pictures."""
+    return _find(client, model, "IMAGE", images, gallery)
+
+
+def classify(
+    client: "InferenceServerClient",
+    images: Sequence[bytes],
+    labels: Sequence[str],
+    templates: Sequence[str] = (),
+    model: str = "clip_classify",
+) -> Judged:
+    """The encoded pictures against the labels, in templates with {} (none: our general ones)."""
+    _refuse_one(labels)
+    beside = {"LABELS": labels} | ({"TEMPLATES": templates} if templates else {})
+    return Judged(*_ask_all(client, model, "IMAGE", images, ["scores", "probabilities", "shares"], beside))
+
+
+def _find(client: "InferenceServerClient", model: str, name: str, items: Sequence[bytes], gallery: str) -> list[Found]:
+    beside = {"GALLERY": [gallery]} if gallery else {}
+    ids, scores, releases = _ask_all(client, model, name, items, ["ids", "scores", "release"], beside)
     return [
         Found([image_id.decode() for image_id in row], row_scores, release.decode())
         for row, row_scores, (release,) in zip(ids, scores, releases, strict=True)
     ]
-
-
-async def find(client: "aio.InferenceServerClient", text: str, gallery: str | None = None) -> Found:
-    """What the served index finds for one text, in the gallery named or else in the release's first; awaited.
-
-    How long it may take is the caller's to say.
-    """
-    from tritonclient.grpc import InferInput, InferRequestedOutput
-    from tritonclient.utils import InferenceServerException
-
-    inputs = []
-    for name, value in (("TEXT", text), ("GALLERY", gallery)):
-        if value is not None:
-            inputs.append(InferInput(name, [1, 1], "BYTES"))
-            inputs[-1].set_data_from_numpy(np.array([[value.encode()]], dtype=object))
-    wanted = [InferRequestedOutput(output) for output in ("ids", "scores", "release")]
-    try:
-        answer = await client.infer("clip_search", inputs, outputs=wanted)
-    except InferenceServerException as error:
-        if error.status() == "StatusCode.INVALID_ARGUMENT" and BAD_INPUT in error.message():
-            raise UserError(error.message().rpartition(BAD_INPUT)[2]) from None
-        raise
-    (ids,), (scores,), ((release,),) = (answer.as_numpy(output.name()) for output in wanted)
-    return Found([image_id.decode() for image_id in ids], scores, release.decode())
 
 
 def _refuse_one(texts: Sequence[str]) -> None:
@@ -80,9 +99,16 @@ def _refuse_one(texts: Sequence[str]) -> None:
         raise TypeError(f"a list of texts is wanted, not one text: [{texts[:40]!r}]")
 
 
-def release_behind(client: "InferenceServerClient", model: str, name: str, item: bytes) -> str:
-    """The release with which `model` answers `item`, its input named `name`."""
-    return _ask_all(client, model, name, [item], ["release"])[0][0, 0].decode()
+def question(model: str, text: bytes, image: bytes) -> dict[str, np.ndarray]:
+    """What a public model can be asked about a text and a picture."""
+    asked = {"IMAGE": image} if model.startswith(("clip_image", "clip_similar", "clip_classify")) else {"TEXT": text}
+    asked |= {"LABELS": text} if model.startswith("clip_classify") else {}
+    return {name: np.array([[item]], dtype=object) for name, item in asked.items()}
+
+
+def release_behind(client: "InferenceServerClient", model: str, text: bytes, image: bytes) -> str:
+    """The release with which the public model answers a text, or a picture."""
+    return ask(client, model, question(model, text, image), ["release"])[0][0, 0].decode()
 
 
 def _ask_all(
@@ -91,12 +117,14 @@ def _ask_all(
     name: str,
     items: Sequence[bytes],
     outputs: list[str],
-    gallery: str = "",
+    beside: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> list[np.ndarray]:
+    """The outputs for all items; what stands beside them is the same for each."""
     answers = []
-    for some in _requests(items, SHARES[name]):
-        part = np.array(some, dtype=object).reshape(-1, 1)
-        tensors = {name: part} | ({"GALLERY": np.full(part.shape, gallery.encode(), dtype=object)} if gallery else {})
+    for some in in_requests(items, SHARES[name]):
+        tensors = {name: np.array(some, dtype=object).reshape(-1, 1)}
+        for other, texts in beside.items():
+            tensors[other] = np.array([[text.encode() for text in texts]] * len(some), dtype=object)
         answers.append(ask(client, model, tensors, outputs))
     return [np.concatenate(parts) for parts in zip(*answers, strict=True)]
 
@@ -109,34 +137,70 @@ def ask(
     timeout: float = TIMEOUT,
 ) -> list[np.ndarray]:
     """The outputs with which the served model answers; UserError with its reason when it refuses the tensors."""
+    from tritonclient.utils import InferenceServerException
+
+    for attempts_left in reversed(range(ATTEMPTS)):
+        try:
+            answer = client.infer(model, **_question(tensors, outputs), client_timeout=timeout)
+            return [answer.as_numpy(output) for output in outputs]
+        except InferenceServerException as error:
+            if attempts_left and _is_anothers(error):
+                continue
+            if error.status() == "StatusCode.INVALID_ARGUMENT":
+                raise UserError(error.message().rpartition(BAD_INPUT)[2]) from None
+            raise
+    raise AssertionError  # not reached: the last attempt has returned or raised
+
+
+async def ask_async(
+    client: "aio.InferenceServerClient",
+    model: str,
+    tensors: dict[str, np.ndarray],
+    outputs: list[str],
+    request_id: str,
+) -> list[np.ndarray]:
+    """As `ask`, awaited; how long it may take is the caller's to say. UserError only for what the model refuses."""
+    from tritonclient.utils import InferenceServerException
+
+    for attempts_left in reversed(range(ATTEMPTS)):
+        try:
+            answer = await client.infer(model, **_question(tensors, outputs), request_id=request_id)
+            return [answer.as_numpy(output) for output in outputs]
+        except InferenceServerException as error:
+            if attempts_left and _is_anothers(error):
+                continue
+            if error.status() == "StatusCode.INVALID_ARGUMENT" and BAD_INPUT in error.message():
+                raise UserError(error.message().rpartition(BAD_INPUT)[2]) from None
+            raise
+    raise AssertionError  # not reached: the last attempt has returned or raised
+
+
+def _is_anothers(error: "InferenceServerException") -> bool:
+    """Whether the mistake is that of a request that came at the same moment; ours are never malformed."""
+    return ANOTHERS in error.message()
+
+
+def _question(tensors: dict[str, np.ndarray], outputs: list[str]) -> dict[str, list]:
     from tritonclient.grpc import InferInput, InferRequestedOutput
-    from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+    from tritonclient.utils import np_to_triton_dtype
 
-    questions = [InferInput(name, [*array.shape], np_to_triton_dtype(array.dtype)) for name, array in tensors.items()]
-    for question, array in zip(questions, tensors.values(), strict=True):
-        question.set_data_from_numpy(array)
-    wanted = [InferRequestedOutput(output) for output in outputs]
-    try:
-        answer = client.infer(model, questions, outputs=wanted, client_timeout=timeout)
-    except InferenceServerException as error:
-        if error.status() == "StatusCode.INVALID_ARGUMENT":
-            raise UserError(error.message().rpartition(BAD_INPUT)[2]) from None
-        raise
-    return [answer.as_numpy(output) for output in outputs]
+    inputs = [InferInput(name, [*array.shape], np_to_triton_dtype(array.dtype)) for name, array in tensors.items()]
+    for tensor, array in zip(inputs, tensors.values(), strict=True):
+        tensor.set_data_from_numpy(array)
+    return {"inputs": inputs, "outputs": [InferRequestedOutput(output) for output in outputs]}
 
 
-def _requests(items: Sequence[bytes], share: Callable[[bytes], float]) -> Iterator[list[bytes]]:
+def in_requests(items: Sequence[bytes], share: Callable[[bytes], float]) -> list[list[bytes]]:
     """The items in order, as many at a time as one request may hold."""
-    request, full = [], 0.0
+    requests, full = [], 0.0
     for item in items:
         part = share(item)
-        if request and (len(request) == AT_ONCE or full + part > 1):
-            yield request
-            request, full = [], 0.0
-        request.append(item)
+        if not requests or len(requests[-1]) == AT_ONCE or full + part > 1:
+            requests.append([])
+            full = 0.0
+        requests[-1].append(item)
         full += part
-    if request:
-        yield request
+    return requests
 
 
 def _share_of_text(text: bytes) -> float:

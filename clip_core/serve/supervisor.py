@@ -10,6 +10,7 @@ import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from clip_core.errors import UserError
 from clip_core.serve import live, releases
 from clip_core.serve.assemble import PUBLIC
 from clip_core.serve.golden import Golden, read_golden
-from clip_core.serve.queries import ask
+from clip_core.serve.queries import ask, question
 from clip_core.serve.rollout import settle
 from clip_core.serve.triton import RunningTriton, Triton, start_triton
 
@@ -27,6 +28,7 @@ EVERY_SECONDS = 2.0
 PATIENCE = 5.0  # seconds for the answer to a synthetic question
 HANGS_SECONDS = 30  # a model that answers nobody for so long, though it is asked, hangs
 MAX_FAILURES = 2
+ASKS = {"clip_search": ("text",), "clip_similar": ("image",), "clip_classify": ("text", "image")}  # the towers
 MAX_REPAIRS, WITHIN_SECONDS = 5, 600  # more of them would hide a fault that somebody has to look at
 
 
@@ -47,6 +49,7 @@ class Supervisor:
         self._repairs: deque[float] = deque(maxlen=MAX_REPAIRS)
         self._failures = 0  # of the server as a whole, one after the other
         self._silent: dict[str, tuple[int, float]] = {}  # model -> how many questions it has answered, and since when
+        self._numbers = count()
         self._golden: tuple[str, Golden] | None = None  # of the release that was asked last
 
     @property
@@ -109,10 +112,11 @@ class Supervisor:
         if self._golden is None or self._golden[0] != release:
             self._golden = release, read_golden(self._folder(release) / "golden")
         golden = self._golden[1]
-        text, image = (np.array([[item]], dtype=object) for item in (golden.texts[0].encode(), golden.images[0]))
-        _, unanswered = ask_at_once(triton, {name: _question(name, text, image) for name in PUBLIC})
+        # A text of its own each time: the answer to one that was asked before comes from the cache.
+        asked = f"{next(self._numbers)} {golden.texts[0]}".encode(), golden.images[0]
+        _, unanswered = ask_at_once(triton, {name: (question(name, *asked), "release") for name in PUBLIC})
         self.states = {name: unanswered.get(name, "ok") for name in PUBLIC}
-        wrong = broken_links(triton, release, text, image) if unanswered else {}
+        wrong = broken_links(triton, release, *asked) if unanswered else {}
         dead = [name for name, error in wrong.items() if self._is_dead(triton, name, error)]
         if not dead and live.public_release(triton) == release and not live.others(triton, release):
             return
@@ -182,47 +186,46 @@ class Supervisor:
         return self.serving / "live"
 
 
-def broken_links(triton: Triton, release: str, text: np.ndarray, image: np.ndarray) -> dict[str, str]:
+def broken_links(triton: Triton, release: str, text: bytes, image: bytes) -> dict[str, str]:
     """The release's models that do not answer, each with the reason; of a chain the first, which fails the others."""
     suffix = f"_{release}"
+    towers = {
+        tower: (tensor, question(f"clip_{tower}", text, image))
+        for tower, tensor in (("text", "token_ids"), ("image", "pixels"))
+    }
     prepared, wrong = ask_at_once(
-        triton,
-        {
-            f"text_preprocess{suffix}": ("TEXT", text, "token_ids"),
-            f"image_preprocess{suffix}": ("IMAGE", image, "pixels"),
-        },
+        triton, {f"{tower}_preprocess{suffix}": (asked, tensor) for tower, (tensor, asked) in towers.items()}
     )
     features, more = ask_at_once(
         triton,
         {
-            f"{tower}_core{suffix}": (tensor, prepared[f"{tower}_preprocess{suffix}"], f"{tower}_features")
-            for tower, tensor in (("text", "token_ids"), ("image", "pixels"))
-            if f"{tower}_preprocess{suffix}" in prepared
+            f"{tower}_core{suffix}": ({tensor: prepared[before]}, f"{tower}_features")
+            for tower, (tensor, _) in towers.items()
+            if (before := f"{tower}_preprocess{suffix}") in prepared
         },
     )
     wrong |= more
-    if f"text_core{suffix}" in features:
-        wrong |= ask_at_once(triton, {f"clip_search{suffix}": ("TEXT", text, "release")})[1]
-    return wrong
+    rest = {
+        f"{model}{suffix}": (question(model, text, image), "release")
+        for model, asks in ASKS.items()
+        if all(f"{tower}_core{suffix}" in features for tower in asks)
+    }
+    return wrong | ask_at_once(triton, rest)[1]
 
 
 def ask_at_once(
-    triton: Triton, questions: dict[str, tuple[str, np.ndarray, str]]
+    triton: Triton, questions: dict[str, tuple[dict[str, np.ndarray], str]]
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """The models' answers to (tensor, item, output), and of those that give none the reasons."""
+    """The models' answers to (tensors, output), and of those that give none the reasons."""
     answers, wrong = {}, {}
 
     def ask_one(model: str) -> None:
-        tensor, item, output = questions[model]
+        tensors, output = questions[model]
         try:
-            (answers[model],) = ask(triton.client, model, {tensor: item}, [output], PATIENCE)
+            (answers[model],) = ask(triton.client, model, tensors, [output], PATIENCE)
         except FAILURES as error:
             wrong[model] = str(error)
 
     with ThreadPoolExecutor(len(questions) or 1) as threads:
         list(threads.map(ask_one, questions))
     return answers, wrong
-
-
-def _question(name: str, text: np.ndarray, image: np.ndarray) -> tuple[str, np.ndarray, str]:
-    return ("IMAGE", image, "release") if name == "clip_image" else ("TEXT", text, "release")

@@ -60,20 +60,17 @@ def curve(path: Path, last_step: int, is_for_tensorboard: bool) -> Callable[...,
 
     TensorBoard's lie in `.work/tensorboard/<stage>/<training>/<curve>`, as a training's own folder goes when it ends.
     """
-    if rank():
-        return lambda step, **values: None
-    csv = CsvLog(path, last_step)
-    if not is_for_tensorboard:
-        return csv
-    training = path.parent
-    folder = training.parents[1] / "tensorboard" / training.parent.name / training.name / path.stem
-    board = TensorBoardLog(folder, last_step)
+    logs: list[Callable[..., None]] = [] if rank() else [CsvLog(path, last_step)]
+    if logs and is_for_tensorboard:
+        training = path.parent
+        folder = training.parents[1] / "tensorboard" / training.parent.name / training.name / path.stem
+        logs.append(TensorBoardLog(folder, last_step))
 
-    def both(step: int, **values: float) -> None:
-        csv(step, **values)
-        board(step, **values)
+    def write(step: int, **values: float) -> None:
+        for log in logs:
+            log(step, **values)
 
-    return both
+    return write
 
 
 def publish_curves(work: Path, curves: Path) -> None:

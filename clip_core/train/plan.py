@@ -15,9 +15,8 @@ from clip_core.config.stage1 import Stage1
 from clip_core.config.stage2 import Stage2
 from clip_core.config.train import Train
 from clip_core.errors import UserError, told_to_the_user
-from clip_core.image import AS_RELEASED
 from clip_core.model.contract import Architecture, TextArchitecture
-from clip_core.model.registry import VOCABULARY, shape_of
+from clip_core.model.registry import shape_of
 from clip_core.model.text_tower import with_positions
 from clip_core.params_file import read_yaml, validated
 from clip_core.project import project_root
@@ -38,12 +37,8 @@ class Stages(Section):
     train: Train
 
     def setups(self) -> dict[str, Setup]:
-        """As `stages.stage1` and `stages.stage2` lay them out."""
-        second, files = self.stage2, Path(self.stage2.path)
-        return {
-            "stage1": Setup(self.stage1, 0, is_image_tower_frozen=True, num_views=self.stage1.num_views),
-            "stage2": Setup(second, 0, False, second.patch_dropout, second.lora, distill=second.distill, files=files),
-        }
+        """Those of both, by their names."""
+        return {"stage1": Setup.of(self.stage1, 0), "stage2": Setup.of(self.stage2, 0)}
 
     def architecture(self) -> Architecture:
         """The model's, with the vocabulary of the released models: that of the weights may be smaller."""
@@ -51,11 +46,13 @@ class Stages(Section):
         options = with_positions(shape.text_tower, self.model.context_length)
         return Architecture(
             image_tower=shape.image_tower,
-            text_tower=TextArchitecture(name=shape.text_tower.name, options=options, vocab_size=VOCABULARY),
+            text_tower=TextArchitecture(
+                name=shape.text_tower.name, options=options, vocab_size=shape.family.vocabulary
+            ),
             embed_dim=shape.embed_dim,
             image_size=self.model.image_size,
             context_length=self.model.context_length,
-            preprocessing=AS_RELEASED,
+            preprocessing=shape.family.preprocessing,
             matryoshka=self.model.matryoshka,
         )
 

@@ -2,12 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from clip_core.config.loader import Loader
-from clip_core.config.stage2 import Distill, Lora
+from clip_core.config.stage1 import Stage1
+from clip_core.config.stage2 import Distill, Lora, Stage2
 from clip_core.config.training import Training
 from clip_core.data.pictures import AsNeeded, Kept, Pictures, decoded
 from clip_core.data.store import Store
@@ -32,6 +34,14 @@ class Setup:
     num_views: int | None = None  # of each picture, which a frozen tower encodes beforehand
     distill: Distill | None = None
     files: Path = Path()  # the folder in which the teacher lies
+
+    @classmethod
+    def of(cls, params: Stage1 | Stage2, seed: int) -> Self:
+        """That of the stage whose params these are."""
+        if isinstance(params, Stage1):
+            return cls(params, seed, is_image_tower_frozen=True, num_views=params.num_views)
+        files = Path(params.path)
+        return cls(params, seed, False, params.patch_dropout, params.lora, distill=params.distill, files=files)
 
     def pictures(self, store: Store, contract: Contract, keep: bool = True) -> Pictures:
         """The pixels that it trains on, decoded now where it sees them in each epoch and may keep them."""

@@ -30,7 +30,7 @@ from clip_core.model.contract import Architecture, Made
 from clip_core.model.registry import MODELS, Shape, shape_of
 from clip_core.model.text_start import text_start
 from clip_core.model.weights import save_weights
-from stages.stage2 import setup_of
+from clip_core.train.setup import Setup
 from stages.training import Paths, train_stage
 from tests.conftest import ROOT, new_project, run_in
 
@@ -107,7 +107,7 @@ def trained(
     out, begun = folder / "weights", time.monotonic()
     every = StageInterval(log_every=40, save_every=steps, evaluate_every=steps)
     paths = Paths(packed, folder / "start", out, folder / "curves")
-    train_stage("stage2", "stages.stage2", setup_of(section, seed), every, params.loader, paths)
+    train_stage("stage2", "stages.stage2", Setup.of(section, seed), every, params.loader, paths)
     seconds = time.monotonic() - begun
     test = open_store(packed / "test")
     benchmark = read_benchmark(test)

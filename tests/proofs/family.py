@@ -4,7 +4,19 @@ import re
 import subprocess
 import sys
 
-SLOW = ("vit-l-14", "vit-l-14-336", "vit-h-14")
+SLOW = (
+    "vit-l-14",
+    "vit-l-14-336",
+    "vit-h-14",
+    "siglip2-b-16-256",
+    "siglip2-b-16-384",
+    "siglip2-l-16-256",
+    "siglip2-l-16-384",
+    "siglip2-so400m-14-224",
+    "siglip2-so400m-14-384",
+    "siglip2-so400m-16-256",
+    "siglip2-so400m-16-384",
+)
 
 
 def prove() -> dict:

@@ -9,7 +9,7 @@ import time
 from itertools import cycle
 from pathlib import Path
 
-from clip_core.recipe import apply_recipe
+from clip_core.recipe import apply_recipes
 from tests.conftest import copy_of, new_project, run_in
 from tests.kills import (
     REPRO,
@@ -37,7 +37,7 @@ def prove() -> dict:
     draw = random.Random(time.time_ns())  # other moments each time
     with tempfile.TemporaryDirectory() as scratch:
         undisturbed = new_project(Path(scratch) / "undisturbed")
-        apply_recipe(undisturbed / "recipes" / "smoke.yaml", undisturbed / "params.yaml")
+        apply_recipes([undisturbed / "recipes" / "smoke.yaml"], undisturbed / "params.yaml")
         run_in(undisturbed, "dvc", "repro")
         project = copy_of(undisturbed, Path(scratch))
         kills = killed(draw, project, undisturbed, STAGES, NUM_KILLS)

@@ -18,6 +18,8 @@ VICTIMS = {
     "image_preprocess": signal.SIGKILL,
     "image_core": signal.SIGKILL,
     "clip_search": signal.SIGKILL,
+    "clip_similar": signal.SIGKILL,
+    "clip_classify": signal.SIGKILL,
     "bin/tritonserver": signal.SIGKILL,
     "text_core, stopped": signal.SIGSTOP,
     "bin/tritonserver, stopped": signal.SIGSTOP,

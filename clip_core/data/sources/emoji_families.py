@@ -3,8 +3,9 @@
 import re
 import tomllib
 from functools import cache
-from hashlib import sha256
 from pathlib import Path
+
+from clip_core.data.sources import split
 
 TABLE = Path(__file__).with_name("emoji_families.toml")
 PERSON = re.compile(r"^(man|woman|men|women|person|people)\b:? ?")
@@ -24,10 +25,7 @@ def family_of(subgroup: str, en_name: str) -> str:
 
 def split_of(family: str, unseen_percent: int) -> str:
     """The split that alone may hold the family's concepts, or `train` for a family that is seen in training."""
-    bucket = int.from_bytes(sha256(f"{SALT}/{family}".encode()).digest()[:4]) % 100
-    if bucket < unseen_percent:
-        return "test"
-    return "valid" if bucket < 2 * unseen_percent else "train"
+    return split.split_of(f"{SALT}/{family}", unseen_percent, unseen_percent)
 
 
 @cache

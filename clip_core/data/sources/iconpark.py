@@ -10,6 +10,7 @@ from clip_core.config.sources import IconparkSource
 from clip_core.data.pairs import ORIGIN
 from clip_core.data.sources import Harvest, Part
 from clip_core.data.sources.drawn_cache import licences_in
+from clip_core.data.sources.split import split_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,7 +35,9 @@ def harvest(data: IconparkSource, _part: Part) -> Harvest:
     licences = licences_in(cache)
     icons = pd.read_parquet(cache / "concepts.parquet")
     icons["family"] = [family_of(title) for title in icons["title"]]
-    icons["split"] = [split_of(family, data) for family in icons["family"]]
+    # by the family alone, so that a larger share moves nothing out of test
+    percents = data.valid_percent or 0, data.test_percent or 0
+    icons["split"] = [split_of(family, *percents) for family in icons["family"]]
     drawn = pd.read_parquet(cache / "pictures.parquet", columns=["artwork", "name"])
     drawn["image_id"] = drawn["artwork"] + "/" + drawn["name"]
     drawn["licence"] = drawn["artwork"].map(licences)
@@ -54,15 +57,6 @@ def family_of(title: str) -> str:
     """The title without the number that its makers put behind drawings of the same thing."""
     title = title.casefold()
     return COPY.sub("", title) or title
-
-
-def split_of(family: str, data: IconparkSource) -> str:
-    """The split of the family's icons: a function of it alone, so that a larger share moves nothing out of test."""
-    bucket = int.from_bytes(sha256(family.encode()).digest()[:4]) % 100
-    in_test = data.test_percent or 0
-    if bucket < in_test:
-        return "test"
-    return "valid" if bucket < in_test + (data.valid_percent or 0) else "train"
 
 
 def captions_of(icons: "pd.DataFrame") -> Iterator[dict[str, str]]:

@@ -1,7 +1,6 @@
 """Which texts name which pictures in a split's two files, cut into parts: made once for each content of the files."""
 
 import json
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from hashlib import sha256
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from clip_core.config.section import hash_of
 from clip_core.data.sources import muge_lines
 from clip_core.data.sources.folders import PART_BYTES, PART_PICTURES
+from clip_core.data.tables import connected
 from clip_core.kept import hashes_of, keep
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 PART_PAIRS = 50_000
-MEMORY = "500MB"  # above it DuckDB works on disk
 BATCH_ROWS, BATCH_SIZE = 10_000, 2**24  # rows, characters and ids on their way into the database at once
 WHERE = ("part", "line", "offset", "length")
 
@@ -104,7 +103,7 @@ def index_of(pictures: Path, texts: Path, is_held_out: bool) -> Index:
 def _make(folder: Path, pictures: Path, texts: Path, is_held_out: bool) -> None:
     """Fills the folder of the index."""
     work = folder / "work.duckdb"
-    with _opened(work) as database:
+    with connected(folder / "spilled", work) as database:
         database.execute(TABLES)
         _insert(database, "pictures", muge_lines.pictures_in(pictures))
         _insert(database, "texts", muge_lines.texts_in(texts))
@@ -125,20 +124,6 @@ def _make(folder: Path, pictures: Path, texts: Path, is_held_out: bool) -> None:
     of_pictures = [digest + digests["pairs"].get(part, "") for part, digest in digests["pictures"].items()]
     about = counts | {"digests": {"pictures": of_pictures, "rest": list(digests["rest"].values())}}
     (folder / "about.json").write_text(json.dumps(about), encoding="utf-8")
-
-
-def _opened(file: Path) -> "DuckDBPyConnection":
-    import duckdb
-
-    return duckdb.connect(
-        file,
-        config={
-            "memory_limit": MEMORY,
-            "temp_directory": str(file.with_name("spilled")),
-            "threads": min(4, os.cpu_count() or 1),
-            "preserve_insertion_order": False,
-        },
-    )
 
 
 def _insert(database: "DuckDBPyConnection", table: str, rows: Iterable[tuple]) -> None:

@@ -1,9 +1,10 @@
 """Which of a benchmark's pictures and texts training data have, too: the same, and such as look or read the same."""
 
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -90,18 +91,9 @@ def _write_facts(shelf: Shelf, folder: Path) -> None:
 
     kinds = {"actual_sha256": pa.string(), "difference_hash": pa.uint64(), "thumbnail": pa.binary()}
     schema = pa.schema([("sha256", pa.string()), ("difference_hash", pa.uint64()), ("thumbnail", pa.binary())])
+    facts_of_all = facts_of(zip(shelf.image_ids, shelf.read(), strict=True), MAX_PIXELS)
     with pq.ParquetWriter(folder / "facts.parquet", schema) as writer:
-        for some in _by(ROWS, facts_of(zip(shelf.image_ids, shelf.read(), strict=True), MAX_PIXELS)):
+        while some := list(islice(facts_of_all, ROWS)):
             known = [facts for facts in some if "difference_hash" in facts]
             columns = [pa.array([facts[name] for facts in known], kind) for name, kind in kinds.items()]
             writer.write_table(pa.table(columns, schema=schema))
-
-
-def _by(size: int, facts: Iterable[dict]) -> Iterable[list[dict]]:
-    some = []
-    for one in facts:
-        some.append(one)
-        if len(some) == size:
-            yield some
-            some = []
-    yield some

@@ -9,7 +9,8 @@ from clip_core.evaluate.benchmarks.described import RELEASED, Benchmark
 from clip_core.files import atomic_write
 
 FILE, PAGE = "table.json", "table.md"
-SAME = ("benchmark", "weights_id", "templates")  # a newer row with these takes the place of an older one
+# A newer row, or comparison, with the same of these takes the place of an older one.
+ROW, COMPARISON = ("benchmark", "weights_id", "templates"), ("benchmark", "metric", "weights_id", "minus_weights_id")
 IN_TRAINING = "in training data, alike (the same)"
 LABELS = {
     "text_to_image_recall@1": "text → image R@1",
@@ -32,15 +33,11 @@ LABELS = {
 
 def add_rows(folder: Path, rows: Sequence[dict], comparisons: Sequence[dict]) -> dict:
     """Adds rows and comparisons to the table in `folder`, each in the place of its like, and writes its page."""
-    table = read_table(folder)
-    kept = [row for row in table["rows"] if all(_key(row) != _key(new) for new in rows)]
-    same = {(new["benchmark"], new["metric"], new["weights_id"], new["minus_weights_id"]) for new in comparisons}
-    old = [
-        row
-        for row in table["comparisons"]
-        if (row["benchmark"], row["metric"], row["weights_id"], row["minus_weights_id"]) not in same
-    ]
-    table = {"rows": [*kept, *rows], "comparisons": [*old, *comparisons]}
+    before = read_table(folder)
+    table = {
+        "rows": _renewed(before["rows"], rows, ROW),
+        "comparisons": _renewed(before["comparisons"], comparisons, COMPARISON),
+    }
     atomic_write(folder / FILE, json.dumps(table, indent=1, ensure_ascii=False) + "\n")
     atomic_write(folder / PAGE, page_of(table))
     return table
@@ -100,8 +97,9 @@ def _of_paper(rows: Sequence[Mapping]) -> dict[tuple[str, str], dict[str, float]
     }
 
 
-def _key(row: Mapping) -> tuple:
-    return tuple(row[name] for name in SAME)
+def _renewed(old: Sequence[dict], new: Sequence[dict], key: tuple[str, ...]) -> list[dict]:
+    known = [[row[name] for name in key] for row in new]
+    return [*(row for row in old if [row[name] for name in key] not in known), *new]
 
 
 def _line(*cells: str) -> str:

@@ -1,4 +1,4 @@
-"""The commands `import SOURCE WEIGHTS_FOLDER` and `export WEIGHTS_FOLDER OUT --format ofa|transformers`."""
+"""The commands `import SOURCE WEIGHTS_FOLDER` and `export WEIGHTS_FOLDER OUT --format ofa|transformers|timm`."""
 
 import argparse
 from pathlib import Path
@@ -36,12 +36,15 @@ def _parser() -> argparse.ArgumentParser:
     bring = commands.add_parser(
         "import",
         help="makes a weights folder of a checkpoint; nothing in it is executed",
-        description="SOURCE: a .pt file of OFA-Sys (Chinese-CLIP), a transformers folder of a ChineseCLIP, an image "
-        "tower of timm, open_clip or transformers, or a BERT folder. What it is and its shape are recognised.",
+        description="SOURCE: a .pt file of OFA-Sys (Chinese-CLIP), a transformers folder of a ChineseCLIP or of a "
+        "SigLIP 2, an image tower of timm, open_clip or transformers, or a BERT folder. What it is and its shape are "
+        "recognised.",
     )
     bring.add_argument("source", type=Path, metavar="SOURCE")
     bring.add_argument("weights_folder", type=Path, metavar="WEIGHTS_FOLDER", help="a new one, or an earlier import")
-    bring.add_argument("--vocab", type=Path, metavar="FILE", help="the vocab.txt, where SOURCE comes without one")
+    bring.add_argument(
+        "--vocab", type=Path, metavar="FILE", help="vocab.txt (SigLIP 2: tokenizer.json) where SOURCE comes without it"
+    )
     bring.add_argument("--image-size", type=_count, metavar="N", help="resizes the positions to N x N pixels")
     bring.add_argument(
         "--context-length", type=_count, metavar="N", help="texts are cut at N tokens (as in the releases: 52)"
@@ -49,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     take = commands.add_parser("export", help="writes a weights folder in another format")
     take.add_argument("weights_folder", type=Path, metavar="WEIGHTS_FOLDER")
     take.add_argument("out", type=Path, metavar="OUT", help="the new .pt file (ofa) or folder (transformers)")
-    take.add_argument("--format", required=True, choices=("ofa", "transformers"))
+    take.add_argument("--format", required=True, choices=("ofa", "transformers", "timm"))
     return parser
 
 

@@ -1,4 +1,4 @@
-"""Takes weights out: as a file of OFA-Sys, which `cn_clip` loads, or as a folder of transformers."""
+"""Takes weights out: as a file of OFA-Sys, which `cn_clip` loads, or as a folder of transformers or timm."""
 
 import json
 import time
@@ -13,20 +13,23 @@ from clip_core.files import atomic_write, replacing_file, replacing_folder
 from clip_core.image import AS_RELEASED, Preprocessing
 from clip_core.model.clip import CLIP
 from clip_core.model.contract import TOKENIZER_FILE, Architecture, Contract, read_contract, weights_id
+from clip_core.model.pretrained.image_side import ImageSide, timm_folder
 from clip_core.model.pretrained.model_card import model_card
 from clip_core.model.pretrained.names import OFA, OFA_RESNET, TRANSFORMERS, to_theirs
 from clip_core.model.pretrained.recognise import name_of
 from clip_core.model.pretrained.released_vocabulary import is_released_text, vocabulary_of
 from clip_core.model.pretrained.saving import check_export_place, save_checkpoint, save_tensors
+from clip_core.model.pretrained.siglip_export import write_siglip
 from clip_core.model.pretrained.transformers_config import (
     config_of,
     processor_config,
     tokenizer_config,
     vision_config,
 )
+from clip_core.model.registry import SIGLIP_TEXT
 from clip_core.model.weights import load_weights
 
-Format = Literal["ofa", "transformers"]
+Format = Literal["ofa", "transformers", "timm"]
 CN_CLIP_NAMES = {  # vision_model_name, text_model_name and input_resolution of cn_clip.clip.load_from_name
     "rn50": ("RN50", "RBT3-chinese", 224),
     "vit-b-32": ("ViT-B-32", "RoBERTa-wwm-ext-base-chinese", 224),
@@ -46,19 +49,47 @@ def export_weights(folder: Path, out: Path, form: Format) -> None:
     start = time.monotonic()
     check_export_place(out)
     contract = read_contract(folder)
-    vocabulary = _vocabulary(folder, form)
     print(f"{folder}: {name_of(contract.architecture)}, {form}", flush=True)
-    model = load_weights(folder)
-    tensors = _named(model, form)
-    if form == "ofa":
-        _check_cn_clip(model, vocabulary)
-        lines = _write_ofa(tensors, contract, out)
+    if form == "timm":
+        lines = _write_timm(load_weights(folder), out)
+    elif form == "transformers" and contract.architecture.text_tower.name == SIGLIP_TEXT:
+        lines = write_siglip(load_weights(folder), folder, out)
     else:
-        lines = _write_transformers(tensors, model, vocabulary, folder, out)
+        lines = _write_chinese_clip(folder, contract, out, form)
     for note in _notes(contract, AS_RELEASED if form == "ofa" else AS_IN_TRANSFORMERS):
         print(f"note: {note}")
     print(f"wrote {out} in {time.monotonic() - start:.1f} s; to load it:")
     print("\n".join(f"  {line}" for line in lines))
+
+
+def _write_chinese_clip(folder: Path, contract: Contract, out: Path, form: Format) -> list[str]:
+    if (name := contract.architecture.text_tower.name) != "bert":
+        raise UserError(f"the format {form} can not hold these weights: its text tower is a BERT, not {name!r}")
+    vocabulary = _vocabulary(folder, form)
+    model = load_weights(folder)
+    tensors = _named(model, form)
+    if form == "ofa":
+        _check_cn_clip(model, vocabulary)
+        return _write_ofa(tensors, contract, out)
+    return _write_transformers(tensors, model, vocabulary, folder, out)
+
+
+def _write_timm(model: CLIP, out: Path) -> list[str]:
+    """The image tower alone; a projection is its classifier."""
+    projection = model.image_projection.state_dict()
+    side = ImageSide(
+        recognised=model.architecture.image_tower,
+        image_size=model.architecture.image_size,
+        tower=model.image_tower.state_dict(),
+        projection=projection.get("weight"),
+        projection_bias=projection.get("bias"),
+        logit_scale=model.logit_scale.item(),
+    )
+    tensors, config = timm_folder(side, model.architecture.preprocessing)
+    with replacing_folder(out) as aside:
+        save_tensors(tensors, aside / "model.safetensors")
+        atomic_write(aside / "config.json", json.dumps(config, indent=2) + "\n")
+    return [f"timm.create_model('local-dir:{out}', pretrained=True)"]
 
 
 def _vocabulary(folder: Path, form: Format) -> str:
@@ -76,9 +107,6 @@ def _named(model: CLIP, form: Format) -> dict[str, Tensor]:
             "transformers has no class for a Chinese-CLIP with a ResNet (rn50): its ChineseCLIPModel has a ViT alone; "
             "export it with --format ofa"
         )
-    tower = model.architecture.text_tower
-    if tower.name != "bert":
-        raise UserError(f"the format {form} can not hold these weights: its text tower is a BERT, not {tower.name!r}")
     try:
         return to_theirs(model.state_dict(), TRANSFORMERS if form == "transformers" else OFA_RESNET if resnet else OFA)
     except ValueError as error:
@@ -129,7 +157,9 @@ def _write_transformers(tensors: dict[str, Tensor], model: CLIP, vocabulary: str
     architecture = model.architecture
     contents = {
         "config.json": config_of(model),
-        "preprocessor_config.json": processor_config(architecture.preprocessing, architecture.image_size),
+        "preprocessor_config.json": processor_config(
+            architecture.preprocessing, architecture.image_size, "ChineseCLIP"
+        ),
         "tokenizer_config.json": tokenizer_config(architecture.context_length),
     }
     with replacing_folder(out) as aside:
@@ -138,7 +168,7 @@ def _write_transformers(tensors: dict[str, Tensor], model: CLIP, vocabulary: str
             atomic_write(aside / name, json.dumps(content, indent=2) + "\n")
         atomic_write(aside / "vocab.txt", vocabulary)
         atomic_write(aside / TOKENIZER_FILE, (folder / TOKENIZER_FILE).read_bytes())
-        atomic_write(aside / "README.md", model_card(read_contract(folder), weights_id(folder)))
+        atomic_write(aside / "README.md", model_card(read_contract(folder), weights_id(folder), "ChineseCLIP"))
     return [
         f"transformers.ChineseCLIPModel.from_pretrained({str(out)!r})",
         f"transformers.ChineseCLIPProcessor.from_pretrained({str(out)!r}, backend='pil')",
@@ -154,7 +184,7 @@ def _notes(contract: Contract, there: Preprocessing) -> list[str]:
         if getattr(here, name) != getattr(there, name)
     ]
     notes = [f"pictures of rare kinds are prepared otherwise there: {'; '.join(differing)}"] if differing else []
-    if contract.context_length != 52:
+    if contract.context_length != 52 and contract.architecture.text_tower.name == "bert":
         notes.append(f"texts are cut at {contract.context_length} tokens here; cn_clip cuts them at 52 if not told")
     if contract.architecture.matryoshka:
         notes.append(

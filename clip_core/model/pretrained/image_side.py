@@ -9,6 +9,7 @@ from torch import Tensor
 
 from clip_core.config.model import ImageTower
 from clip_core.errors import UserError
+from clip_core.image import AS_SEEN, AS_SIGLIP2, Preprocessing
 from clip_core.model.image_tower import make_image_tower
 from clip_core.model.pretrained.checkpoint import Checkpoint, read_checkpoint
 from clip_core.model.pretrained.names import (
@@ -87,6 +88,37 @@ def image_side_in(checkpoint: Checkpoint, tower: ImageTower | None = None, image
         projection_bias=ours.get(f"{PROJECTION}bias"),
         logit_scale=scale,
     )
+
+
+def timm_folder(side: ImageSide, preprocessing: Preprocessing) -> tuple[dict[str, Tensor], dict]:
+    """The tensors and the config.json of a folder as timm has them; the projection is its classifier."""
+    head = "head.proj." if "head.pos_embed" in side.tower else "head."
+    projection: dict[str, Tensor] = {}
+    if side.projection is not None:
+        bias = side.projection_bias
+        projection[f"{head}weight"] = side.projection
+        projection[f"{head}bias"] = torch.zeros(len(side.projection)) if bias is None else bias
+    num_classes = 0 if side.projection is None else len(side.projection)
+    config = {
+        "architecture": side.recognised.name,
+        "model_args": {**side.recognised.options, "img_size": side.image_size},
+        "num_classes": num_classes,
+        "pretrained_cfg": {
+            "input_size": [3, side.image_size, side.image_size],
+            "crop_pct": 1.0,
+            "interpolation": preprocessing.resize.removeprefix("squash-"),
+            "mean": preprocessing.mean,
+            "std": preprocessing.std,
+            "num_classes": num_classes,
+        },
+        "logit_scale": side.logit_scale,  # ours; timm has no place for it
+    }
+    return {**side.tower, **projection}, config
+
+
+def prepared_for(tower: ImageTower) -> Preprocessing:
+    """How the pictures were prepared that released weights of such a tower were trained with."""
+    return AS_SIGLIP2 if "_siglip" in tower.name else AS_SEEN
 
 
 def _image_tensors(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], Table]:

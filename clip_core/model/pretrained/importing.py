@@ -1,11 +1,8 @@
-"""Brings a checkpoint in: a Chinese-CLIP as a weights folder, half a CLIP as a folder that stage init reads."""
+"""Brings a checkpoint in: a whole CLIP as a weights folder, half a CLIP as a folder that stage init reads."""
 
 import json
 import time
 from pathlib import Path
-
-import torch
-from torch import Tensor
 
 from clip_core.config.model import Options
 from clip_core.config.section import hash_of
@@ -14,10 +11,11 @@ from clip_core.files import atomic_write, replacing_folder
 from clip_core.image import AS_RELEASED
 from clip_core.model.contract import Made
 from clip_core.model.pretrained.checkpoint import Checkpoint, read_checkpoint
-from clip_core.model.pretrained.image_side import ImageSide, image_side_in
-from clip_core.model.pretrained.released import CONTEXT_LENGTH, is_chinese_clip, released_in
+from clip_core.model.pretrained.image_side import image_side_in, prepared_for, timm_folder
+from clip_core.model.pretrained.released import CONTEXT_LENGTH
 from clip_core.model.pretrained.released_vocabulary import is_released
 from clip_core.model.pretrained.saving import check_import_place, save_tensors
+from clip_core.model.pretrained.whole import is_whole, whole_in
 from clip_core.model.text_start import UNUSED_OF_BERT, architecture_of_bert, load_bert
 from clip_core.model.text_tower import TextTower
 from clip_core.model.weights import save_weights
@@ -38,8 +36,8 @@ def import_checkpoint(
     checkpoint = read_checkpoint(source)
     num_tensors = len(checkpoint.tensors)
     print(f"{source}: {num_tensors:,} tensors, {checkpoint.num_bytes / MIB:,.0f} MiB", flush=True)
-    if is_chinese_clip(checkpoint):
-        _import_chinese_clip(checkpoint, folder, vocab, image_size, context_length)
+    if is_whole(checkpoint):
+        _import_whole(checkpoint, folder, vocab, image_size, context_length)
     elif any(name.endswith("embeddings.word_embeddings.weight") for name in checkpoint.tensors):
         _refuse(source, "a BERT", {"vocab": vocab, "image-size": image_size, "context-length": context_length})
         _import_bert(checkpoint, folder)
@@ -58,10 +56,10 @@ def _refuse(source: Path, kind: str, options: dict[str, object]) -> None:
         )
 
 
-def _import_chinese_clip(
+def _import_whole(
     checkpoint: Checkpoint, folder: Path, vocab: Path | None, image_size: int | None, context_length: int | None
 ) -> None:
-    released = released_in(checkpoint, vocab, image_size, context_length)
+    released = whole_in(checkpoint, vocab, image_size, context_length)
     model, architecture = released.model, released.model.architecture
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     image, text = architecture.image_tower, architecture.text_tower
@@ -114,7 +112,7 @@ def _import_bert(checkpoint: Checkpoint, folder: Path) -> None:
 
 def _import_image_side(checkpoint: Checkpoint, folder: Path, image_size: int | None) -> None:
     side = image_side_in(checkpoint, None, image_size)
-    tensors, config = timm_folder(side)
+    tensors, config = timm_folder(side, prepared_for(side.recognised))
     with replacing_folder(folder) as aside:
         save_tensors(tensors, aside / "model.safetensors")
         atomic_write(aside / "config.json", _json({**config, "source": checkpoint.fingerprint()}))
@@ -125,32 +123,6 @@ def _import_image_side(checkpoint: Checkpoint, folder: Path, image_size: int | N
     print("  projection " + ("none" if side.projection is None else f"to {len(side.projection)} dimensions"))
     print("  logit_scale " + ("none" if side.logit_scale is None else f"{side.logit_scale:.4f}"))
     print(f"half a CLIP, to start training from: in params.yaml init {{from: towers, image_tower: {folder.name}, ...}}")
-
-
-def timm_folder(side: ImageSide) -> tuple[dict[str, Tensor], dict]:
-    """The tensors and the config.json of a folder as timm has them; the projection is its classifier."""
-    head = "head.proj." if "head.pos_embed" in side.tower else "head."
-    projection: dict[str, Tensor] = {}
-    if side.projection is not None:
-        bias = side.projection_bias
-        projection[f"{head}weight"] = side.projection
-        projection[f"{head}bias"] = torch.zeros(len(side.projection)) if bias is None else bias
-    num_classes = 0 if side.projection is None else len(side.projection)
-    config = {
-        "architecture": side.recognised.name,
-        "model_args": {**side.recognised.options, "img_size": side.image_size},
-        "num_classes": num_classes,
-        "pretrained_cfg": {
-            "input_size": [3, side.image_size, side.image_size],
-            "crop_pct": 1.0,
-            "interpolation": "bicubic",
-            "mean": AS_RELEASED.mean,
-            "std": AS_RELEASED.std,
-            "num_classes": num_classes,
-        },
-        "logit_scale": side.logit_scale,  # ours; timm has no place for it
-    }
-    return {**side.tower, **projection}, config
 
 
 def _json(content: dict) -> str:

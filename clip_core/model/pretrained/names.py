@@ -43,9 +43,8 @@ OPENAI_RESNET: Table = {
     _BOTTLENECK + r"shortcut\.conv\.conv\.(\w+)": r"visual.layer{+\1}.\2.downsample.0.\3",
     _BOTTLENECK + r"shortcut\.conv\.bn\.(\w+)": r"visual.layer{+\1}.\2.downsample.1.\3",
 }
-TRANSFORMERS_VIT: Table = {
+_TRANSFORMERS_TOWER: Table = {
     r"logit_scale": "logit_scale",
-    r"image_projection\.weight": "visual_projection.weight",
     r"image_tower\.cls_token": "vision_model.embeddings.class_embedding",
     r"image_tower\.pos_embed": "vision_model.embeddings.position_embedding.weight",
     r"image_tower\.patch_embed\.proj\.weight": "vision_model.embeddings.patch_embedding.weight",
@@ -56,6 +55,7 @@ TRANSFORMERS_VIT: Table = {
     _BLOCK + r"attn\.proj\.(\w+)": r"vision_model.encoder.layers.\1.self_attn.out_proj.\2",
     _BLOCK + r"mlp\.(fc\d)\.(\w+)": r"vision_model.encoder.layers.\1.mlp.\2.\3",
 }
+TRANSFORMERS_VIT: Table = {r"image_projection\.weight": "visual_projection.weight", **_TRANSFORMERS_TOWER}
 TIMM: Table = {
     r"logit_scale": "logit_scale",
     r"image_tower\.(.+)": r"\1",
@@ -71,6 +71,21 @@ TRANSFORMERS_TEXT: Table = {
 OFA: Table = {**OPENAI, **OFA_TEXT}
 OFA_RESNET: Table = {**OPENAI_RESNET, **OFA_TEXT}
 TRANSFORMERS: Table = {**TRANSFORMERS_VIT, **TRANSFORMERS_TEXT}
+
+_POOL = r"image_tower\.attn_pool\."
+SIGLIP: Table = {
+    **_TRANSFORMERS_TOWER,
+    r"logit_bias": "logit_bias",
+    r"image_tower\.patch_embed\.proj\.bias": "vision_model.embeddings.patch_embedding.bias",
+    _POOL + r"latent": "vision_model.head.probe",
+    _POOL + r"q\.(\w+)": r"vision_model.head.attention.q_proj.\1",  # theirs as in siglip.py: `apart`
+    _POOL + r"kv\.(\w+)": r"vision_model.head.attention.{k,v}_proj.\1",
+    _POOL + r"proj\.(\w+)": r"vision_model.head.attention.out_proj.\1",
+    _POOL + r"norm\.(\w+)": r"vision_model.head.layernorm.\1",
+    _POOL + r"mlp\.(fc\d)\.(\w+)": r"vision_model.head.mlp.\1.\2",
+    r"text_projection\.(\w+)": r"text_model.head.\1",
+    r"text_tower\.encoder\.(.+)": r"text_model.\1",
+}
 
 TRANSPOSED = {"visual.proj", "text_projection"}
 WITHOUT_BATCH = {  # (width,) and (positions, width), where ours have a first dimension of 1

@@ -79,7 +79,11 @@ def recognise_vit(
 
 
 def for_size(tower: ImageTower, image_size: int) -> ImageTower:
-    """The tower under the name that timm has for it at this size: L/14 has one of its own for 336."""
+    """The tower under the name that timm has for it at this size: L/14 has one of its own for 336, SigLIP many."""
+    if siglip := re.fullmatch(r"(vit_\w+_siglip)_\d{3}", tower.name):
+        name = f"{siglip[1]}_{image_size}"
+        known = any(model.image_tower.name == name for model in MODELS.values())
+        return tower.model_copy(update={"name": name}) if known else tower
     large = re.fullmatch(r"(vit_large_patch14_clip(?:_quickgelu)?)_(224|336)", tower.name)
     return tower.model_copy(update={"name": f"{large[1]}_{336 if image_size == 336 else 224}"}) if large else tower
 

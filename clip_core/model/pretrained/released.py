@@ -15,7 +15,7 @@ from clip_core.errors import UserError
 from clip_core.image import AS_RELEASED, Preprocessing
 from clip_core.model.clip import CLIP
 from clip_core.model.contract import Architecture, TextArchitecture
-from clip_core.model.pretrained.checkpoint import Checkpoint, read_checkpoint, read_json
+from clip_core.model.pretrained.checkpoint import Checkpoint, read_json
 from clip_core.model.pretrained.names import OFA, OFA_RESNET, TRANSFORMERS, Table, to_ours
 from clip_core.model.pretrained.positions import check_image_size, resize_all_positions
 from clip_core.model.pretrained.recognise import (
@@ -40,10 +40,10 @@ PROCESSOR = {  # what a preprocessor_config.json may say, and what is done here
     "do_rescale": True,
     "do_normalize": True,
     "rescale_factor": 1 / 255,
-    "resample": 3,  # bicubic
 }
+RESAMPLE = {3: "squash-bicubic", 2: "squash-bilinear"}
 UNUSED = re.compile(r"(bert|text_model)\.pooler\..+|.+\.(position_ids|token_type_ids)")
-RARE = ("resize", "convert", "orientation", "grey16", "background")  # which transformers has no words for
+RARE = ("convert", "orientation", "grey16", "background")  # which transformers has no words for
 FUSED = re.compile(r"(?P<layer>bert\..+\.attention)\.self\.(?P<part>Wqkv|out_proj)\.(?P<kind>weight|bias)")
 
 
@@ -56,19 +56,6 @@ class Released:
     name: str  # in the registry; "custom" for others
     vocabulary: Path
     unused: list[str]  # tensors of the source that no feature depends on
-
-
-def read_released(
-    source: Path, vocab: Path | None = None, image_size: int | None = None, context_length: int | None = None
-) -> tuple[CLIP, str]:
-    """The model (fp32, eval mode) in an OFA-Sys file or a transformers folder, and its tokenizer.json.
-
-    With `image_size` the positions are resized to pictures of that size. Texts are cut at `context_length` tokens;
-    None: at what an export of ours says, else at 52. Raises UserError that lists all that is missing, unexpected or
-    of another shape.
-    """
-    released = released_in(read_checkpoint(source), vocab, image_size, context_length)
-    return released.model, released.tokenizer_json
 
 
 def is_chinese_clip(checkpoint: Checkpoint) -> bool:
@@ -87,8 +74,8 @@ def released_in(
     try:
         table = _table(theirs)
         image, shape, vocab_size = _recognise(theirs, table, checkpoint.config)
-        preprocessing, own_length = _as_prepared(checkpoint.source, image.image_size)
-        context_length = context_length or own_length
+        preprocessing, own_length = as_prepared(checkpoint.source, image.image_size, AS_RELEASED)
+        context_length = context_length or own_length or CONTEXT_LENGTH
         architecture = _architecture(shape, image.image_size, vocab_size, context_length, preprocessing)
         model = without_weights(architecture)
         ours = to_ours(theirs, model.state_dict(), table)
@@ -134,14 +121,16 @@ def _recognise(tensors: dict[str, Tensor], table: Table, config: dict[str, Any])
     return image, Shape(image.tower, text_tower, embed_dim_of(tensors, table)), vocab_size
 
 
-def _as_prepared(source: Path, image_size: int) -> tuple[Preprocessing, int]:
-    """How pictures and texts were prepared: as in all releases, but for what the folder says itself."""
+def as_prepared(source: Path, image_size: int, usual: Preprocessing) -> tuple[Preprocessing, int | None]:
+    """How pictures were prepared, as `usual` but for what the folder says itself; and our exports' context_length."""
     path = source / "preprocessor_config.json"
     if not path.exists():
-        return AS_RELEASED, CONTEXT_LENGTH
+        return usual, None
     config = read_json(path)
     square = {"height": image_size, "width": image_size}
     wrong = [f"{k} {config[k]!r}" for k, here in PROCESSOR.items() if k in config and not _same(config[k], here)]
+    if (resample := config.get("resample", 3)) not in RESAMPLE:
+        wrong.append(f"resample {resample!r}")
     if config.get("size", square) != square:
         wrong.append(f"size {config['size']!r}")
     if config.get("do_center_crop") and config.get("crop_size", square) not in (image_size, square):
@@ -154,14 +143,15 @@ def _as_prepared(source: Path, image_size: int) -> tuple[Preprocessing, int]:
         )
     own = config.get(OWN)
     given = {key: config[f"image_{key}"] for key in ("mean", "std") if f"image_{key}" in config}
-    rest = own if isinstance(own, dict) else {k: getattr(AS_RELEASED, k) for k in RARE}
+    rest = own if isinstance(own, dict) else {k: getattr(usual, k) for k in RARE}
+    rest = {**rest, "resize": RESAMPLE[resample]}
     try:
         preprocessing = TypeAdapter(Preprocessing).validate_json(json.dumps(rest | given))
     except ValidationError as error:
         raise UserError(f"{path.name}: {error}") from None
     tokens = source / "tokenizer_config.json"
     length = read_json(tokens).get("model_max_length") if own and tokens.exists() else None
-    return preprocessing, length if isinstance(length, int) else CONTEXT_LENGTH
+    return preprocessing, length if isinstance(length, int) else None
 
 
 def _same(found: object, wanted: float) -> bool:

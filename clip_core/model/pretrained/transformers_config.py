@@ -1,11 +1,11 @@
 """The JSON files by which transformers knows a Chinese-CLIP."""
 
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
 from clip_core.image import Preprocessing
 from clip_core.model.clip import CLIP
-from clip_core.model.pretrained.released import OWN
+from clip_core.model.pretrained.released import OWN, RESAMPLE
 
 ACTIVATIONS = {"QuickGELU": "quick_gelu", "GELU": "gelu"}  # timm's classes
 
@@ -67,7 +67,9 @@ def vision_config(model: CLIP) -> dict[str, Any]:
     }
 
 
-def processor_config(preprocessing: Preprocessing, image_size: int) -> dict[str, Any]:
+def processor_config(
+    preprocessing: Preprocessing, image_size: int, family: Literal["ChineseCLIP", "Siglip"]
+) -> dict[str, Any]:
     """preprocessor_config.json: resized to the square directly; what transformers does by default crops the middle.
 
     Under OWN stands what transformers has no words for.
@@ -75,11 +77,11 @@ def processor_config(preprocessing: Preprocessing, image_size: int) -> dict[str,
     ours = {name: value for name, value in asdict(preprocessing).items() if name not in ("mean", "std")}
     return {
         OWN: ours,
-        "image_processor_type": "ChineseCLIPImageProcessor",
+        "image_processor_type": f"{family}ImageProcessor",
         "do_convert_rgb": True,
         "do_resize": True,
         "size": {"height": image_size, "width": image_size},
-        "resample": 3,  # bicubic
+        "resample": next(number for number, way in RESAMPLE.items() if way == preprocessing.resize),
         "do_center_crop": False,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
