@@ -41,6 +41,7 @@ def main(
     from clip_core.serve.assemble import Gallery, assemble
     from clip_core.serve.deploy import prove
     from clip_core.serve.golden import Seen, make_golden
+    from clip_core.serve.index import read_index
     from clip_core.serve.release import seal
     from clip_core.serve.truth import make_truth
 
@@ -51,7 +52,8 @@ def main(
     metrics = json.loads(offline.read_text(encoding="utf-8"))["all"]
     truth = make_truth(predictor, store, texts, asked.right_images, metrics)
     golden = make_golden(predictor, texts, {GALLERY: Seen(store, truth.image_features)}, params.deploy, params.top_k)
-    allowed = None if params.precision == "fp32" else params.max_recall_difference
+    is_exact = params.precision == "fp32" and read_index(index).approximate is None
+    allowed = None if is_exact else params.max_recall_difference
     with replacing_folder(release) as aside:
         release_id = assemble(
             onnx, {GALLERY: Gallery(store.folder, index)}, golden, params.top_k, params.deploy.triton, aside

@@ -42,12 +42,12 @@ def test_recall_is_the_share_of_the_full_sort_in_float64_that_a_search_in_float3
     best = np.argsort(-scores, axis=1)[:, :10]
     shares = [len({*found} & {*true}) / 10 for found, true in zip(top_k(features, queries, 10)[0], best, strict=True)]
     assert max(shares[:2]) < shares[2] == 1
-    assert recall_of(features, queries, 10) == pytest.approx(np.mean(shares))
+    assert recall_of(features, queries, top_k(features, queries, 10)[0]) == pytest.approx(np.mean(shares))
 
 
 def test_of_equal_pictures_each_is_right() -> None:
     features = np.array([[1.0, 0]] * 15 + [[0.0, 1]] * 15, dtype=np.float32)
-    assert recall_of(features, features[[0, 20]], 10) == 1.0
+    assert recall_of(features, features[[0, 20]], top_k(features, features[[0, 20]], 10)[0]) == 1.0
 
 
 def test_the_index_holds_the_features_of_the_export(release: Release) -> None:
@@ -60,7 +60,7 @@ def test_the_index_holds_the_features_of_the_export(release: Release) -> None:
 
 def test_an_index_below_the_gate_is_not_written(release: Release, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"finds 1.0000 of the true top 10; index.min_recall: 1.1"):
-        params = Index.model_construct(top_k=TOP_K, min_recall=1.1, metadata=())
+        params = Index.model_construct(kind="exact", top_k=TOP_K, min_recall=1.1, metadata=())
         build_index(release.onnx, release.store, list(release.truth.texts), params, tmp_path / "index")
     assert list(tmp_path.iterdir()) == []
 
@@ -92,7 +92,7 @@ def test_the_metadata_are_the_columns_of_the_pair_table_picture_by_picture(relea
 def test_a_column_that_says_nothing_of_a_picture_is_refused(
     column: str, said: str, release: Release, tmp_path: Path
 ) -> None:
-    params = Index(top_k=TOP_K, min_recall=1.0, metadata=(column,))
+    params = Index(kind="exact", top_k=TOP_K, min_recall=1.0, metadata=(column,))
     with pytest.raises(UserError, match=said):
         build_index(release.onnx, release.store, list(release.truth.texts), params, tmp_path / "index")
     assert list(tmp_path.iterdir()) == []

@@ -78,7 +78,9 @@ def make_release(folder: Path, store: "Store", seed: int, width: int | None = No
     texts = [benchmark.texts[i] for i in asked.asking_texts]
     limits = tiny_export(width=width)
     export(model, store, texts, limits, onnx)
-    build_index(onnx, store, texts, Index(top_k=TOP_K, min_recall=1.0, metadata=("family", "source")), index)
+    build_index(
+        onnx, store, texts, Index(kind="exact", top_k=TOP_K, min_recall=1.0, metadata=("family", "source")), index
+    )
     predictor = load(model, width=width)
     found = ranks(predictor.encode_texts(texts), encode_pictures(predictor, store), asked.right_images)
     metrics = {f"text_to_image_recall@{k}": {"value": recall_at(found, k)} for k in (1, 5, 10)}

@@ -1,6 +1,6 @@
 """`index`: how the gallery is searched."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -10,6 +10,7 @@ TopK = Annotated[int, Field(ge=1, le=100)]
 
 
 class Index(Section):
+    kind: Literal["exact", "hnsw", "ivf_pq"]
     top_k: TopK
     min_recall: Share  # of the index against the exact search
     metadata: tuple[Name, ...]  # columns of the pair table by which searches may be filtered

@@ -6,6 +6,7 @@ import binascii
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 from fastapi import APIRouter, Request, Response, Security
@@ -82,7 +83,9 @@ def api_of(upstream: Upstream, galleries: Galleries, wants_keys: bool) -> APIRou
             def drop(_queries: slice, candidates: slice, scores: Scores) -> None:
                 scores[:, ~are_searched[candidates]] = -np.inf
 
-            (places,), (scores,) = await asyncio.to_thread(top_k, pictures.index.features, wanted[None], end, drop)
+            index = pictures.index
+            search = partial(top_k, index.features, adjust=drop) if question.filter else index.top_k
+            (places,), (scores,) = await asyncio.to_thread(search, queries=wanted[None], k=end)
         page = slice(question.offset, end)
         found = [pictures.index.image_ids[place] for place in places[page]]
         among = num_pictures if question.image is None else None

@@ -54,7 +54,7 @@ SERVING_CODE = (
     *(f"clip_core/inference/{name}.py" for name in ("__init__", "calibration", "nearest", "onnx_towers", "prompts")),
     "clip_core/inference/prompts.toml",
     *(f"clip_core/model/{name}.py" for name in ("__init__", "contract")),
-    *(f"clip_core/serve/{name}.py" for name in ("__init__", "index", "queries")),
+    *(f"clip_core/serve/{name}.py" for name in ("__init__", "approximate", "index", "queries")),
     *(f"clip_core/serve/triton_{name}.py" for name in ("classify", "edge", "models", "search")),
 )
 
@@ -73,10 +73,14 @@ def assemble(onnx: Path, galleries: Mapping[str, Gallery], golden: Golden, k: in
     UserError when an index or the golden answers were made by other weights.
     """
     contract, weights = read_contract(onnx), weights_id(onnx)
+    approximate = {}
     for name, gallery in galleries.items():
         if not GALLERY_NAME.fullmatch(name):
             raise UserError(f"gallery {name!r}: a name has small letters, digits, - and _, and 32 of them at most")
-        made_by = read_index(gallery.index).weights_id
+        index = read_index(gallery.index)
+        if index.approximate:
+            approximate[name] = index.recall
+        made_by = index.weights_id
         if not made_by == weights == golden.weights_id:
             raise UserError(
                 f"{gallery.index}: made by weights {made_by}, but {onnx} holds {weights} and the golden answers are "
@@ -112,7 +116,7 @@ def assemble(onnx: Path, galleries: Mapping[str, Gallery], golden: Golden, k: in
     if read_calibration(onnx, weights):
         for place in (folder, folder / "models" / "clip_classify" / "1"):
             shutil.copy2(onnx / CALIBRATION_FILE, place / CALIBRATION_FILE)
-    write_golden(golden, folder / "golden")
+    write_golden(golden._replace(approximate=approximate), folder / "golden")
     release = id_of(sums_of(folder))
     for model in ANSWERS_WITH_ID:
         (folder / "models" / model / "1" / STATES_ID).write_text(f"{release}\n", encoding="utf-8")

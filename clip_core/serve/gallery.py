@@ -69,7 +69,7 @@ def _add(
     onnx, release = scratch / "onnx", scratch / "release"
     print("exporting the towers", flush=True)
     export_alone(weights, onnx)
-    searched = Index(top_k=k, min_recall=1.0, metadata=())
+    searched = Index(kind="exact", top_k=k, min_recall=1.0, metadata=())
     for name, store in stores.items():
         build_index(onnx, store, golden.texts, searched, scratch / f"{name}.index")
     release.mkdir()

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from clip_core.inference.predictor import Predictor
 
 
+FORGIVEN = 0.05  # of an approximate index's recall, as golden queries are few
+
+
 class Seen(NamedTuple):
     """A gallery as torch sees it."""
 
@@ -37,6 +40,7 @@ class Golden(NamedTuple):
     # By gallery, for each text and then each image the true scores of all that may be found.
     rankings: dict[str, list[dict[str, float]]]
     max_difference: float  # allowed of a feature; of a score, twice that
+    approximate: Mapping[str, float] = {}  # galleries so searched, with the recall that their index was built with
 
 
 class WrongAnswers(UserError):
@@ -85,7 +89,9 @@ def write_golden(golden: Golden, folder: Path) -> None:
     np.save(folder / "image_features.npy", golden.image_features)
     for place, image in enumerate(golden.images):
         (folder / f"image-{place:03d}").write_bytes(image)
-    facts = {name: getattr(golden, name) for name in ("weights_id", "texts", "rankings", "max_difference")}
+    facts = {
+        name: getattr(golden, name) for name in ("weights_id", "texts", "rankings", "max_difference", "approximate")
+    }
     (folder / "golden.json").write_text(json.dumps(facts, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
@@ -117,23 +123,27 @@ def probe(client: "InferenceServerClient", golden: Golden, release: str, suffix:
 
 def _compare(client: "InferenceServerClient", golden: Golden, release: str, suffix: str) -> dict[str, float]:
     asked = [*golden.texts, *(f"picture {place}" for place in range(len(golden.images)))]
-    answers = []
+    answers, wrong = [], []
     for gallery, rankings in golden.rankings.items():
         found = search(client, golden.texts, f"clip_search{suffix}", gallery)
         found += similar(client, golden.images, f"clip_similar{suffix}", gallery)
-        answers += zip(asked, found, rankings, strict=True)
+        answers += zip(asked, found, rankings, [gallery in golden.approximate] * len(asked), strict=True)
+        if gallery in golden.approximate:
+            share = np.mean([name in true for one, true in zip(found, rankings, strict=True) for name in one.ids])
+            if not share >= (least := golden.approximate[gallery] - FORGIVEN):
+                wrong.append(f"gallery {gallery}: {share:.3f} of what is found is right, {least:.3f} is asked")
     judged = classify(client, golden.images, golden.texts, ["{}"], f"clip_classify{suffix}")  # a text is its own label
     differences = {
         "text_features": _largest(encode_texts(client, golden.texts, f"clip_text{suffix}"), golden.text_features),
         "image_features": _largest(encode_images(client, golden.images, f"clip_image{suffix}"), golden.image_features),
         "label_scores": _largest(judged.scores, golden.image_features @ golden.text_features.T),
         # NaN is wrong, max() loses it
-        "scores": float(np.max([_score_difference(one, ranking) for _, one, ranking in answers])),
+        "scores": float(np.max([_score_difference(one, ranking) for _, one, ranking, _ in answers])),
     }
     allowed = dict.fromkeys(differences, golden.max_difference) | dict.fromkeys(
         ("scores", "label_scores"), 2 * golden.max_difference
     )
-    wrong = [
+    wrong += [
         f"{name} differ by {value:.2e}, allowed {allowed[name]:.0e}"
         for name, value in differences.items()
         if not value <= allowed[name]
@@ -142,10 +152,10 @@ def _compare(client: "InferenceServerClient", golden: Golden, release: str, suff
         behind = release_behind(client, f"{model}{suffix}", golden.texts[0].encode(), golden.images[0])
         if behind != release:
             wrong.append(f"{model} is of release {behind}")
-    for text, one, ranking in answers:
+    for text, one, ranking, is_approximate in answers:
         if one.release != release:
             wrong.append(f"{text}: answered by release {one.release}, not {release}")
-        elif not is_ranked_so(one, ranking, 2 * golden.max_difference):
+        elif not is_approximate and not is_ranked_so(one, ranking, 2 * golden.max_difference):
             wrong.append(f"{text}: found {', '.join(one.ids[:3])} ...; torch finds {', '.join(_best(ranking)[:3])} ...")
     if wrong:
         raise WrongAnswers(f"release {release} answers golden queries wrongly:\n  " + "\n  ".join(wrong))

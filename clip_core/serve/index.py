@@ -1,4 +1,4 @@
-"""A gallery's index: exact search over the image features of one model."""
+"""A gallery's index: search over the image features of one model, exact or approximate (`index.kind`)."""
 
 import json
 from collections.abc import Sequence
@@ -11,6 +11,8 @@ from clip_core.errors import UserError
 from clip_core.files import replacing_folder
 from clip_core.inference.nearest import top_k
 from clip_core.model.contract import weights_id
+from clip_core.serve import approximate
+from clip_core.serve.approximate import Approximate
 
 if TYPE_CHECKING:
     from clip_core.config.index import Index as Params
@@ -24,6 +26,12 @@ class Index(NamedTuple):
     features: np.ndarray  # (images, embed_dim), L2-normalised
     image_ids: list[str]
     weights_id: str  # of the model that made the features
+    recall: float  # of texts, against the exact search, when it was built
+    approximate: Approximate | None
+
+    def top_k(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The places and scores of the `k` pictures found for each query, both (queries, k), best first."""
+        return self.approximate.top_k(queries, k) if self.approximate else top_k(self.features, queries, k)
 
 
 def same_ranking(true_scores: np.ndarray, places: np.ndarray, margin: float) -> np.ndarray:
@@ -32,15 +40,14 @@ def same_ranking(true_scores: np.ndarray, places: np.ndarray, margin: float) -> 
     return (np.abs(np.take_along_axis(true_scores, places, axis=1) - best) <= margin).all(axis=1)
 
 
-def recall_of(features: np.ndarray, queries: np.ndarray, k: int) -> float:
-    """The share of the index's top `k` that an exact search in float64 puts there; equal scores are both right."""
-    places, _ = top_k(features, queries, k)
-    _, best = top_k(features, queries, k, dtype=np.float64)
+def recall_of(features: np.ndarray, queries: np.ndarray, places: np.ndarray) -> float:
+    """The share of `places`, (queries, k), that an exact search in float64 finds too; equal scores are both right."""
+    _, best = top_k(features, queries, places.shape[1], dtype=np.float64)
     num_right = 0
     for start in range(0, len(queries), QUERIES_AT_ONCE):
         rows = slice(start, start + QUERIES_AT_ONCE)
         found = np.einsum("qd,qkd->qk", queries[rows], features[places[rows]], dtype=np.float64)
-        num_right += (found >= best[rows, -1:] - ROUNDING).sum()
+        num_right += ((found >= best[rows, -1:] - ROUNDING) & (places[rows] >= 0)).sum()
     return num_right / places.size
 
 
@@ -52,19 +59,24 @@ def build_index(onnx: Path, store: "Store", texts: Sequence[str], params: "Param
     from clip_core.inference.onnx_towers import encode_store, encode_texts
 
     metadata = {column: _of_pictures(store, column) for column in params.metadata}
-    features, k = encode_store(onnx, store), params.top_k
-    recall = recall_of(features, encode_texts(onnx, texts), k)
-    if recall < params.min_recall:
-        raise UserError(f"the index finds {recall:.4f} of the true top {k}; index.min_recall: {params.min_recall}")
-    facts = {
-        "weights_id": weights_id(onnx),
-        "kind": "flat",
-        "num_images": len(store),
-        "recall": recall,
-        "num_queries": len(texts),
-    }
+    features, queries, k = encode_store(onnx, store), encode_texts(onnx, texts), params.top_k
     with replacing_folder(folder) as aside:
         np.save(aside / "features.npy", features)
+        if params.kind == "exact":
+            places, _ = top_k(features, queries, k)
+        else:
+            approximate.build(params.kind, features, aside / approximate.FILE)
+            places, _ = Approximate(aside / approximate.FILE, features).top_k(queries, k)
+        recall = recall_of(features, queries, places)
+        if recall < params.min_recall:
+            raise UserError(f"the index finds {recall:.4f} of the true top {k}; index.min_recall: {params.min_recall}")
+        facts = {
+            "weights_id": weights_id(onnx),
+            "kind": params.kind,
+            "num_images": len(store),
+            "recall": recall,
+            "num_queries": len(texts),
+        }
         for name, content in (("image_ids", list(store.image_ids)), ("index", facts), ("metadata", metadata)):
             text = json.dumps(content, ensure_ascii=False, indent=0 if name == "image_ids" else 2)
             (aside / f"{name}.json").write_text(text + "\n", encoding="utf-8")
@@ -100,4 +112,6 @@ def read_index(folder: Path) -> Index:
         raise UserError(f"{folder}: not an index: {Path(error.filename).name} is missing") from None
     if len(features) != len(image_ids):
         raise UserError(f"{folder}: {len(features)} rows of features for {len(image_ids)} image ids")
-    return Index(features, image_ids, facts["weights_id"])
+    file = folder / approximate.FILE
+    found = Approximate(file, features) if file.exists() else None
+    return Index(features, image_ids, facts["weights_id"], facts["recall"], found)

@@ -8,7 +8,6 @@ import numpy as np
 import triton_python_backend_utils as pb  # ty: ignore[import-not-found]
 
 from clip_core.errors import UserError
-from clip_core.inference.nearest import top_k
 from clip_core.serve.index import Index, read_index
 from clip_core.serve.triton_edge import (
     Unavailable,
@@ -68,7 +67,7 @@ class Search:
 
     def _find(self, items: np.ndarray, gallery: Index) -> dict[str, np.ndarray]:
         features = features_of(self.kind, items.ravel().tolist(), self.release, self.suffix)
-        places, scores = top_k(gallery.features, features, self.top_k)
+        places, scores = gallery.top_k(features, self.top_k)
         ids = np.array([[gallery.image_ids[place].encode() for place in row] for row in places], dtype=object)
         return {"ids": ids, "scores": scores, "release": np.full((len(items), 1), self.release.encode(), dtype=object)}
 
