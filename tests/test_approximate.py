@@ -21,10 +21,10 @@ KINDS = ("hnsw", "ivf_pq")
 
 @pytest.fixture(scope="module")
 def seen() -> tuple[np.ndarray, np.ndarray]:
-    """5,000 pictures in 200 bunches, and 100 texts, which lie apart from all pictures as a CLIP's do."""
+    """2,000 pictures in 200 bunches, and 100 texts, which lie apart from all pictures as a CLIP's do."""
     draw = np.random.default_rng(3)
     centres = draw.normal(size=(200, 64))
-    pictures = centres[draw.integers(200, size=5000)] + 0.5 * draw.normal(size=(5000, 64))
+    pictures = centres[draw.integers(200, size=2000)] + 0.5 * draw.normal(size=(2000, 64))
     texts = centres[draw.integers(200, size=100)] + 0.7 * draw.normal(size=(100, 64)) + 2 * draw.normal(size=64)
     return tuple((rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32) for rows in (pictures, texts))
 

@@ -55,5 +55,5 @@ def test_ending_it_under_load_loses_no_request(release: Release, tmp_path: Path)
         assert slow.makefile("rb").readline() == b"HTTP/1.1 200 OK\r\n"
         assert process.wait(60) == 0
     assert failed == []
-    assert len(asked) > 20 and set(asked) == {200}, asked
+    assert len(asked) >= len(clients) and set(asked) == {200}, asked
     print(f"{len(asked)} requests")
