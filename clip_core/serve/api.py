@@ -85,7 +85,9 @@ def api_of(upstream: Upstream, galleries: Galleries, wants_keys: bool) -> APIRou
 
             index = pictures.index
             search = partial(top_k, index.features, adjust=drop) if question.filter else index.top_k
-            (places,), (scores,) = await asyncio.to_thread(search, queries=wanted[None], k=end)
+            # Asked for more, an approximate index may find others: all pages follow from one ranking.
+            k = MAX_FOUND if index.approximate else end
+            (places,), (scores,) = await asyncio.to_thread(search, queries=wanted[None], k=k)
         page = slice(question.offset, end)
         found = [pictures.index.image_ids[place] for place in places[page]]
         among = num_pictures if question.image is None else None

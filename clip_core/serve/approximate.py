@@ -14,8 +14,8 @@ from clip_core.inference.nearest import top_k
 
 Kind = Literal["hnsw", "ivf_pq"]
 FILE = "approximate.faiss"  # beside the features
-AGAIN = 20  # times as many as are wanted are scored exactly
-LINKS, BREADTH = 32, 200  # HNSW's M and efConstruction
+AGAIN = 2  # times as many as are wanted are scored exactly, BREADTH at least
+LINKS, BREADTH = 32, 200  # HNSW's M, efConstruction and least efSearch
 TRAINING_ROWS, ROUNDS = 40, 10  # of k-means: for each centre, as FAISS advises
 CODES = 256  # of a part of a feature, which as many pictures must teach
 
@@ -26,8 +26,9 @@ def build(kind: Kind, features: np.ndarray, file: Path) -> None:
 
     count, width = features.shape
     faiss.omp_set_num_threads(1)  # the order in which sums are made and pictures linked decides the bytes
+    index: Any
     if kind == "hnsw":
-        index: Any = faiss.index_factory(width, f"HNSW{LINKS}_SQ8", faiss.METRIC_INNER_PRODUCT)
+        index = faiss.index_factory(width, f"HNSW{LINKS}_SQ8", faiss.METRIC_INNER_PRODUCT)
         index.hnsw.efConstruction = BREADTH
     else:
         if width % 8 or count < CODES:
@@ -63,9 +64,9 @@ class Approximate:
     def top_k(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Places and exact scores of the `k` pictures found for each query, both (queries, k), best first."""
         k = min(k, len(self.features))
-        wanted = min(AGAIN * k, len(self.features))
+        wanted = min(max(AGAIN * k, BREADTH), len(self.features))
         if hasattr(self.index, "hnsw"):
-            self.index.hnsw.efSearch = max(BREADTH, wanted)  # no fewer than are to be found
+            self.index.hnsw.efSearch = max(BREADTH, wanted)
         queries = np.ascontiguousarray(queries, dtype=np.float32)
         _, found = self.index.search(queries, wanted)
         rows = np.sort(found, axis=1)  # equal scores: the first picture comes first
