@@ -104,7 +104,7 @@ def test_clean_removes_what_the_pipeline_made_and_no_more(project_copy: Path) ->
     left = {str(file.relative_to(project_copy)) for file in project_copy.rglob("*") if file.is_file()}
     made = {name for name in left if name.startswith(("data/", "models/", "reports/"))}
     # git tracks these figures
-    tracked = {f"reports/{name}metrics.json" for name in ("", "valid/", "test/")}
+    tracked = {f"reports/{name}.json" for name in ("metrics", "valid/metrics", "test/metrics", "text_start")}
     tracked |= {f"reports/{split}/calibration.json" for split in ("valid", "test")}
     assert made == {"models/mine/model.pt", *tracked}
     assert theirs <= left
