@@ -41,6 +41,9 @@ def serve(port: int) -> None:
         close_left_runs()
         prefect("work-pool", "create", "--type", "process", "--overwrite", POOL)
         prefect("--no-prompt", "deploy", "--all")
+        from flows import alerts  # not before: Prefect reads its settings on import
+
+        alerts.deploy(os.environ.get(alerts.WEBHOOK))
         worker = start([sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL])
         try:
             print(f"The page asks once for a password: it is the line in {secret_file()}")

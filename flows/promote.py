@@ -18,6 +18,7 @@ from typing import NamedTuple
 import httpx
 from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
+from prefect.events import emit_event
 
 from clip_core.all_params import load_params
 from clip_core.config.params import Params
@@ -72,6 +73,10 @@ def promote(release: str | None = None, serving: Path | None = None) -> bool:
     decision = decide(folder, candidate, now, params)
     atomic_write(folder / "decisions" / f"{candidate}.json", json.dumps(as_json(decision), indent=1) + "\n")
     releases.record(folder, "promoted" if decision.is_promoted else "refused", candidate, decision.told)
+    if not decision.is_promoted:
+        emit_event(
+            "clip.refused", {"prefect.resource.id": f"clip.release.{candidate}"}, payload={"told": decision.told}
+        )
     with suppress(httpx.HTTPError):  # a page less, and no reason to fail
         create_markdown_artifact(key="promotion", markdown=page_of(decision))
     print(decision.told, flush=True)

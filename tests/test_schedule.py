@@ -31,10 +31,9 @@ class Platform:
 def platform(smoke_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Generator[Platform]:
     """`python -m flows.platform` on a copy of the smoke project, with an interval of seconds for the nightly cron."""
     project = copy_of(smoke_project, tmp_path_factory.mktemp("platform"))
-    schedule = re.compile(r"- \{cron: .*\}")
-    text, count = schedule.subn("- {interval: 20}", (ROOT / "prefect.yaml").read_text())
-    assert count == 1
-    (project / "prefect.yaml").write_text(text)
+    nightly, text = '- {cron: "0 2 * * *", timezone: Asia/Shanghai}', (ROOT / "prefect.yaml").read_text()
+    assert text.count(nightly) == 1
+    (project / "prefect.yaml").write_text(text.replace(nightly, "- {interval: 20}"))
     port = free_port()
     log_file = project / "platform.log"
     with log_file.open("w") as output:

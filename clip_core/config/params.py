@@ -26,6 +26,7 @@ from clip_core.config.stage2 import Stage2
 from clip_core.config.text_start import TextStart
 from clip_core.config.train import Train
 from clip_core.config.validation import Validate
+from clip_core.config.watch import Watch
 
 
 class Params(Section):
@@ -52,6 +53,7 @@ class Params(Section):
     deploy: Deploy
     releases: Releases
     promotion: Promotion
+    watch: Watch
     ablation: Ablation
 
     @field_validator("export")

@@ -17,6 +17,7 @@ from clip_core.inference.calibration import Calibration
 from clip_core.inference.nearest import Scores, top_k
 from clip_core.inference.prompts import templates_of, unit
 from clip_core.serve.pictures import Galleries
+from clip_core.serve.samples import Sampler
 from clip_core.serve.shapes import (
     DATA_URL,
     MAX_FOUND,
@@ -39,7 +40,7 @@ DECODED_AT_ONCE = 2**18  # characters of base64, a multiple of four: meanwhile n
 BEARER = HTTPBearer(auto_error=False, description="a key of the server's file")  # the guard of `edge` asks for it
 
 
-def api_of(upstream: Upstream, galleries: Galleries, wants_keys: bool) -> APIRouter:
+def api_of(upstream: Upstream, galleries: Galleries, wants_keys: bool, sampler: Sampler | None) -> APIRouter:
     """The routes of /v1."""
     router = APIRouter(
         prefix="/v1",
@@ -88,6 +89,8 @@ def api_of(upstream: Upstream, galleries: Galleries, wants_keys: bool) -> APIRou
             # Asked for more, an approximate index may find others: all pages follow from one ranking.
             k = MAX_FOUND if index.approximate else end
             (places,), (scores,) = await asyncio.to_thread(search, queries=wanted[None], k=k)
+        if sampler and question.text is not None and question.image is None and not question.offset:
+            sampler.saw(question.text, release, scores[:end], features[0])
         page = slice(question.offset, end)
         found = [pictures.index.image_ids[place] for place in places[page]]
         among = num_pictures if question.image is None else None

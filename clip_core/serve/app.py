@@ -16,6 +16,7 @@ from clip_core.serve.keys import Keys
 from clip_core.serve.metrics import Metrics
 from clip_core.serve.page import add_page
 from clip_core.serve.pictures import Galleries
+from clip_core.serve.samples import Sampler
 from clip_core.serve.upstream import Backend, Upstream
 
 NAMED = 5  # of what is wrong with a request
@@ -23,11 +24,15 @@ HOST_NAMES = ("127.0.0.1", "localhost", "[::1]")
 
 
 def make_app(
-    backend: Backend, releases: Path, host_names: Sequence[str] = HOST_NAMES, keys: Keys | None = None
+    backend: Backend,
+    releases: Path,
+    host_names: Sequence[str] = HOST_NAMES,
+    keys: Keys | None = None,
+    sampler: Sampler | None = None,
 ) -> FastAPI:
     """The web application before the Triton of `backend`, with the pictures of all releases in the folder.
 
-    It answers as `host_names` alone, and with `keys` only who has one.
+    It answers as `host_names` alone, and with `keys` only who has one. What is asked is shown to the sampler.
     """
     upstream, galleries = Upstream(backend), Galleries(releases)
     metrics = Metrics(upstream)
@@ -36,6 +41,8 @@ def make_app(
     async def lifespan(_app: FastAPI) -> AsyncGenerator[None]:
         yield
         await upstream.close()
+        if sampler:
+            sampler.close()
 
     # FastAPI's own pages load scripts from a CDN.
     app = FastAPI(title="Chinese CLIP", version="1", docs_url=None, redoc_url=None, lifespan=lifespan)
@@ -51,8 +58,8 @@ def make_app(
         wrong = [f"{'.'.join(map(str, one['loc'][1:]))}: {one['msg']}" for one in error.errors()[:NAMED]]
         return problem(request.scope, 400, "; ".join(wrong))
 
-    add_page(app, upstream, galleries)
-    app.include_router(api_of(upstream, galleries, keys is not None))
+    add_page(app, upstream, galleries, sampler)
+    app.include_router(api_of(upstream, galleries, keys is not None, sampler))
 
     @app.get("/livez")
     async def live() -> dict:

@@ -1,10 +1,27 @@
-"""Asks a running `make serve`: `python -m clip_core.serve.client "一只猫"` prints the pictures found."""
+"""Asks a running `make serve` over HTTP, with Python alone: `python -m clip_core.serve.client "一只猫"`.
+
+    client = Client("http://127.0.0.1:8000")  # or AsyncClient, whose methods are awaited
+    client.search("一只猫"); client.embed(["一只猫", picture]); client.classify(picture, ["猫", "狗"])
+
+Pictures are encoded bytes. Over gRPC the same questions go to Triton itself: `clip_core/serve/queries.py`.
+"""
 
 import argparse
+import asyncio
+import base64
 import json
 import os
+import random
 import sys
+import time
+from array import array
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from http.client import HTTPException
 from pathlib import Path
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlencode
 from urllib.request import ProxyHandler, Request, build_opener
@@ -12,25 +29,173 @@ from urllib.request import ProxyHandler, Request, build_opener
 from clip_core.errors import UserError, told_to_the_user
 from clip_core.project import serving_folder
 
-TIMEOUT = 30  # seconds
+TIMEOUT = 30.0  # seconds
 KEY = "CLIP_KEY"  # the variable with the API key, where the server wants one
 START = "start one in another terminal: `make serve`, or what `python -m clip_core.serve.gallery` said at its end"
+MODEL = "chinese-clip"
+ATTEMPTS = 4
+PAUSE = 0.2  # seconds before the second attempt, twice as many before each later one
+TRANSIENT = (429, 502, 503, 504)
+ANOTHER_RELEASE, TOO_LARGE = 409, 413
+ITEMS_AT_ONCE, BYTES_AT_ONCE = 64, 12 * 2**20  # of a request for features; base64 makes 16 MiB of it
+ROUNDS = 3  # in which one call may meet a rollout
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Unanswered(UserError):
+    """No answer in time, however often it was asked; a later moment may do."""
+
+
+class Refused(UserError):
+    """The server's reason why it will not answer this question, now or later."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Hit(NamedTuple):
+    image_id: str
+    score: float  # the cosine
+    probability: float | None  # that it matches; None: no calibration, or not by a text
+    name: str
+    image: str  # the picture's path at the server
+
+
+class Found(NamedTuple):
+    release: str
+    gallery: str
+    hits: list[Hit]  # the nearest first
+
+
+class Embedded(NamedTuple):
+    release: str
+    features: list[array]  # of each item, of length 1; numpy takes them as they are
+
+
+class Judged(NamedTuple):
+    label: str
+    score: float
+    probability: float | None  # that it is right, whatever the others are
+    share: float | None  # its probability if just one of them is right
+
+
+class Client:
+    """The gateway at `url`. Each call ends within `deadline` seconds; what may do better later is asked again.
+
+    Calls raise Refused or Unanswered. Threads may share it.
+    """
+
+    def __init__(self, url: str, key: str | None = None, deadline: float = TIMEOUT) -> None:
+        self.url, self.key, self.deadline = url, key or os.environ.get(KEY), deadline
+        self._opener = build_opener(ProxyHandler({}))  # the server is near, whatever proxy is set
+
+    def search(
+        self, text: str | None = None, image: bytes | None = None, limit: int = 10, gallery: str | None = None
+    ) -> Found:
+        """The pictures nearest to a text, a picture, or both."""
+        question = {"text": text, "image": image and _data_url(image), "limit": limit, "gallery": gallery}
+        answer = self._ask("/v1/search", question, self._end())
+        return Found(answer["release"], answer["gallery"], [Hit(**hit) for hit in answer["hits"]])
+
+    def classify(self, image: bytes, labels: Sequence[str], templates: Sequence[str] | None = None) -> list[Judged]:
+        """The labels for the picture, the best first; `templates` with {} (None: our general ones)."""
+        question = {"image": _data_url(image), "labels": list(labels), "templates": templates and list(templates)}
+        return [Judged(**one) for one in self._ask("/v1/classify", question, self._end())["labels"]]
+
+    def embed(self, items: Sequence[str | bytes], release: str | None = None) -> Embedded:
+        """The features of texts and pictures, all of one release: that named, or the one that serves.
+
+        They go in requests of a fitting size. Refused names an item as `input[NUMBER]: `.
+        """
+        end = self._end()
+        for _ in range(ROUNDS):
+            try:
+                return self._embed(items, release, end)
+            except Refused as error:
+                if release or error.status != ANOTHER_RELEASE:
+                    raise
+        raise Unanswered("the release that serves changed again and again; try again")
+
+    def _embed(self, items: Sequence[str | bytes], release: str | None, end: float) -> Embedded:
+        features: list[array] = []
+        for some in _in_requests(items):
+            given = [item if isinstance(item, str) else _data_url(item) for item in some]
+            question = {"model": release or MODEL, "input": given, "encoding_format": "base64"}
+            try:
+                answer = self._ask("/v1/embeddings", question, end)
+            except Refused as error:
+                number, _, reason = str(error).removeprefix("input[").partition("]: ")
+                if reason:  # of one of these items
+                    raise Refused(f"input[{len(features) + int(number)}]: {reason}", error.status) from None
+                if error.status == TOO_LARGE and len(some) == 1:
+                    raise Refused(f"input[{len(features)}]: {error}", error.status) from None
+                raise
+            release = answer["model"]
+            features += [array("f", base64.b64decode(one["embedding"])) for one in answer["data"]]
+        return Embedded(release or "", features)
+
+    def _end(self) -> float:
+        return time.monotonic() + self.deadline
+
+    def _ask(self, path: str, question: dict | None, end: float) -> dict:
+        """The answer's JSON; `question` is that of a POST."""
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
+        body = None
+        if question is not None:
+            body = json.dumps({name: value for name, value in question.items() if value is not None}).encode()
+        for attempt in range(ATTEMPTS):
+            request = Request(self.url + path, body, headers)
+            try:
+                with self._opener.open(request, timeout=max(0.1, end - time.monotonic())) as answer:
+                    return json.load(answer)
+            except HTTPError as error:
+                failure = _reason(error)
+                if error.code not in TRANSIENT:
+                    raise Refused(failure, error.code) from None
+                least = float(error.headers.get("Retry-After", 0))
+            except (URLError, HTTPException, OSError) as error:  # refused, reset, timed out
+                failure, least = f"no server answers at {self.url} ({error}); {START}", 0.0
+            pause = max(least, PAUSE * 2**attempt * random.uniform(0.5, 1.5))
+            if attempt == ATTEMPTS - 1 or time.monotonic() + pause > end:
+                break
+            time.sleep(pause)
+        raise Unanswered(failure)
+
+
+class AsyncClient:
+    """A `Client` whose methods are awaited, with so many requests at the same time; `async with` closes it.
+
+    A call that is cancelled is not waited for, but its request may still be answered.
+    """
+
+    def __init__(self, url: str, key: str | None = None, deadline: float = TIMEOUT, at_once: int = 16) -> None:
+        client = Client(url, key, deadline)
+        self._threads = ThreadPoolExecutor(at_once)
+        self.search = self._awaited(client.search)
+        self.classify = self._awaited(client.classify)
+        self.embed = self._awaited(client.embed)
+
+    def _awaited(self, call: Callable[P, T]) -> Callable[P, Coroutine[Any, Any, T]]:
+        async def awaited(*given: P.args, **named: P.kwargs) -> T:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, partial(call, *given, **named))
+
+        return awaited
+
+    async def __aenter__(self) -> "AsyncClient":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
 
 def ask(url: str, text: str, top: int, gallery: str | None = None) -> dict:
-    """The gateway's answer: release, gallery, milliseconds and hits (image_id, score, probability, name, image)."""
-    opener = build_opener(ProxyHandler({}))  # the server is on loopback, whatever proxy is set
+    """What the page is told: release, gallery, milliseconds and hits."""
     question = {"text": text, "top": top} | ({} if gallery is None else {"gallery": gallery})
-    try:
-        request = Request(f"{url}/api/search?{urlencode(question)}")
-        if key := os.environ.get(KEY):
-            request.add_header("Authorization", f"Bearer {key}")
-        with opener.open(request, timeout=TIMEOUT) as answer:
-            return json.load(answer)
-    except HTTPError as error:
-        raise UserError(_reason(error)) from None
-    except (URLError, TimeoutError) as error:
-        raise UserError(f"no server answers at {url} ({error}); {START}") from None
+    client = Client(url)
+    return client._ask(f"/api/search?{urlencode(question)}", None, client._end())
 
 
 def read_url(serving: Path) -> str:
@@ -41,10 +206,26 @@ def read_url(serving: Path) -> str:
         raise UserError(f"{serving}: no server runs; {START}") from None
 
 
+def _data_url(image: bytes) -> str:
+    return f"data:image/any;base64,{base64.b64encode(image).decode()}"
+
+
+def _in_requests(items: Sequence[str | bytes]) -> Iterator[Sequence[str | bytes]]:
+    first, size = 0, 0
+    for place, item in enumerate(items):
+        size += len(item)
+        if place > first and (place - first == ITEMS_AT_ONCE or size > BYTES_AT_ONCE):
+            yield items[first:place]
+            first, size = place, len(item)
+    yield items[first:]
+
+
 def _reason(error: HTTPError) -> str:
     try:
         answer = json.load(error)
-        message, kind, request_id = answer["error"], answer["kind"], answer["id"]
+        inner = answer["error"]  # under /v1 with what belongs to it, elsewhere the message alone
+        message, kind = (inner["message"], inner["type"]) if isinstance(inner, dict) else (inner, answer["kind"])
+        request_id = answer["id"]
     except (ValueError, KeyError, TypeError):  # not the gateway's own words
         return f"{error.url} answers {error.code} {error.reason}; the terminal of `make serve` says why"
     if kind == "overload":
@@ -56,23 +237,47 @@ def _reason(error: HTTPError) -> str:
     return message
 
 
+def _questions(named: str) -> tuple[bool, Iterator[tuple[str, str | bytes]]]:
+    """Whether it is one, and name and question of each: the standard input's lines, a folder's pictures, or itself."""
+    path = Path(named)
+    if named == "-":
+        return False, ((line.rstrip("\n"), line.rstrip("\n")) for line in sys.stdin)
+    with suppress(OSError):  # longer than any file's name
+        if path.is_dir():
+            return False, ((file.name, file.read_bytes()) for file in sorted(path.iterdir()) if file.is_file())
+        if path.is_file():
+            return True, iter([(named, path.read_bytes())])
+    return True, iter([(named, named)])
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m clip_core.serve.client", description="finds pictures by text")
-    parser.add_argument("text", help="what the pictures should show, in Chinese")
+    parser = argparse.ArgumentParser(prog="python -m clip_core.serve.client", description="finds pictures")
+    parser.add_argument(
+        "query", help="what they should show, in Chinese; a picture, or a folder of them; -: a text a line of the input"
+    )
     parser.add_argument("--top", type=int, default=5, help="how many pictures (default 5)")
     parser.add_argument("--gallery", help="which pictures; default: the release's first gallery")
     parser.add_argument("--serving", type=Path, help="the folder that it serves from; default: the project's")
     parser.add_argument("--url", help="of its page; default: what that folder says")
     arguments = parser.parse_args()
+    is_one, questions = _questions(arguments.query)
+    num_found = arguments.top
     with told_to_the_user():
         url = arguments.url or read_url(serving_folder(arguments.serving))
-        answer = ask(url, arguments.text, arguments.top, arguments.gallery)
-    for hit in answer["hits"]:
-        probability = "" if hit["probability"] is None else f"  {100 * hit['probability']:3.0f} %"
-        print(f"{hit['score']:.4f}{probability}  {hit['image_id']}  {hit['name']}")
-    if len(answer["hits"]) < arguments.top:
+        client = Client(url)
+        for name, question in questions:
+            if isinstance(question, str):
+                hits = [Hit(**hit) for hit in ask(url, question, arguments.top, arguments.gallery)["hits"]]
+            else:
+                hits = client.search(image=question, limit=arguments.top, gallery=arguments.gallery).hits
+            num_found = min(num_found, len(hits))
+            for hit in hits:
+                probability = "" if hit.probability is None else f"  {100 * hit.probability:3.0f} %"
+                before = "" if is_one else f"{name}\t"
+                print(f"{before}{hit.score:.4f}{probability}  {hit.image_id}  {hit.name}")
+    if num_found < arguments.top:
         limit = "index.top_k in params.yaml (--top-k of a gallery), or all there are"
-        print(f"the release finds {len(answer['hits'])} pictures a text: {limit}", file=sys.stderr)
+        print(f"the release finds {num_found} pictures a text: {limit}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -18,10 +18,12 @@ from pathlib import Path
 from types import FrameType
 from urllib.request import ProxyHandler, build_opener
 
+from clip_core.all_params import load_params
+from clip_core.config.watch import Watch
 from clip_core.env import set_switches
 from clip_core.errors import UserError, told_to_the_user
-from clip_core.project import serving_folder
-from clip_core.serve import releases
+from clip_core.project import project_root, serving_folder
+from clip_core.serve import releases, samples
 from clip_core.serve.app import HOST_NAMES, make_app
 from clip_core.serve.client import read_url
 from clip_core.serve.door import Door, add_arguments, door_of, listen, url_of
@@ -34,14 +36,18 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 asked_to_end: list[int] = []  # the signals; Python loses an exception that one raises in a callback, as imports have
 
 
-def serve(serving: Path, door: Door, opens_browser: bool) -> None:
-    """Serves until it is interrupted; UserError when something is missing or in use, GaveUp when repairs fail."""
+def serve(serving: Path, door: Door, opens_browser: bool, params: Path | None) -> None:
+    """Serves until it is interrupted; UserError when something is missing or in use, GaveUp when repairs fail.
+
+    Of what is asked it keeps what the file of params allows; without one, nothing.
+    """
     newest = next(iter(releases.added(serving)), None)
     if newest is None or releases.current(serving) is None:
         raise UserError(
             f"{serving}: no release to serve yet; `make run` makes that of the pipeline, and "
             "`python -m clip_core.serve.gallery` one of any weights folder"
         )
+    watch = load_params(params).watch if params else None
     with _only_one(serving), listen(door) as listener:
         url = url_of(door, listener)
         supervisor = Supervisor(serving, url)
@@ -52,16 +58,21 @@ def serve(serving: Path, door: Door, opens_browser: bool) -> None:
             print(f"the page: {url}\nTriton (gRPC): {supervisor.address}\nCtrl-C stops everything", flush=True)
             if opens_browser and _has_user():
                 threading.Thread(target=_open_browser, args=(url,), daemon=True).start()
-            _run_gateway(supervisor, listener, door)
+            _run_gateway(supervisor, listener, door, watch)
         finally:
             (serving / "running.json").unlink(missing_ok=True)
             supervisor.stop()
 
 
-def _run_gateway(supervisor: Supervisor, listener: socket.socket, door: Door) -> None:
+def _run_gateway(supervisor: Supervisor, listener: socket.socket, door: Door, watch: Watch | None) -> None:
     import uvicorn
 
-    app = make_app(supervisor, supervisor.serving / "releases", (*HOST_NAMES, *door.names), door.keys)
+    serving, sampler = supervisor.serving, None
+    if watch:
+        samples.tidy(serving, watch)
+        if watch.keep != "nothing":
+            sampler = samples.Sampler(serving, watch, lambda: supervisor.address)
+    app = make_app(supervisor, serving / "releases", (*HOST_NAMES, *door.names), door.keys, sampler)
 
     class Server(uvicorn.Server):
         """At SIGTERM it is not ready, but takes requests for a while: until those who send them know."""
@@ -149,6 +160,9 @@ def main() -> None:
     add_arguments(parser)
     parser.add_argument("--json-logs", action="store_true", help="a line of JSON for each request and message")
     parser.add_argument("--serving", type=Path, help="the folder of releases; default: the project's")
+    parser.add_argument(
+        "--params", type=Path, help="its `watch` says what is kept of what is asked; default: the project's params.yaml"
+    )
     parser.add_argument("--no-browser", action="store_true", help="only print the page's address")
     arguments = parser.parse_args()
     for number in ENDING:  # SIGINT too: a shell's background job would hand down "ignore"
@@ -159,8 +173,9 @@ def main() -> None:
         serving = serving_folder(arguments.serving)
         log_to_stderr(arguments.json_logs)
         try:
+            params = arguments.params or (None if arguments.serving else project_root() / "params.yaml")
             with suppress(KeyboardInterrupt):
-                serve(serving, door_of(arguments), not arguments.no_browser)
+                serve(serving, door_of(arguments), not arguments.no_browser, params)
             print("stopped")
         except GaveUp as error:
             sys.exit(f"error: Triton could not be kept alive: {error}. Its log: {serving / 'triton.log'}")

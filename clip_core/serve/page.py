@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 
 from clip_core.serve.pictures import Galleries
 from clip_core.serve.release import GALLERY_NAME
+from clip_core.serve.samples import Sampler
 from clip_core.serve.upstream import DEADLINE, Upstream
 
 PAGE = Path(__file__).with_name("page.html")
@@ -19,7 +20,7 @@ ANY_TEXT = "一只猫"
 FOREVER = "private, max-age=31536000, immutable"  # what lies in a release never changes
 
 
-def add_page(app: FastAPI, upstream: Upstream, galleries: Galleries) -> None:
+def add_page(app: FastAPI, upstream: Upstream, galleries: Galleries, sampler: Sampler | None) -> None:
     """Adds the page's routes, which no other program should rely on; for those there is /v1."""
     html = PAGE.read_text(encoding="utf-8")
 
@@ -41,6 +42,8 @@ def add_page(app: FastAPI, upstream: Upstream, galleries: Galleries) -> None:
             found = await upstream.find(text, gallery, request.state.id)
             gallery = await galleries.first_unless(gallery, found.release)
             pictures = await galleries.pictures(found.release, gallery)
+        if sampler:
+            sampler.saw(text, found.release, found.scores, None)
         hits = pictures.hits(found.ids, found.scores, among=len(pictures.places))
         milliseconds = round(1000 * (time.perf_counter() - started), 1)
         answer = {"text": text, "release": found.release, "gallery": gallery, "milliseconds": milliseconds}
