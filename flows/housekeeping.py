@@ -17,8 +17,6 @@ from clip_core.errors import UserError, told_to_the_user
 from clip_core.kept import KEPT
 from clip_core.project import SERVING, project_root
 from clip_core.serve import releases
-from clip_core.train.fingerprint import differences_from_now
-from clip_core.train.work_folder import ABOUT, About, interrupted, remove
 from flows.dag import collect_garbage
 
 PARAMS_FILE = Path("params.yaml")
@@ -38,6 +36,8 @@ def main(days: float = 14, yes: bool = False) -> None:
 
 def keep_house(days: float, yes: bool) -> Iterator[str]:
     """Does it in the working directory's project, or with `yes` false only tells; a line for each thing that goes."""
+    from clip_core.train.work_folder import interrupted, remove  # it reaches torch
+
     before = time.time() - days * 86400
     for folder in list(interrupted()):
         if last_written(folder) < before and not can_go_on(folder):
@@ -66,6 +66,9 @@ def last_written(folder: Path) -> float:
 
 def can_go_on(folder: Path) -> bool:
     """Whether `dvc repro` would go on with the interrupted training."""
+    from clip_core.train.fingerprint import differences_from_now
+    from clip_core.train.work_folder import ABOUT, About
+
     try:
         about = About.model_validate_json((folder / ABOUT).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValidationError):  # of an older version
