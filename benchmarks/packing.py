@@ -98,7 +98,7 @@ def _cn_clip() -> np.ndarray:
 def _ingest() -> None:
     from stages import ingest
 
-    ingest.main(ingest.Params(data=SOURCE), _engine(), Path("raw"), Path("quarantine"))
+    ingest.main(ingest.Params(data=SOURCE), _engine(), Path("raw"), Path("quarantine"), Path("tombstones.txt"))
 
 
 def _engine() -> Engine:

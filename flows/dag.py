@@ -1,7 +1,9 @@
 """DVC's own graph of the stages in `dvc.yaml`, upstream first."""
 
+import os
 import re
-from collections.abc import Generator
+import sys
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -9,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clip_core.errors import UserError
+from clip_core.guard import start, stop
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
@@ -44,6 +47,43 @@ def stages_upstream_first(root: Path) -> list[Stage]:
             )
             for stage in order
         ]
+
+
+def environment() -> dict[str, str]:
+    """For DVC: a stage's `python` is the one that runs this flow, whatever PATH and the user's shell say.
+
+    What is Prefect's stays here: a stage has no use for the secret of the server.
+    """
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    others = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    return {**others, "PATH": path, "SHELL": "/bin/sh"}
+
+
+def bring_up_to_date(stages: Sequence[str]) -> None:
+    """Has DVC do so with each of the stages in this order, and with none of those that they need.
+
+    Raises UserError where one fails; what it said stands before.
+    """
+    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", *stages]
+    process = start(command, env=environment())
+    try:
+        if code := process.wait():
+            raise UserError(f"a stage failed (DVC's exit code {code}); mend what it names above and run this again")
+    finally:
+        stop(process)
+
+
+def collect_garbage(root: Path, dry: bool, branches: bool) -> int:
+    """Removes from DVC's cache what neither the workspace nor, where asked, a branch or tag names; gives their number.
+
+    Counts alone when `dry`. Raises UserError while a DVC is at work.
+    """
+    from dvc_data.hashfile.gc import gc
+
+    with alone(root) as repo:
+        used = set().union(*repo.used_objs(all_branches=branches, all_tags=branches).values())
+        caches = {id(cache): cache for _, cache in repo.cache.by_scheme() if cache}
+        return sum(gc(cache, used, dry=dry) or 0 for cache in caches.values())
 
 
 def locked(root: Path, stage: str) -> object:
@@ -86,7 +126,7 @@ def remove_outs(root: Path, but: Path) -> tuple[list[Path], list[Path]]:
     That is left which the cache does not have as it is. Raises UserError, before all else, while a DVC is at work.
     """
     removed, left = [], []
-    with _alone(root) as repo:
+    with alone(root) as repo:
         for out in repo.index.outs:
             path = Path(out.fs_path)
             if not out.use_cache or not out.stage.cmd or not out.exists or path.is_relative_to(but):
@@ -104,7 +144,7 @@ def remove_outs(root: Path, but: Path) -> tuple[list[Path], list[Path]]:
 
 
 @contextmanager
-def _alone(root: Path) -> Generator["Repo"]:
+def alone(root: Path) -> Generator["Repo"]:
     """The repository, in which no other DVC begins; raises UserError that names the one that is at work."""
     from dvc.lock import LockError
     from dvc.repo import Repo

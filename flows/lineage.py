@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
+from clip_core.data.tombstones import Tombstones, tombstones_for
 from clip_core.errors import UserError, told_to_the_user
 from clip_core.project import serving_folder
 from clip_core.serve import lineage, releases
@@ -22,7 +23,7 @@ def main(release: Positional[str | None] = None, holds: str | None = None, servi
             "name a release, or with --holds a picture, a caption or a source; the releases are: "
             f"{', '.join(releases.added(folder)) or 'none'}"
         )
-    print("\n".join(way_of(folder, release) if release else holders_of(folder, holds or "")))
+    print("\n".join(way_of(folder, release) if release else holders_of(folder, tombstones_for(holds or ""))))
 
 
 def way_of(serving: Path, release: str) -> Iterator[str]:
@@ -45,7 +46,7 @@ def way_of(serving: Path, release: str) -> Iterator[str]:
             yield from (f"  {name:16} {sign} {path}  {digest}" for path, digest in stage[kind].items())
 
 
-def holders_of(serving: Path, wanted: str) -> Iterator[str]:
+def holders_of(serving: Path, wanted: Tombstones) -> Iterator[str]:
     """A line for each release."""
     folders = {release: releases.folder_of(serving, release) for release in releases.added(serving)}
     found = list(lineage.holding(serving, wanted, folders))

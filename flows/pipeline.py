@@ -24,7 +24,7 @@ from clip_core.errors import EXIT_CODE, UserError
 from clip_core.guard import start, stop
 from clip_core.project import RELEASE, SERVING, project_root
 from clip_core.serve import lineage, releases
-from flows.dag import Stage, clear_stale_locks, locked, stages_upstream_first
+from flows.dag import Stage, clear_stale_locks, environment, locked, stages_upstream_first
 from flows.outage import go_on_without_the_lease
 
 go_on_without_the_lease()  # here, since a worker imports this module and runs the flow
@@ -89,16 +89,6 @@ def add_release(folder: Path, keep: int) -> str:
     release = releases.add(SERVING, folder, keep).release
     lineage.keep(SERVING, folder, Path())
     return releases.announcement(SERVING, release)
-
-
-def environment() -> dict[str, str]:
-    """For DVC: a stage's `python` is the one that runs this flow, whatever PATH and the user's shell say.
-
-    What is Prefect's stays here: a stage has no use for the secret of the server.
-    """
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
-    others = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-    return {**others, "PATH": path, "SHELL": "/bin/sh"}
 
 
 def relay(process: subprocess.Popen[str], logger) -> tuple[int, list[str]]:

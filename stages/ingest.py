@@ -14,15 +14,19 @@ class Params(Section):
     data: Source
 
 
-def main(params: Params, engine: Engine, out: Path, quarantine: Path) -> None:
-    """Writes the pair tables and their pictures to `out`, and the rows that the source refused to `quarantine`."""
+def main(params: Params, engine: Engine, out: Path, quarantine: Path, tombstones: Path) -> None:
+    """Writes the pair tables and their pictures to `out`, and the rows that the source refused to `quarantine`.
+
+    Rows that `tombstones` (see clip_core/data/tombstones.py) delete are refused, too, and nothing of them is written.
+    """
     from clip_core.data.ingestion import ingest
     from clip_core.data.pairs import read_counts
     from clip_core.data.shards import publish
     from clip_core.data.sources import parts_of
+    from clip_core.data.tombstones import read_tombstones
     from clip_core.files import replacing_folder
 
-    results = ingest(params.data, parts_of(params.data), engine)
+    results = ingest(params.data, parts_of(params.data), engine, read_tombstones(tombstones))
     counts = read_counts(results.values())
     with replacing_folder(quarantine) as folder:
         publish(results, ["rejected"], folder)

@@ -208,7 +208,7 @@ def test_the_stage_run_again_asks_only_for_what_failed_and_then_for_nothing(
 
     def run() -> tuple[int, dict[str, int]]:
         server.asked.clear()
-        ingest.main(ingest.Params(data=data), engine, Path("raw"), Path("quarantine"))
+        ingest.main(ingest.Params(data=data), engine, Path("raw"), Path("quarantine"), Path("tombstones.txt"))
         return json.loads(Path("raw/counts.json").read_text(encoding="utf-8"))["urls_failed"], dict(server.asked)
 
     server.failing.add("/8.png")

@@ -72,7 +72,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = {"source": "muge", "path": str(folder / "mine"), "licence": "CC0-1.0", "valid_percent": 2}
     recipe.write_text(json.dumps({"data": source | {split: split for split in ("train", "valid", "test")}}))
     apply_recipes([recipe], params_file)
-    call("ingest", params_file, folder / "raw", folder / "refused")
+    call("ingest", params_file, folder / "raw", folder / "refused", folder / "tombstones.txt")
     call("validate", params_file, folder / "raw", folder / "valid", folder / "bad", folder / "page")
     call("curate", params_file, *(folder / name for name in ("valid", "raw", "curated", "removed", "curation")))
     call("pack", params_file, folder / "curated", folder / "raw", folder / "packed")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from clip_core.data.tombstones import tombstones_for
 from clip_core.errors import UserError
 from clip_core.project import SERVING
 from clip_core.serve import lineage, releases
@@ -72,7 +73,7 @@ def test_a_picture_a_caption_and_a_source_lead_to_the_releases_that_hold_them(pr
 def test_what_a_model_has_seen_is_known_when_its_data_and_the_release_are_gone(project: Path, tmp_path: Path) -> None:
     serving = tmp_path / "serving"
     shutil.copytree(project / SERVING / "lineage", serving / "lineage")
-    (found,) = lineage.holding(serving, "emoji", folders={})
+    (found,) = lineage.holding(serving, tombstones_for("emoji"), folders={})
     assert found.num_trained and found.num_found == 0
 
 

@@ -234,7 +234,7 @@ def test_such_a_data_set_is_ingested_and_its_counts_add_up(tmp_path: Path) -> No
     recipe.write_text(json.dumps({"data": data.model_dump()}))
     apply_recipes([recipe], params_file)
 
-    call("ingest", params_file, tmp_path / "raw", tmp_path / "quarantine")
+    call("ingest", params_file, tmp_path / "raw", tmp_path / "quarantine", tmp_path / "tombstones.txt")
 
     counts = json.loads((tmp_path / "raw" / "counts.json").read_text())
     assert (counts["read"], counts["kept"], counts["rejected"]) == (12, 9, 3)

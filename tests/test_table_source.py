@@ -193,7 +193,7 @@ def test_own_pictures_come_through_to_the_stores_and_counts_add_up(tmp_path: Pat
     apply_recipes([overlay], params_file)
 
     raw, valid, curated, packed = (tmp_path / name for name in ("raw", "valid", "curated", "packed"))
-    call("ingest", params_file, raw, tmp_path / "q" / "ingest")
+    call("ingest", params_file, raw, tmp_path / "q" / "ingest", tmp_path / "tombstones.txt")
     call("validate", params_file, raw, valid, tmp_path / "q" / "validate", tmp_path / "page")
     call("curate", params_file, valid, raw, curated, tmp_path / "q" / "curate", tmp_path / "curation")
     call("pack", params_file, curated, raw, packed)

@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from clip_core.code import commit_of
 from clip_core.config.section import hash_of
+from clip_core.data.tombstones import Tombstones, is_hit
 from clip_core.errors import UserError
 from clip_core.files import atomic_write, replacing_file
 from clip_core.model.contract import read_contract
 from clip_core.params_file import read_yaml
 from clip_core.serve.release import read_manifest
+from clip_core.serve.releases import num_shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -63,35 +65,32 @@ def of(serving: Path, release: str) -> dict:
     """What `keep` has written; UserError where that is nothing."""
     file = _file(serving, release)
     if not file.exists():
-        there = ", ".join(sorted(found.stem for found in file.parent.glob("*.json"))) or "none"
+        there = ", ".join(sorted(known(serving))) or "none"
         raise UserError(f"{file}: nothing is known of release {release}; of these something is: {there}")
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-def holding(serving: Path, wanted: str, folders: dict[str, Path]) -> Iterator[Holding]:
-    """What each release has of a picture (id or sha256), a caption or a source; `folders` are of those still there."""
-    import numpy as np
+def holding(serving: Path, wanted: Tombstones, folders: dict[str, Path]) -> Iterator[Holding]:
+    """What each release has of a picture, a caption or a source; `folders` are of those still there."""
+    for release in sorted(known(serving) | folders.keys()):
+        trained = keys_of_data(serving, release)
+        num_trained = None if trained is None else int(is_hit(trained, wanted).sum())
+        yield Holding(release, num_trained, num_shown(folders[release], wanted) if release in folders else 0)
+
+
+def known(serving: Path) -> set[str]:
+    """The releases of which something was written down."""
+    return {file.stem for file in (serving / FOLDER).glob("*.json")}
+
+
+def keys_of_data(serving: Path, release: str) -> "pd.DataFrame | None":
+    """The keys of the pairs that a release was trained on (columns: KEYS); None where nobody knows."""
     import pandas as pd
 
-    caption = hashlib.sha256(wanted.encode()).hexdigest()
-    asked = {"image_id": wanted, "image_sha256": wanted, "caption_sha256": caption, "source": wanted}
-
-    def num_held(keys: "pd.DataFrame") -> int:
-        return int(np.any([(keys[name] == value).to_numpy(bool) for name, value in asked.items()], axis=0).sum())
-
-    for file in sorted((serving / FOLDER).glob("*.json")):
-        release = file.stem
-        data = _data_file(serving, of(serving, release)["made"]["data"])
-        num_trained = num_held(pd.read_parquet(data)) if data.exists() else None
-        yield Holding(release, num_trained, sum(num_held(keys) for keys in _galleries(folders.get(release))))
-
-
-def _galleries(folder: Path | None) -> "Iterator[pd.DataFrame]":
-    from clip_core.data.store import open_store
-
-    if folder is not None:
-        for gallery in sorted((folder / "galleries").iterdir()):
-            yield _keys(open_store(gallery).pairs).drop_duplicates("image_id")
+    if release not in known(serving):
+        return None
+    data = _data_file(serving, of(serving, release)["made"]["data"])
+    return pd.read_parquet(data) if data.exists() else None
 
 
 def _keep_data(serving: Path, data: str, packed: Path) -> dict[str, dict[str, int]] | None:

@@ -3,6 +3,7 @@
     releases/<id>/    proved releases, as links to the files that the pipeline or `clip_core.serve.gallery` made
     current           a link to the one that serves
     history.jsonl     every release added, made public, refused or removed, and by what
+    tombstones.txt    deletion requests: a release that holds what they name is neither added nor made public
     live/, running.json, *.lock    of a running `make serve`
 
 None of it is DVC's, which removes what a stage makes before it runs again. `python -m clip_core.serve.releases` lists
@@ -13,19 +14,23 @@ import argparse
 import json
 import os
 import shutil
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from fcntl import LOCK_EX, flock
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+from clip_core.data.tombstones import FILE, Tombstones, is_hit, read_tombstones
 from clip_core.errors import UserError, told_to_the_user
 from clip_core.files import atomic_write, check_space, link_file, replacing_folder, sync
 from clip_core.locks import try_lock
 from clip_core.project import RELEASE, project_root, serving_folder
 from clip_core.serve.release import MANIFEST, RELEASE_ID, Manifest, read_manifest, verify
 from clip_core.serve.triton import Server
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class Event(NamedTuple):
@@ -48,6 +53,7 @@ def add(serving: Path, folder: Path, keep: int | None) -> Manifest:
     """
     with _lock(serving / "add.lock", "", waits=True):
         manifest = read_manifest(folder)
+        refuse_deleted(serving, folder)
         place = folder_of(serving, manifest.release)
         if not _is_whole(place, manifest):
             verify(folder)
@@ -62,7 +68,8 @@ def add(serving: Path, folder: Path, keep: int | None) -> Manifest:
         if current(serving) is None:
             make_current(serving, manifest.release, "the first release")
         if keep is not None:
-            _remove_old(serving, keep)
+            with suppress(Held):
+                remove(serving, unneeded(serving, keep), f"releases.keep: {keep}")
     return manifest
 
 
@@ -79,6 +86,27 @@ def verified(serving: Path, release: str) -> Path:
     if (found := verify(folder).release) != release:
         raise UserError(f"{folder}: holds release {found}; remove the folder")
     return folder
+
+
+def refuse_deleted(serving: Path, folder: Path) -> None:
+    """UserError when the release in `folder` holds what a deletion request has named."""
+    if (marks := read_tombstones(serving / FILE)) and (number := num_shown(folder, marks)):
+        raise UserError(
+            f"{folder}: holds {number} pictures or captions that deletion requests name ({serving / FILE}); it can not "
+            "serve. Make a release without them: `python -m flows.forget` does, or take them out of your folder"
+        )
+
+
+def num_shown(folder: Path, marks: Tombstones) -> int:
+    """How many pictures the galleries of the release show that are named themselves, or by a caption or the source."""
+    return sum(len(pairs[is_hit(pairs, marks)].drop_duplicates("image_id")) for pairs in shown(folder))
+
+
+def shown(folder: Path) -> "Iterator[pd.DataFrame]":
+    """The pair table of each gallery of the release."""
+    from clip_core.data.store import open_store
+
+    return (open_store(gallery).pairs for gallery in sorted((folder / "galleries").iterdir()))
 
 
 def added(serving: Path) -> list[str]:
@@ -192,14 +220,23 @@ def _sizes(place: Path) -> Iterator[int]:
     return (path.stat().st_size for path in place.rglob("*") if path.is_file() and path != place / MANIFEST)
 
 
-def _remove_old(serving: Path, keep: int) -> None:
-    """Removes all but the `keep` newest releases, the current one and the one to roll back to."""
-    kept = {*added(serving)[:keep], current(serving), *have_served(serving)[:1]}
-    with suppress(Held), only_rollout(serving):  # one that is being rolled out is needed
-        for release in added(serving):
-            if release not in kept:
-                record(serving, "removed", release, f"releases.keep: {keep}")
-                shutil.rmtree(folder_of(serving, release))
+def unneeded(serving: Path, keep: int) -> list[str]:
+    """All but the `keep` newest, the current one, the one to roll back to and the newest that waits for approval."""
+    there, refused_ones = added(serving), refused(serving)
+    served = {event.release for event in history(serving) if event.event == "serves"}
+    decided = {event.release for event in history(serving) if event.event == "promoted"} - refused_ones
+    waiting = [release for release in there if release in decided - served]
+    kept = {*there[:keep], current(serving), *have_served(serving)[:1], *waiting[:1]}
+    return [release for release in there if release not in kept]
+
+
+def remove(serving: Path, releases: Sequence[str], why: str) -> None:
+    """Removes them; Held while a rollout is at work, which may need one; the current one never goes."""
+    with only_rollout(serving):
+        for release in releases:
+            assert release != current(serving)
+            record(serving, "removed", release, why)
+            shutil.rmtree(folder_of(serving, release))
 
 
 @contextmanager

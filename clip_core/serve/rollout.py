@@ -67,6 +67,7 @@ def settle(triton: Triton, serving: Path) -> None:
 def _change(serving: Path, release: str, how: str, run: Run) -> str:
     with releases.only_rollout(serving):
         folder = run("verify", lambda: releases.verified(serving, release))
+        releases.refuse_deleted(serving, folder)
         server = releases.running_server(serving)
         if server is None and releases.current(serving) == release:
             return f"release {release} is current already; `make serve` serves it"
