@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import tempfile
 import time
 from collections.abc import Generator
@@ -102,10 +101,6 @@ def serving(weights: Path, folder: Path) -> Generator[tuple[str, dict[str, str]]
         for number, (side, before) in enumerate(SIDES.items()):
             copy, name = folder / f"side-{number}", f"{number:016x}"
             link_tree(made, copy)
-            for config in (copy / "models" / "text_core").rglob("*.pbtxt"):
-                uncached = re.sub("(?m)^response_cache.*$", "", config.read_text(encoding="utf-8"))
-                config.unlink()  # a link
-                config.write_text(uncached, encoding="utf-8")
             for model, code in before.items():
                 file = copy / "models" / model / "1" / "model.py"
                 text = file.read_text(encoding="utf-8") + code

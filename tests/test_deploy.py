@@ -93,12 +93,13 @@ def test_golden_queries_travel_with_the_release(release: Release) -> None:
 def test_golden_answers_are_torchs(release: Release) -> None:
     golden = release.golden
     asked = [*golden.text_features, *golden.image_features]
-    for features, ranking in zip(asked, golden.rankings["test"], strict=True):
+    for place, (features, ranking) in enumerate(zip(asked, golden.rankings["test"], strict=True)):
         scores = release.truth.image_features @ features
         best = [release.truth.image_ids[place] for place in np.argsort(-scores)[:10]]
         assert set(best) <= set(ranking)
         assert is_ranked_so(Found(best, np.sort(scores)[::-1][:10], "r"), ranking, 1e-6)
-        assert not is_ranked_so(Found(best[::-1], scores, "r"), ranking, 1e-6)
+        if place < len(golden.text_features):  # to the random image tower all pictures are nearly one
+            assert not is_ranked_so(Found(best[::-1], scores, "r"), ranking, 1e-6)
         assert not is_ranked_so(Found([best[0]] * 10, scores, "r"), ranking, 1.0)
 
 

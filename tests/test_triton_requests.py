@@ -151,8 +151,9 @@ def test_a_mistake_of_ours_is_not_the_callers_and_the_log_explains_it(model: str
 
 @pytest.mark.parametrize("model", ["clip_text", "clip_search", "clip_search_{second}"])
 def test_what_is_no_number_is_no_answer(model: str, faulty: Faulty) -> None:
-    status, message = refusal(faulty.server, model.format(second=faulty.second), "TEXT", [LONG.encode()])
-    assert status == "StatusCode.INTERNAL"
+    for _ in range(2):  # also not to who asks again
+        status, message = refusal(faulty.server, model.format(second=faulty.second), "TEXT", [LONG.encode()])
+        assert status == "StatusCode.INTERNAL"
     assert "text_features: not finite" in explanation(faulty.server, message)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -48,9 +49,18 @@ def asking(triton: "Server", serving: Path, **changes: object) -> Generator[http
         yield client
 
 
+@pytest.fixture(scope="module")
+def shared(release: Release, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return a_serving(tmp_path_factory.mktemp("watched") / "serving", release)  # LMDB opens a file once a process
+
+
 @pytest.fixture
-def serving(release: Release, tmp_path: Path) -> Path:
-    return a_serving(tmp_path / "serving", release)
+def serving(shared: Path) -> Path:
+    """A folder of releases, of whose searches nothing is kept yet."""
+    for file in (shared / FOLDER, *(shared / FOLDER).glob("*")):
+        if file.is_file():
+            file.unlink()
+    return shared
 
 
 def test_searches_are_kept_with_features_and_facts_but_without_a_word(
@@ -97,6 +107,7 @@ def test_of_a_day_only_so_many_are_kept_also_after_a_new_start(triton: "Server",
 
 
 def test_where_nothing_can_be_written_every_answer_is_as_good(triton: "Server", serving: Path) -> None:
+    shutil.rmtree(serving / FOLDER, ignore_errors=True)
     (serving / FOLDER).write_text("in the way")
     with asking(triton, serving) as client:
         assert [client.post("/v1/search", json={"text": text}).status_code for text in WORDS] == [200] * len(WORDS)
@@ -109,7 +120,7 @@ def test_where_nothing_can_be_written_every_answer_is_as_good(triton: "Server", 
 
 def test_what_is_too_old_goes_and_where_nothing_may_be_kept_all_goes(serving: Path) -> None:
     today = datetime.now(UTC).date()
-    (serving / FOLDER).mkdir()
+    (serving / FOLDER).mkdir(exist_ok=True)
     for age in range(5):
         (serving / FOLDER / f"{today - timedelta(days=age)}.jsonl").touch()
     tidy(serving, ALL)

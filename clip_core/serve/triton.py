@@ -22,7 +22,6 @@ READY_SECONDS = 60  # of a server without models: tenths of a second on a quiet 
 LOAD_SECONDS = 300  # models of a few GB load in a minute
 UNLOAD_SECONDS = 60
 CALL_SECONDS = 10
-CACHE_BYTES = 64 * 2**20  # of answers to texts that were asked before: 30,000 of 512 numbers
 KEY_HEADER = "clip-admin"
 RESTRICTED = "model-repository,shared-memory,trace,logging"  # what can run code as us, or read what others ask
 LOG_TAIL = 3000  # characters of the log that an error shows
@@ -180,9 +179,7 @@ def _command(home: Path, repository: Path, port: int, prefix: str, key: str) -> 
         str(server / "bin" / "tritonserver"),
         f"--model-repository={repository}",
         f"--backend-directory={home / 'backends'}",
-        f"--cache-directory={server / 'caches'}",
         f"--backend-config=python,shm-region-prefix-name={prefix}",
-        f"--cache-config=local,size={CACHE_BYTES}",
         "--model-config-name=cpu_python",  # <model>/configs/cpu_python.pbtxt where there is one
         "--model-control-mode=explicit",
         f"--grpc-restricted-protocol={RESTRICTED}:{KEY_HEADER}={key}",  # who sees our processes sees it

@@ -85,9 +85,7 @@ def ask(kind: str, folder: Path) -> dict:
         p50, p99 = np.percentile(seconds, [50, 99]) * 1000
         result |= {f"p50_ms_{name}": round(p50, 2), f"p99_ms_{name}": round(p99, 2)}
         if name == "texts":
-            result["peak_mib"] = (
-                resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
-            )  # with pages of files
+            result["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10  # with pages of files
         result[f"recall_of_{name}"] = round(float(recall_of(pictures, questions, np.array(places))), 4)
     return result
 
