@@ -1,7 +1,7 @@
 """A million pictures, searched exactly and by FAISS: build, bytes, memory, p50 and p99 of one question, recall@10.
 
-`PICTURES=100000` in the environment takes so many. Texts lie apart from all pictures, as a CLIP's do. Pictures are asked
-for as well.
+`PICTURES=100000` in the environment takes so many. Texts lie apart from all pictures, as a CLIP's do; asking
+with pictures is measured as well.
 """
 
 import json
