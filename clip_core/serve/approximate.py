@@ -5,7 +5,7 @@ Texts lie apart from the pictures' features, so an index that finds a picture's 
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -26,9 +26,8 @@ def build(kind: Kind, features: np.ndarray, file: Path) -> None:
 
     count, width = features.shape
     faiss.omp_set_num_threads(1)  # the order in which sums are made and pictures linked decides the bytes
-    index: Any
     if kind == "hnsw":
-        index = faiss.index_factory(width, f"HNSW{LINKS}_SQ8", faiss.METRIC_INNER_PRODUCT)
+        index = cast("Any", faiss.index_factory(width, f"HNSW{LINKS}_SQ8", faiss.METRIC_INNER_PRODUCT))
         index.hnsw.efConstruction = BREADTH
     else:
         if width % 8 or count < CODES:
@@ -37,7 +36,7 @@ def build(kind: Kind, features: np.ndarray, file: Path) -> None:
                 f"{count} and {width}; write exact or hnsw"
             )
         lists = max(1, min(int(4 * count**0.5), count // TRAINING_ROWS))
-        index = faiss.index_factory(width, f"IVF{lists},PQ{width // 8}", faiss.METRIC_INNER_PRODUCT)
+        index = cast("Any", faiss.index_factory(width, f"IVF{lists},PQ{width // 8}", faiss.METRIC_INNER_PRODUCT))
         index.pq.cp.niter, index.pq.cp.max_points_per_centroid = ROUNDS, TRAINING_ROWS  # most of the time goes here
     rows = np.ascontiguousarray(features, dtype=np.float32)
     index.train(rows)
