@@ -85,6 +85,15 @@ def test_a_run_cancelled_in_training_ends_with_its_processes(platform: Platform)
     assert not any("stages.stage2" in command for command in processes_in(platform.project).values())
 
 
+def test_models_are_measured_by_a_deployment_that_says_why_it_refuses(platform: Platform) -> None:
+    (deployment,) = [one for one in ask(platform.url, "deployments/filter") if one["name"] == "evaluate-model"]
+    asked = {"names": ["nothing"], "models": ["models/stage2"]}
+    run = ask(platform.url, f"deployments/{deployment['id']}/create_flow_run", parameters=asked)
+    (run,) = until(lambda: [one for one in finished(platform) if one["id"] == run["id"]])
+    assert run["state"]["name"] == "Refused"
+    assert "nothing" in run["state"]["message"] and "caltech_101" in run["state"]["message"]
+
+
 def test_a_second_platform_says_that_one_is_running(platform: Platform) -> None:
     result = run_in(platform.project, sys.executable, "-m", "flows.platform", check=False)
     assert result.returncode == 2
