@@ -77,8 +77,8 @@ def described(name: str) -> dict[str, Benchmark]:
     groups = {group for benchmark in known.values() for group in benchmark.groups}
     names = [*sorted(groups), *known]
     raise UserError(
-        f"no benchmark is named {name!r}{resembling(name, names) or '.'} There are {', '.join(names)}. Or name a YAML file "
-        "of your own (docs/evaluation.md)."
+        f"no benchmark is named {name!r}{resembling(name, names) or '.'} There are {', '.join(names)}. Or name a "
+        "YAML file of your own (docs/evaluation.md)."
     )
 
 
