@@ -160,11 +160,15 @@ def test_a_stopped_bulk_goes_on_with_the_parts_that_are_missing(url: str, releas
     for place in range(5):
         (pictures / "inner" / f"{place}.png").write_bytes(release.store.image_bytes(place))
     (pictures / "z.png").write_bytes(b"no picture")
-    assert bulk.run(pictures, out, url, rows=2) == (5, 1)
+    with (pictures / "a film.mp4").open("wb") as film:
+        film.truncate(2**33)  # is not read
+    assert bulk.run(pictures, out, url, rows=2) == (5, 2)
+    (row,) = pq.read_table(out / "rejected-00000.parquet").to_pylist()
+    assert row == {"id": "a film.mp4", "reason": "8,589,934,592 bytes; 12,582,912 are allowed"}
     whole = {file.name: file.read_bytes() for file in out.iterdir()}
     states = {file.name: file.stat().st_mtime_ns for file in out.glob("part-*")}
     (out / "part-00001.parquet").unlink()
-    assert bulk.run(pictures, out, url, rows=2) == (5, 1)
+    assert bulk.run(pictures, out, url, rows=2) == (5, 2)
     assert {file.name: file.read_bytes() for file in out.iterdir()} == whole
     again = {file.name for file in out.glob("part-*") if file.stat().st_mtime_ns != states[file.name]}
     assert again == {"part-00001.parquet"}

@@ -22,7 +22,7 @@ from clip_core.config.section import hash_of
 from clip_core.errors import UserError, told_to_the_user
 from clip_core.files import atomic_write, replacing_file
 from clip_core.project import serving_folder
-from clip_core.serve.client import ITEMS_AT_ONCE, Client, Refused, read_url
+from clip_core.serve.client import BYTES_AT_ONCE, ITEMS_AT_ONCE, Client, Refused, read_url
 
 ROWS = 1024  # of a part
 AT_ONCE = 4  # requests: the models join them to batches, and while one answers another is sent
@@ -84,8 +84,17 @@ def run(source: Path, out: Path, url: str, column: str | None = None, rows: int 
 
 def _embedded(client: Client, rows: list[Row], release: str) -> Done:
     """The features of the rows that are not refused; each refusal names one, and the others are sent again."""
-    rejected = [(row_id, "nothing there") for row_id, item in rows if not item]
-    items = {row_id: item.read_bytes() if isinstance(item, Path) else item for row_id, item in rows if item}
+    items: dict[str, str | bytes] = {}
+    rejected: list[tuple[str, str]] = []
+    for row_id, item in rows:
+        try:
+            size = item.stat().st_size if isinstance(item, Path) else len(item or "")
+            if 0 < size <= BYTES_AT_ONCE:
+                items[row_id] = item.read_bytes() if isinstance(item, Path) else item or ""
+            else:
+                rejected.append((row_id, f"{size:,} bytes; {BYTES_AT_ONCE:,} are allowed" if size else "nothing there"))
+        except OSError as error:  # gone, or not ours to read
+            rejected.append((row_id, error.strerror or str(error)))
     while items:
         try:
             return Done([*items], client.embed([*items.values()], release).features, rejected)
