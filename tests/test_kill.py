@@ -21,7 +21,7 @@ from tests.kills import (
 @pytest.mark.parametrize(
     ("stage", "moment"),
     [
-        ("init", while_saving),
+        pytest.param("init", while_saving, marks=pytest.mark.slow),
         pytest.param("stage1", after_a_checkpoint, marks=pytest.mark.slow),
         ("stage2", after_a_checkpoint),
         pytest.param("stage2", while_saving, marks=pytest.mark.slow),

@@ -44,7 +44,11 @@ def test_run_again_it_does_nothing_and_takes_under_ten_processor_seconds(project
         # the packed bytes come out the same, so what follows does not run
         ("pack", "shard_mib", 255, {"check", "pack"}),
         # other intervals: the gate looks again, finds the same model, and the ONNX files come out the same
-        ("evaluate", "num_bootstrap", 101, {"check", "evaluate@valid", "evaluate@test", "export", "deploy", "report"}),
+        pytest.param(
+            *("evaluate", "num_bootstrap", 101),
+            {"check", "evaluate@valid", "evaluate@test", "export", "deploy", "report"},
+            marks=pytest.mark.slow,
+        ),
         pytest.param("deploy", "num_timed", 7, {"check", "deploy", "report"}, marks=pytest.mark.slow),
     ],
 )

@@ -12,7 +12,7 @@ from tritonclient.utils import InferenceServerException
 
 from clip_core.inference.calibration import CALIBRATION_FILE, Calibration
 from clip_core.inference.prompts import classifier, templates_of
-from clip_core.serve.queries import ask, classify, encode_texts, lengths_of, release_behind, similar
+from clip_core.serve.queries import ask, classify, lengths_of, similar
 from clip_core.serve.release import STATES_ID
 from clip_core.serve.triton import Server, Triton, connect
 from tests.tiny_release import TOP_K, Release, triton_of
@@ -117,24 +117,6 @@ def test_a_picture_that_is_none_is_named_in_a_request_of_several(model: str, tri
     beside = {"LABELS": np.array([["猫".encode()]] * 3, dtype=object)} if model == "clip_classify" else {}
     with closing(connect(triton.address)) as client, pytest.raises(ValueError, match="item 2: not a picture"):
         ask(client, model, {"IMAGE": pictures} | beside, ["scores"])
-
-
-def test_a_text_that_was_asked_before_is_not_encoded_again(calibrated: Calibrated) -> None:
-    triton = calibrated.triton
-    (tower,) = (name for name in triton.states() if name.startswith("text_core_"))
-
-    def encoded(text: str) -> int:
-        before = num_batches(triton, tower)
-        np.testing.assert_array_equal(encode_texts(triton.client, [text]), encode_texts(triton.client, [text]))
-        return num_batches(triton, tower) - before
-
-    assert [encoded(text) for text in ("没有问过的", "没有问过的", "另一个")] == [1, 0, 1]
-
-
-def test_who_asked_for_less_leaves_no_half_of_an_answer_in_the_cache(calibrated: Calibrated) -> None:
-    text = "先问版本再问向量".encode()
-    assert release_behind(calibrated.triton.client, "clip_text", text, b"") == calibrated.made
-    assert encode_texts(calibrated.triton.client, [text.decode()]).shape[0] == 1
 
 
 def num_batches(triton: Triton, model: str) -> int:

@@ -51,9 +51,7 @@ def asking(triton: "Server", serving: Path, **changes: object) -> Generator[http
 
 @pytest.fixture(scope="module")
 def shared(release: Release, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("watched")
-    copy = Path(shutil.copytree(release.folder, folder / "made"))  # LMDB opens a file once a process
-    return a_serving(folder / "serving", release._replace(folder=copy))
+    return a_serving(tmp_path_factory.mktemp("watched") / "serving", release)
 
 
 @pytest.fixture
