@@ -89,6 +89,15 @@ def test_a_folder_is_opened_twice_in_one_process(packed: Path) -> None:
     assert first.image_bytes(0) == second.image_bytes(0)
 
 
+def test_links_to_one_file_are_read_side_by_side(packed: Path, tmp_path: Path) -> None:
+    # as two releases with the same pictures are, which link to what DVC's cache has
+    linked = Path(shutil.copytree(packed / "train", tmp_path / "linked", copy_function=os.link))
+    with open_store(packed / "train") as one, open_store(linked) as other:
+        assert one.image_bytes(0) == other.image_bytes(0)
+        one.close()
+        assert len(other.image_bytes(1)) > 0
+
+
 def test_an_open_store_is_pickled_to_a_fresh_process(packed: Path) -> None:
     store = open_store(packed / "train")
     expected = store.image_bytes(1)

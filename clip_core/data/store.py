@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 RECORDS_PER_TRANSACTION = 1000
 MAX_OPEN = 64  # LMDB files that a store holds open at a time
 MAP_BYTES = 2**40  # sparse: the file takes what is written; a fixed size, since LMDB records it in the file
-File = tuple[Path, str]  # an LMDB file, and its sha256: another may come to its place
+File = tuple[int, int, str]  # an LMDB file whatever path leads to it, and its sha256: another may come to its place
 
 
 class StoreWriter:
@@ -150,6 +150,7 @@ class Store:
         self._hold_nothing()
 
     def _hold_nothing(self) -> None:
+        self._known: dict[str, File] = {}  # by its name here
         self._files: dict[File, None] = {}  # whose environments the store uses, the last used last
         self._finalizer = weakref.finalize(self, _give_back, self._files)
         self._finalizer.atexit = False  # threads may still read; the system closes files
@@ -235,18 +236,21 @@ class Store:
         if not 0 <= index < len(self):
             raise IndexError(f"picture {index} of {len(self)}")
         held = self.files[bisect_right(self._first_of_file, index) - 1]
-        file = (self.folder.resolve() / held["file"], held["sha256"])
-        environment = self._take(file)
+        path = self.folder.resolve() / held["file"]
+        if (file := self._known.get(held["file"])) is None:
+            state = path.stat()
+            file = self._known[held["file"]] = (state.st_dev, state.st_ino, held["sha256"])
+        environment = self._take(file, path)
         try:
             with environment.begin() as transaction:
                 image = transaction.get(_key(index - held["base"]))
         finally:
             _give_back({file})
         if image is None:
-            raise UserError(f"{file[0]}: picture {index} is missing. Run `dvc repro -f -s pack`.")
+            raise UserError(f"{path}: picture {index} is missing. Run `dvc repro -f -s pack`.")
         return image
 
-    def _take(self, file: File) -> "lmdb.Environment":
+    def _take(self, file: File, path: Path) -> "lmdb.Environment":
         """The file's environment, which the store uses from now on, and the caller until it is given back."""
         import lmdb
 
@@ -256,7 +260,7 @@ class Store:
                     raise ValueError(f"{self.folder}: this store is closed")
                 if file not in _OPEN:
                     # DVC owns the file: without readonly and lock=False LMDB would write a lock beside it
-                    _OPEN[file] = lmdb.open(str(file[0]), subdir=False, readonly=True, lock=False, max_readers=1)
+                    _OPEN[file] = lmdb.open(str(path), subdir=False, readonly=True, lock=False, max_readers=1)
                 _USERS[file] += 1 if file in self._files else 2
                 self._files.pop(file, None)
                 self._files[file] = None
