@@ -1,7 +1,6 @@
 """A tiny release with random weights, and what to see of a Triton server from outside; for the tests of serving."""
 
 import pickle
-import shutil
 from collections.abc import Generator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -150,8 +149,8 @@ def a_serving(folder: Path, *releases: Release) -> Path:
     """A folder of releases, as `make serve` has one; the first of them is current."""
     from clip_core.serve.releases import add
 
-    for release in releases:  # copied: releases are links, and LMDB opens a file once a process
-        add(folder, Path(shutil.copytree(release.folder, folder.with_name(f"{folder.name}-{release.id}"))), keep=None)
+    for release in releases:
+        add(folder, release.folder, keep=None)
     return folder
 
 
