@@ -83,6 +83,13 @@ def test_a_tie_never_counts_in_favour_of_the_truth() -> None:
     assert ranks(query, equal, [[0, 1, 2, 3]]).tolist() == [1]
 
 
+def test_a_wrong_candidate_that_is_as_far_behind_as_a_tie_allows_stands_first_in_the_list_as_in_the_ranks() -> None:
+    candidates = np.array([[0.5], [0.5]], dtype=np.float32)
+    candidates[1] -= retrieval.TIE
+    found = retrieve(np.ones((1, 1), dtype=np.float32), candidates, [[0]], k=2)
+    assert (found.ranks.tolist(), found.places.tolist()) == ([2], [[1, 0]])
+
+
 def test_constant_features_score_zero_however_the_sums_are_rounded() -> None:
     one = unit(1, 129, seed=4)
     queries, candidates = np.repeat(one, 33, axis=0), np.repeat(one, 1537, axis=0)
@@ -104,10 +111,11 @@ def test_broken_features_and_unanswerable_queries_are_refused() -> None:
     features = unit(2, 4, seed=7)
     with pytest.raises(ValueError, match="NaN or infinity"):
         ranks(np.full((1, 4), np.nan, dtype=np.float32), features, [[0]])
-    last = unit(100, 4, seed=7)
-    last[-1, -1] = np.inf
-    with pytest.raises(ValueError, match="NaN or infinity"):
-        ranks(features, last, [[0], [0]])
+    for many in (100, 2**16 + 1):  # which are looked at in pieces
+        last = unit(many, 4, seed=7)
+        last[-1, -1] = np.inf
+        with pytest.raises(ValueError, match="NaN or infinity"):
+            ranks(features, last, [[0], [0]])
     with pytest.raises(ValueError, match="query 1 has no right answer"):
         ranks(features, features, [[0], []])
 
@@ -245,3 +253,15 @@ def test_quick_recall_asks_the_seen_names_only(tmp_path: Path) -> None:
         store,
     )
     assert answer == {"text_to_image_mean_recall": 1.0}
+
+
+def test_quick_recall_of_a_width_is_that_of_the_first_numbers_made_unit_again(tmp_path: Path) -> None:
+    store = make_split(tmp_path / "test", [("a", "猫", True, "物品"), ("b", "狗", True, "物品")])
+    features = np.array([[0.6, 0.0, 0.8], [0.8, 0.6, 0.0]], dtype=np.float32)  # of both; 0.36 < 0.48 as they are cut
+    answer = quick_recall(
+        lambda texts: features[["猫狗".index(text) for text in texts]],
+        lambda images: features[images],
+        store,
+        widths=[2],
+    )
+    assert answer == {"text_to_image_mean_recall": 1.0, "text_to_image_mean_recall_width_2": 1.0}

@@ -34,6 +34,13 @@ JUDGED: dict[tuple[str, str, str], str] = {
     ): SAME + "a random number meets the border with a probability of 2**-53",
     **dict.fromkeys(
         [
+            ("clip_core/train/loss.py", "LOGITS_AT_ONCE = 2**21  # 8 MiB", f"LOGITS_AT_ONCE = {size}  # 8 MiB")
+            for size in ("2**(22)", "((2) * (21))")
+        ],
+        SAME + "in blocks of another size",
+    ),
+    **dict.fromkeys(
+        [
             (
                 "clip_core/train/loss.py",
                 "return features if width == features.shape[1] else normalize(features[:, :width], dim=-1)",
@@ -48,26 +55,49 @@ JUDGED: dict[tuple[str, str, str], str] = {
         "BRIGHTNESSES = 2**18  # more than there are sums over a thumbnail",
         "BRIGHTNESSES = (3)**18  # more than there are sums over a thumbnail",
     ): SAME + "any bound above the largest sum does",
+    (
+        "clip_core/data/near.py",
+        "self._is_alone = ((sizes == 1) & (np.diff(self._firsts) == 1))[self._value_of]",
+        "self._is_alone = ((sizes == 1) & (np.diff(self._firsts) == (0)))[self._value_of]",
+    ): SAME + "only slower: who is alone is compared with itself",
+    (
+        "clip_core/data/near.py",
+        'np.searchsorted(self._keys, keys + min(brightness + MOST, BRIGHTNESSES - 1), side="right"),',
+        'np.searchsorted(self._keys, keys + max(brightness + MOST, BRIGHTNESSES - 1), side="right"),',
+    ): SAME + "only slower: the quarters of more pictures are compared",
+    (
+        "clip_core/data/near.py",
+        'by_darkness = np.argsort(darkest, kind="stable")',
+        "by_darkness = np.argsort(darkest)",
+    ): SAME + "pairs of equally dark pictures come in another order and are sorted afterwards",
     **{
         (
             "clip_core/data/near.py",
             "return thumbnails.reshape(-1, 2, half, 2, half, 3).sum((2, 4), dtype=np.int16).reshape(-1, 12)",
-            f"return thumbnails.reshape({shape}, 2, half, 3).sum((2, 4), dtype=np.int16).reshape(-1, 12)",
+            f"return thumbnails.reshape({shape}, half, 3).sum((2, 4), dtype=np.int16).reshape(-1, 12)",
         ): SAME + why
         for shape, why in (
-            ("-(2), 2, half", "numpy takes any negative number for the size that is left"),
+            ("-(2), 2, half, 2", "numpy takes any negative number for the size that is left"),
             (
-                "-1, (1), half",
+                "-1, (1), half, 2",
                 "the rows are divided at the same places, and the last reshape brings them together again",
             ),
+            ("-1, 2, half, (1)", "bands instead of quarters rule out what is not alike as truly"),
         )
     },
+    (
+        "clip_core/data/near.py",
+        "return thumbnails.reshape(-1, 2, half, 2, half, 3).sum((2, 4), dtype=np.int16).reshape(-1, 12)",
+        "return thumbnails.reshape(-1, 2, half, 2, half, 3).sum((2, 4)).reshape(-1, 12)",
+    ): SAME + "in 64 bits, which takes more memory",
     **{
         ("clip_core/data/near.py", f"{before}.sum(1, dtype=np.int32){after}", f"{before}.sum(1){after}"): SAME
         + "without a type numpy adds in 64 bits, which is slower and the same number"
         for before, after in (
             ("places = places[np.abs(self._quarters[places] - self._quarters[place])", " <= MOST]"),
             ("same = (difference", " <= MOST) & (difference.max(1) <= LARGEST_DIFFERENCE)"),
+            ("brightness = quarters", ""),
+            ("for one, other in near(values, low.sum(1, dtype=np.int32), high", ", distance):"),
         )
     },
     (
@@ -75,11 +105,28 @@ JUDGED: dict[tuple[str, str, str], str] = {
         "for rows in blocks(len(images), len(all_texts)):",
         "for rows in blocks(len(all_texts), len(images)):",
     ): SAME + "other blocks of the same rows on one process, where both are equally many",
-    (
-        "clip_core/train/optimizer.py",
-        "clip_grads_with_norm_(shared, max_norm, norm)",
-        "clip_grads_with_norm_(shared, norm, max_norm)",
-    ): "weights that are shared out need two processes: tests/test_distributed.py, which is not asked here",
+    **dict.fromkeys(
+        [
+            (
+                "clip_core/train/loss.py",
+                "factor = gradients[0] * num_ranks() / (2 * len(all_texts))",
+                "factor = ((gradients[0]) / (num_ranks())) / (2 * len(all_texts))",
+            ),
+            *(
+                ("clip_core/train/optimizer.py", "clip_grads_with_norm_(shared, max_norm, norm)", after)
+                for after in (
+                    "clip_grads_with_norm_(shared, norm, max_norm)",
+                    "clip_grads_with_norm_(max_norm, shared, norm)",
+                )
+            ),
+            (
+                "clip_core/train/optimizer.py",
+                "norm = torch.hypot(norm, of_shared.full_tensor() if isinstance(of_shared, DTensor) else of_shared)",
+                "pass",
+            ),
+        ],
+        "takes two processes to see: tests/test_distributed.py, which is not asked here",
+    ),
     (
         "clip_core/evaluate/retrieval.py",
         "ahead, clearly_ahead = np.zeros((2, len(query_features)), dtype=np.int64)",
@@ -90,11 +137,6 @@ JUDGED: dict[tuple[str, str, str], str] = {
         "right = np.concatenate([np.asarray(places, dtype=np.int64) for places in relevant])",
         "right = np.concatenate([np.asarray(places) for places in relevant])",
     ): SAME + "places are int64 unless a query has none, which is refused before",
-    (
-        "clip_core/evaluate/retrieval.py",
-        "return features if width == features.shape[1] else first / np.linalg.norm(first, axis=1, keepdims=True)",
-        "return ((first / np.linalg.norm(first, axis=1, keepdims=True)) if width == features.shape[1] else (features))",
-    ): "narrower widths: tests/test_matryoshka.py and tests/test_recall_in_training.py, which are not asked here",
     (
         "clip_core/evaluate/bootstrap.py",
         "most = max(1, MAX_DRAWS // num_units)",
