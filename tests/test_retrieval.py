@@ -257,11 +257,13 @@ def test_quick_recall_asks_the_seen_names_only(tmp_path: Path) -> None:
 
 def test_quick_recall_of_a_width_is_that_of_the_first_numbers_made_unit_again(tmp_path: Path) -> None:
     store = make_split(tmp_path / "test", [("a", "猫", True, "物品"), ("b", "狗", True, "物品")])
-    features = np.array([[0.6, 0.0, 0.8], [0.8, 0.6, 0.0]], dtype=np.float32)  # of both; 0.36 < 0.48 as they are cut
+    texts = np.array([[0.8, 0.0, -0.6], [0.8, 0.6, 0.0]], dtype=np.float32)
+    images = np.array([[0.6, 0.0, 0.8], [0.8, 0.6, 0.0]], dtype=np.float32)
     answer = quick_recall(
-        lambda texts: features[["猫狗".index(text) for text in texts]],
-        lambda images: features[images],
+        lambda names: texts[["猫狗".index(name) for name in names]],
+        lambda places: images[places],
         store,
         widths=[2],
     )
-    assert answer == {"text_to_image_mean_recall": 1.0, "text_to_image_mean_recall_width_2": 1.0}
+    # The cat finds the dog first, also by the first two numbers as they are (0.48 and 0.64), but not made unit (1, 0.8).
+    assert answer == pytest.approx({"text_to_image_mean_recall": 5 / 6, "text_to_image_mean_recall_width_2": 1.0})
