@@ -265,5 +265,5 @@ def test_quick_recall_of_a_width_is_that_of_the_first_numbers_made_unit_again(tm
         store,
         widths=[2],
     )
-    # The cat finds the dog first, also by the first two numbers as they are (0.48 and 0.64), but not made unit (1, 0.8).
+    # The cat finds the dog first, also by two numbers as they are (0.48 and 0.64), but not by those made unit (1, 0.8).
     assert answer == pytest.approx({"text_to_image_mean_recall": 5 / 6, "text_to_image_mean_recall_width_2": 1.0})
