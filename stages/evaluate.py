@@ -30,7 +30,7 @@ def main(
     from clip_core.evaluate.benchmark import read_benchmark
     from clip_core.evaluate.confusion import confused
     from clip_core.evaluate.embed import embed
-    from clip_core.evaluate.measure import compare, details, measure
+    from clip_core.evaluate.measure import compare, details, free_answers, measure
     from clip_core.evaluate.probes import probes
     from clip_core.evaluate.recall_curves import recall_curves
     from clip_core.evaluate.reliability import calibrate
@@ -41,7 +41,7 @@ def main(
 
     store = open_store(packed / benchmark)
     asked = read_benchmark(store)
-    how, found = (params.evaluate, params.seed), {}
+    how, found, free = (params.evaluate, params.seed), {}, params.evaluate.free_queries
     for folder in (*others, model):
         print(f"{folder.name}: {len(asked.texts)} texts and {len(store)} pictures of {benchmark}", flush=True)
         predictor = load(folder, width=params.width)
@@ -58,6 +58,7 @@ def main(
         "calibration": {"bins": bins},
         "recall_curves": {name: recall_curves(one, asked) for name, one in {**found, model.name: features}.items()},
         "confused": confused(features, asked),
+        "free": free_answers(free, predictor.encode_texts(free), features.images, asked.image_ids) if free else [],
         "probes": probes(predictor.encode_texts, features, asked, *how),  # of the model itself, too
     }
     atomic_write(out / "calibration.json", calibration.model_dump_json(indent=1) + "\n")

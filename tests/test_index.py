@@ -71,6 +71,9 @@ def test_an_index_whose_parts_do_not_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"index\.json is missing"):
         read_index(tmp_path)
     (tmp_path / "index.json").write_text('{"weights_id": "r"}')
+    with pytest.raises(ValueError, match=r"index\.json has no 'recall': make the index again"):
+        read_index(tmp_path)
+    (tmp_path / "index.json").write_text('{"weights_id": "r", "recall": 1.0}')
     with pytest.raises(ValueError, match="3 rows of features for 2 image ids"):
         read_index(tmp_path)
 

@@ -21,7 +21,7 @@ from clip_core.evaluate.benchmark import Benchmark, read_benchmark
 from clip_core.evaluate.confusion import confused
 from clip_core.evaluate.embed import Features
 from clip_core.evaluate.headline import headline
-from clip_core.evaluate.measure import compare, details, measure
+from clip_core.evaluate.measure import compare, details, free_answers, measure
 from clip_core.evaluate.probes import probes
 from clip_core.evaluate.recall_curves import recall_curves
 from clip_core.evaluate.report.before import Before
@@ -149,6 +149,7 @@ def examined(features: Features, benchmark: Benchmark) -> dict:
         "recall_curves": {"stage1": curves, "stage2": curves},
         "slices": slices(features, benchmark, PARAMS, seed=1),
         "confused": confused(features, benchmark),
+        "free": free_answers(["下雨天"], features.images[3:4], features.images, benchmark.image_ids),
         "probes": probes(lambda texts: features.texts[: len(texts)], features, benchmark, PARAMS, seed=1),
         "calibration": {"bins": bins},
     }
@@ -187,9 +188,17 @@ def test_the_page_is_whole_and_asks_for_nothing_from_outside(run: Run) -> None:
 
 def test_right_wrong_and_missed_pictures_are_marked(run: Run) -> None:
     html = in_english(run)
-    for mark in ("right", "wrong", "missed", "mistaken"):
+    for mark in ("right", "wrong", "missed", "mistaken", "free"):
         assert f'class="hit {mark}"' in html
     assert "missed: at" in html and "found at" in html
+
+
+def test_a_free_query_shows_the_nearest_pictures_and_calls_none_right_or_wrong(run: Run) -> None:
+    (free,) = run.details["free"]
+    assert (free["top"][0], free["scores"][:2], len(free["top"])) == ("p03", [1, 0], 10)
+    row = in_english(run).partition(">下雨天</h4>")[2].partition("</article>")[0]
+    assert row.count('class="hit free"') == 10 and row.count('class="hit ') == 10
+    assert "Free queries" not in page(replace(run, details={**run.details, "free": []}))
 
 
 def test_captions_are_text_and_never_markup(run: Run) -> None:

@@ -1,6 +1,6 @@
 """All metrics of a model on a benchmark, each with its interval and its chance level."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from clip_core.evaluate.bootstrap import (
 from clip_core.evaluate.embed import Features
 from clip_core.evaluate.headline import SIZES
 from clip_core.evaluate.retrieval import retrieve
+from clip_core.inference.nearest import top_k
 
 NUM_TOP = 10
 
@@ -75,6 +76,15 @@ def details(features: Features, benchmark: Benchmark) -> dict:
             )
         ]
     }
+
+
+def free_answers(queries: Sequence[str], query_features: np.ndarray, images: np.ndarray, ids: list[str]) -> list[dict]:
+    """Texts of which no right answer is known, with their best pictures among all: features (n, d), ids of (n, d)."""
+    places, scores = top_k(images, query_features, NUM_TOP)
+    return [
+        {"text": text, "right": [], "top": [ids[i] for i in row], "scores": [round(float(score), 6) for score in best]}
+        for text, row, best in zip(queries, places, scores, strict=True)
+    ]
 
 
 def entry_of(answers: Answers, params: Evaluate, seed: int) -> dict[str, float]:

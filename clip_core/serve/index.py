@@ -108,10 +108,13 @@ def read_index(folder: Path) -> Index:
         # without the encoding, Triton's Python reads ASCII, whatever the locale is
         image_ids = json.loads((folder / "image_ids.json").read_text(encoding="utf-8"))
         features = np.load(folder / "features.npy", mmap_mode="r", allow_pickle=False)
+        weights_id, recall = facts["weights_id"], facts["recall"]
     except FileNotFoundError as error:
         raise UserError(f"{folder}: not an index: {Path(error.filename).name} is missing") from None
+    except KeyError as error:
+        raise UserError(f"{folder / 'index.json'} has no {error}: make the index again") from None
     if len(features) != len(image_ids):
         raise UserError(f"{folder}: {len(features)} rows of features for {len(image_ids)} image ids")
     file = folder / approximate.FILE
     found = Approximate(file, features) if file.exists() else None
-    return Index(features, image_ids, facts["weights_id"], facts["recall"], found)
+    return Index(features, image_ids, weights_id, recall, found)

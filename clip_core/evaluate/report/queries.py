@@ -45,6 +45,7 @@ def grids(details: Mapping, read_bytes: ReadImage, known: bool) -> dict:
             for title, rule, shown in blocks
             if shown
         ],
+        "free": [show.free(query) for query in details["free"]],
         "confused": [
             mistake | {"pictures": [show.picture(image, "mistaken") for image in mistake["pictures"]]}
             for mistake in details["confused"]
@@ -61,13 +62,21 @@ class Shown:
 
     def query(self, query: Mapping, num_hits: int = 10) -> dict:
         """A text with its best pictures, and the one that it wanted where that is not among them."""
+        is_found = set(query["right"]) & set(query["top"])
+        missed = None if is_found else self.picture(query["right"][0], "missed", "wanted")
+        return {"text": query["text"], "rank": query["rank"], "hits": self._hits(query)[:num_hits], "wanted": missed}
+
+    def free(self, query: Mapping) -> dict:
+        """A text of which no right picture is known, with its best pictures."""
+        return {"text": query["text"], "hits": self._hits(query)}
+
+    def _hits(self, query: Mapping) -> list[dict[str, str]]:
         right = set(query["right"])
-        hits = [
-            self.picture(image, "right" if image in right else "wrong", f"{place}, score {score:.2f}")
-            for place, (image, score) in enumerate(zip(query["top"], query["scores"], strict=True), start=1)
+        marks = ["free" if not right else "right" if image in right else "wrong" for image in query["top"]]
+        return [
+            self.picture(image, mark, f"{place}, score {score:.2f}")
+            for place, (image, mark, score) in enumerate(zip(query["top"], marks, query["scores"], strict=True), 1)
         ]
-        missed = None if right & set(query["top"]) else self.picture(query["right"][0], "missed", "wanted")
-        return {"text": query["text"], "rank": query["rank"], "hits": hits[:num_hits], "wanted": missed}
 
     def picture(self, image: str, mark: str, place: str = "") -> dict[str, str]:
         """One picture with its name."""
