@@ -29,10 +29,11 @@ from clip_core.evaluate.benchmark import read_benchmark
 from clip_core.evaluate.embed import embed
 from clip_core.evaluate.promotion import Check, quality_checks
 from clip_core.files import atomic_write
-from clip_core.project import serving_folder
+from clip_core.project import project_root, serving_folder
 from clip_core.serve import releases
 from clip_core.serve.golden import read_golden
 from clip_core.serve.released_model import largest_difference, load_released, median_seconds
+from flows import registry
 
 PACKED = Path("data/packed")  # what dvc.yaml packs
 
@@ -80,6 +81,8 @@ def promote(release: str | None = None, serving: Path | None = None) -> bool:
     with suppress(httpx.HTTPError):  # a page less, and no reason to fail
         create_markdown_artifact(key="promotion", markdown=page_of(decision))
     print(decision.told, flush=True)
+    if decision.is_promoted:
+        print(register(folder, candidate), flush=True)
     if decision.is_promoted and params.promotion.approval:
         print(f"`make rollout RELEASE={candidate}` approves of it", flush=True)
     return decision.is_promoted
@@ -109,6 +112,15 @@ def decide(serving: Path, candidate: str, now: str, params: Params) -> Decision:
         params=hash_of(limits, params.evaluate, params.seed),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+@task
+def register(serving: Path, release: str) -> str:
+    """Makes it a version of the registry; where that can not be, tells why: it is promoted all the same."""
+    try:
+        return f"release {release} is {registry.TAG}{registry.add(serving, project_root(), release)}"
+    except UserError as error:
+        return f"no version was registered: {error}; then call `python -m flows.registry --register {release}`"
 
 
 def parity_check(difference: float, allowed: float) -> Check:

@@ -1,6 +1,7 @@
 """Where a release comes from, and which releases hold a picture, a caption or a source: `serving/lineage/`.
 
-    <release>.json        commit, each stage's params and the hashes of what it read and made, sources with licences
+    <release>.json        commit, each stage's params and the hashes of what it read and made, sources with licences,
+                          what it measured on the test, how it was proved
     data/<hash>.parquet   the keys of every training pair of the data that `model.json` names by this hash
 
 Both are written when a release is added and stay when it is removed: what a model has seen is known also when its data
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 FOLDER = "lineage"
 PACKED = Path("data/packed/train")  # in a project, as dvc.yaml packs
+METRICS, PROOF = "reports/test/metrics.json", "reports/deploy.json"  # the same
 KEYS = ["image_id", "image_sha256", "caption_sha256", "source"]
 
 
@@ -49,13 +51,16 @@ def keep(serving: Path, release: Path, project: Path) -> None:
     if _file(serving, manifest.release).exists():
         return
     made = read_contract(release / "models" / "text_preprocess" / "1").made
+    stages = {name: _facts_of(stage) for name, stage in read_yaml(project / "dvc.lock")["stages"].items()}
     facts: dict = {
         "release": manifest.release,
         "weights": manifest.weights,
         "made": made.model_dump(mode="json"),
         "commit": commit_of(project),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "stages": {name: _facts_of(stage) for name, stage in read_yaml(project / "dvc.lock")["stages"].items()},
+        "stages": stages,
+        "metrics": _report(project, METRICS, stages["deploy"]["deps"]),
+        "proof": _report(project, PROOF, stages["deploy"]["outs"]),
         "licences": _keep_data(serving, made.data, project / PACKED),
     }
     atomic_write(_file(serving, manifest.release), json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
@@ -67,7 +72,8 @@ def of(serving: Path, release: str) -> dict:
     if not file.exists():
         there = ", ".join(sorted(known(serving))) or "none"
         raise UserError(f"{file}: nothing is known of release {release}; of these something is: {there}")
-    return json.loads(file.read_text(encoding="utf-8"))
+    older = {"metrics": None, "proof": None}  # files of before these were kept
+    return older | json.loads(file.read_text(encoding="utf-8"))
 
 
 def holding(serving: Path, wanted: Tombstones, folders: dict[str, Path]) -> Iterator[Holding]:
@@ -108,6 +114,14 @@ def _keep_data(serving: Path, data: str, packed: Path) -> dict[str, dict[str, in
     return {
         source: pairs.licence[pairs.source == source].value_counts().to_dict() for source in sorted(set(pairs.source))
     }
+
+
+def _report(project: Path, name: str, digests: dict[str, str]) -> dict | None:
+    """The report that dvc.lock names; None where the file is gone or another one by now."""
+    file = project / name
+    if not file.exists() or hashlib.md5(data := file.read_bytes()).hexdigest() != digests.get(name):
+        return None
+    return json.loads(data)
 
 
 def _keys(pairs: "pd.DataFrame") -> "pd.DataFrame":
