@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONUNBUFFERED := 1
 unexport PYTHONPATH VIRTUAL_ENV
 unexport PYTHONDONTWRITEBYTECODE # images set it: each process would compile torch anew, which takes 6 s
-.PHONY: help setup run test prove serve rollout rollback platform ablation benchmark recipe doctor clean browser
+.PHONY: help setup run test prove serve rollout rollback platform ablation benchmark recipe doctor audit clean browser
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,6 +74,9 @@ recipe: setup ## merge recipes/NAME.yaml into params.yaml: make recipe NAME=smok
 
 doctor: ## look at this machine: what is missing, and the remedy
 	@$(PYTHON) clip_core/doctor.py
+
+audit: setup ## licences and known vulnerabilities of all packages in requirements.lock; writes the SBOM reports/sbom.json
+	@python -m flows.audit
 
 clean: ## remove what DVC's cache keeps of the results, and the report; what serves, what trains and your files stay
 	@test ! -x .venv/bin/python || python -m flows.clean
