@@ -16,6 +16,8 @@ from clip_core.guard import start, stop
 if TYPE_CHECKING:
     from dvc.repo import Repo
 
+SECRETS = ("CLIP_WEBHOOK", "CLIP_KEY")  # the variables of flows.alerts and of the gateway's client
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -52,10 +54,11 @@ def stages_upstream_first(root: Path) -> list[Stage]:
 def environment() -> dict[str, str]:
     """For DVC: a stage's `python` is the one that runs this flow, whatever PATH and the user's shell say.
 
-    What is Prefect's stays here: a stage has no use for the secret of the server.
+    What is Prefect's stays here, and so do SECRETS: a stage has no use for them, and what it sees it may write down.
     """
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
-    others = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    kept_here = {name for name in os.environ if name.startswith("PREFECT_") or name in SECRETS}
+    others = {name: value for name, value in os.environ.items() if name not in kept_here}
     return {**others, "PATH": path, "SHELL": "/bin/sh"}
 
 
