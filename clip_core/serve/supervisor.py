@@ -57,6 +57,11 @@ class Supervisor:
         """Where Triton answers gRPC; empty while it does not run."""
         return self.running.server.address if self.running else ""
 
+    @property
+    def release(self) -> str | None:
+        """The one that is public."""
+        return releases.current(self.serving)
+
     def start(self) -> None:
         """Starts Triton and serves the current release; where that is not what was proved, the last good one."""
         with releases.only_rollout(self.serving):

@@ -13,6 +13,7 @@ from tritonclient.grpc import aio
 from tritonclient.utils import InferenceServerException
 
 from clip_core.errors import UserError
+from clip_core.serve.answers import Answers
 from clip_core.serve.edge import INTERNAL
 from clip_core.serve.queries import SHARES, Found, ask_async, in_requests
 
@@ -40,15 +41,19 @@ class Backend(Protocol):
         """host:port of Triton's gRPC, another one after Triton was started again; "" while there is none."""
 
     @property
+    def release(self) -> str | None:
+        """The one that is public; in the midst of a rollout the models may be those of the next one already."""
+
+    @property
     def states(self) -> dict[str, str]:
         """Public model -> "ok", or what is wrong with it."""
 
 
 class Upstream:
-    """Questions to Triton; `release` is the one that answered last."""
+    """Questions to Triton, but for those whose answers are known; `release` is the one that answered last."""
 
-    def __init__(self, backend: Backend) -> None:
-        self.backend = backend
+    def __init__(self, backend: Backend, answers: Answers) -> None:
+        self.backend, self.answers = backend, answers
         self.num_running = 0
         self.release: str | None = None
         self.address, self.client = "", None
@@ -71,6 +76,9 @@ class Upstream:
     async def find(self, text: str, gallery: str | None, request_id: str) -> Found:
         """What `clip_search` finds, with finite scores; 400 with its reason when it is the caller's mistake."""
         tensors = {"TEXT": [text.encode()]} | ({} if gallery is None else {"GALLERY": [gallery.encode()]})
+        public, asked = self.backend.release, [one for (one,) in tensors.values()]
+        if public and (known := self.answers.get(public, "clip_search", *asked)):
+            return known
         try:
             (ids,), (scores,), ((release,),) = await self._ask(
                 "clip_search", tensors, ["ids", "scores", "release"], request_id
@@ -80,15 +88,18 @@ class Upstream:
         self.release = release.decode()
         if not np.isfinite(scores).all():
             raise ValueError(f"release {self.release} finds pictures with the scores {scores}")
-        return Found([image_id.decode() for image_id in ids], scores, self.release)
+        found = Found([image_id.decode() for image_id in ids], scores, self.release)
+        if ids.size and self.release == public:
+            self.answers.keep(found, public, "clip_search", *asked)
+        return found
 
     async def encode(self, items: Mapping[str, str | bytes], request_id: str) -> tuple[np.ndarray, str]:
         """The features (n, embed_dim) of texts and encoded pictures, by name, and the one release that made them all.
 
         400 with the name of the item that is refused.
         """
-        for _ in range(ROUNDS):
-            rows, releases = await self._encode(items, request_id)
+        for known in (self.backend.release, *[None] * (ROUNDS - 1)):  # in a rollout what is known may be the other's
+            rows, releases = await self._encode(items, request_id, known)
             if len(releases) == 1:
                 (self.release,) = releases
                 return np.stack([rows[name] for name in items]), self.release
@@ -100,12 +111,19 @@ class Upstream:
             await self.client.close()
 
     async def _encode(
-        self, items: Mapping[str, str | bytes], request_id: str
+        self, items: Mapping[str, str | bytes], request_id: str, known: str | None
     ) -> tuple[dict[str, np.ndarray], set[str]]:
+        """Their features and the releases that made them; what `known` is known to answer is not asked."""
         rows, releases = {}, set()
         for kind, (model, tensor, output) in TOWERS.items():
-            names = [name for name, item in items.items() if isinstance(item, kind)]
-            encoded = [_as_bytes(name, items[name]) for name in names]
+            given = {name: _as_bytes(name, item) for name, item in items.items() if isinstance(item, kind)}
+            keeps = known if kind is str else None
+            if keeps:
+                found = {name: self.answers.get(keeps, model, item) for name, item in given.items()}
+                rows |= (found := {name: row for name, row in found.items() if row is not None})
+                releases |= {keeps} if found else set()
+                given = {name: item for name, item in given.items() if name not in found}
+            names, encoded = list(given), list(given.values())
             if tensor == "IMAGE" and encoded:  # it looks into the pictures
                 parts = await asyncio.to_thread(in_requests, encoded, SHARES[tensor])
             else:
@@ -119,7 +137,11 @@ class Upstream:
                 if not np.isfinite(features).all():  # onnxruntime's own backend does not check
                     raise ValueError(f"{model} answers request {request_id} with features that are not finite")
                 rows |= dict(zip(asked, features, strict=True))
-                releases |= {release.decode() for release in made_by.ravel()}
+                made = {release.decode() for release in made_by.ravel()}
+                releases |= made
+                if keeps and made == {keeps}:
+                    for item, row in zip(some, features, strict=True):
+                        self.answers.keep(row.copy(), keeps, model, item)  # a view would hold the whole batch
         return rows, releases
 
     async def _ask(
