@@ -26,6 +26,7 @@ from clip_core.project import project_root, serving_folder
 from clip_core.serve import releases, samples
 from clip_core.serve.answers import Answers
 from clip_core.serve.app import HOST_NAMES, make_app
+from clip_core.serve.canary import Canary
 from clip_core.serve.client import read_url
 from clip_core.serve.door import Door, add_arguments, door_of, listen, url_of
 from clip_core.serve.logs import log_to_stderr
@@ -73,7 +74,8 @@ def _run_gateway(supervisor: Supervisor, listener: socket.socket, door: Door, pa
         samples.tidy(serving, params.watch)
         if params.watch.keep != "nothing":
             sampler = samples.Sampler(serving, params.watch, lambda: supervisor.address)
-    upstream = Upstream(supervisor, Answers(params.gateway.kept_answers if params else 0))
+    canary = Canary(serving, params.gateway.canary if params else None)
+    upstream = Upstream(supervisor, Answers(params.gateway.kept_answers if params else 0), canary)
     app = make_app(upstream, serving / "releases", (*HOST_NAMES, *door.names), door.keys, sampler)
 
     class Server(uvicorn.Server):
@@ -165,7 +167,7 @@ def main() -> None:
     parser.add_argument(
         "--params",
         type=Path,
-        help="`watch` and `gateway` in it say what is kept; default: the project's params.yaml",
+        help="its `watch` and `gateway` count; default: the project's params.yaml",
     )
     parser.add_argument("--no-browser", action="store_true", help="only print the page's address")
     arguments = parser.parse_args()

@@ -4,8 +4,10 @@ import logging
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
+
+from clip_core.serve.canary import REASONS
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -68,3 +70,11 @@ class _Counted(Collector):
         kept.add_metric(["yes"], self.upstream.answers.num_hits)
         kept.add_metric(["no"], self.upstream.answers.num_misses)
         yield kept
+        begun = self.upstream.canary.now()
+        share = GaugeMetricFamily("clip_gateway_canary_share", "Of the callers, asked of it", labels=["release"])
+        share.add_metric([begun.release if begun else "none"], begun.share if begun else 0)
+        yield share
+        aborts = CounterMetricFamily("clip_gateway_canary_aborts", "Canaries that did worse", labels=["reason"])
+        for reason in REASONS:
+            aborts.add_metric([reason], self.upstream.canary.num_aborts[reason])
+        yield aborts

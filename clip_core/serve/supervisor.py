@@ -123,7 +123,9 @@ class Supervisor:
         self.states = {name: unanswered.get(name, "ok") for name in PUBLIC}
         wrong = broken_links(triton, release, *asked) if unanswered else {}
         dead = [name for name, error in wrong.items() if self._is_dead(triton, name, error)]
-        if not dead and live.public_release(triton) == release and not live.others(triton, release):
+        begun = releases.canary(self.serving)
+        is_one = live.public_release(triton) == release
+        if not dead and is_one and not live.others(triton, release, begun and begun.release):
             return
         with suppress(releases.Held), releases.only_rollout(self.serving):  # a rollout at work knows what it does
             if releases.current(self.serving) != release:
