@@ -108,6 +108,17 @@ def test_without_limits_it_is_aborted_at_once(serving: Path) -> None:
     assert aborted(serving) == ["the gateway has none; start it with --params params.yaml"]
 
 
+def test_housekeeping_leaves_a_canary_as_long_as_it_is_one(serving: Path) -> None:
+    for release in (NEW, "a" * 16, "b" * 16):
+        (serving / "releases" / release).mkdir(exist_ok=True)
+        (serving / "releases" / release / "manifest.json").touch()
+        releases.record(serving, "added", release)
+    begun(serving, 0.5)
+    assert releases.unneeded(serving, 1) == ["a" * 16]
+    end_canary(serving)
+    assert releases.unneeded(serving, 1) == ["a" * 16, NEW]
+
+
 @pytest.fixture(scope="module")
 def running(tiny_releases: tuple[Release, Release], tmp_path_factory: pytest.TempPathFactory) -> Generator[Supervisor]:
     with supervised(tmp_path_factory.mktemp("canary") / "serving", *tiny_releases) as supervisor:
