@@ -31,6 +31,7 @@ class Supervised:
     """What the page is told of Triton; a test changes it as a supervisor would."""
 
     address: str
+    release: str | None = None
     states: dict[str, str] = field(default_factory=lambda: dict.fromkeys(PUBLIC, "ok"))
 
 
@@ -77,16 +78,20 @@ def standing_in(stand_in: StandIn, port: int = 0) -> Generator[str]:
 
 
 @contextmanager
-def page_of(backend: Any, releases: Path, **options: Any) -> Generator["httpx.Client"]:
+def page_of(
+    backend: Any, releases: Path, kept_answers: int = 0, limits: Any = None, **options: Any
+) -> Generator["httpx.Client"]:
     """A client of the page, which a thread serves."""
     import httpx
     import uvicorn
 
+    from clip_core.serve.answers import Answers
     from clip_core.serve.app import make_app
+    from clip_core.serve.canary import Canary
+    from clip_core.serve.upstream import Upstream
 
-    config = uvicorn.Config(
-        make_app(backend, releases, **options), port=0, log_config=None, timeout_graceful_shutdown=1
-    )
+    app = make_app(Upstream(backend, Answers(kept_answers), Canary(releases.parent, limits)), releases, **options)
+    config = uvicorn.Config(app, port=0, log_config=None, timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()

@@ -442,6 +442,12 @@ def test_whatever_openapi_allows_or_forbids_is_answered_as_it_says(
     assert statuses == {f"GET {path}": {200} for path in ("/v1/models", "/livez", "/readyz", "/metrics")}
 
 
+def test_what_the_query_may_not_have_is_refused_and_not_passed_over(api: httpx.Client, release: Release) -> None:
+    kind = {"Content-Type": "image/png"}
+    answer = api.post("/v1/search", content=picture(release, 0), headers=kind, params={"limit": "3"})
+    assert problem(answer, 400, "input") == "question: is all that the query may have, not 'limit'"
+
+
 # Bad bodies.
 
 

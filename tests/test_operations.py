@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
+from clip_core.serve.answers import Answers
+from clip_core.serve.canary import Canary
 from clip_core.serve.metrics import Metrics
 from clip_core.serve.upstream import Upstream
 from tests.conftest import ROOT, run_in
@@ -31,7 +33,7 @@ def expressions() -> list[str]:
 
 def known() -> dict[str, set[str]]:
     """The labels of each sample that /metrics can have."""
-    metrics = Metrics(Upstream(Supervised("")))
+    metrics = Metrics(Upstream(Supervised(""), Answers(0), Canary(Path(), None)))
     metrics.seen({"type": "http", "state": {}, "method": "GET", "path": "/"}, 200, 0.1)
     samples = re.findall(r"^(\w+)(?:\{(.*)\})? ", metrics.text().decode(), re.MULTILINE)
     return {name: set(re.findall(r'(\w+)="', labels)) for name, labels in samples}

@@ -11,6 +11,7 @@ from clip_core.config.engine import Engine
 from clip_core.config.evaluation import Evaluate
 from clip_core.config.export import Export
 from clip_core.config.gates import Gates
+from clip_core.config.gateway import Gateway
 from clip_core.config.index import Index
 from clip_core.config.init import Init
 from clip_core.config.intervals import Intervals
@@ -54,6 +55,7 @@ class Params(Section):
     releases: Releases
     promotion: Promotion
     watch: Watch
+    gateway: Gateway
     ablation: Ablation
 
     @field_validator("export")

@@ -32,7 +32,7 @@ from clip_core.serve.shapes import (
     SearchQuestion,
 )
 from clip_core.serve.uploads import UPLOAD, Uploads
-from clip_core.serve.upstream import DEADLINE, PATIENCE, Upstream
+from clip_core.serve.upstream import DEADLINE, PATIENCE, Caller, Upstream
 
 DECODED_AT_ONCE = 2**18  # characters of base64, a multiple of four: meanwhile nobody else has Python
 
@@ -57,7 +57,7 @@ def api_of(upstream: Upstream, galleries: Galleries, wants_keys: bool, sampler: 
         given = [question.input] if isinstance(question.input, str) else question.input
         items = await _items({f"input[{place}]": item for place, item in enumerate(given)})
         async with upstream.turn(PATIENCE):
-            features, release = await upstream.encode(items, request.state.id)
+            features, release = await upstream.encode(items, Caller.of(request))
         _check_release(question.model, release)
         if question.dimensions not in (None, width := features.shape[1]):
             raise HTTPException(400, f"dimensions: {question.dimensions} are not to be had; the features have {width}")
@@ -72,7 +72,7 @@ def api_of(upstream: Upstream, galleries: Galleries, wants_keys: bool, sampler: 
             raise HTTPException(400, "text, image: one of them is wanted, or both")
         items = await _items(given, are_texts=("text",))
         async with upstream.turn(DEADLINE):
-            features, release = await upstream.encode(items, request.state.id)
+            features, release = await upstream.encode(items, Caller.of(request))
             _check_release(question.release, release)
             gallery = await galleries.first_unless(question.gallery, release)
             pictures = await galleries.pictures(release, gallery)
@@ -116,7 +116,7 @@ def api_of(upstream: Upstream, galleries: Galleries, wants_keys: bool, sampler: 
         }
         items = await _items({"image": question.image} | prompts, are_texts=prompts)
         async with upstream.turn(PATIENCE):
-            features, release = await upstream.encode(items, request.state.id)
+            features, release = await upstream.encode(items, Caller.of(request))
             gallery = await galleries.first_unless(None, release)
             calibration = (await galleries.pictures(release, gallery)).calibration
         # As in `prompts.classifier`: a label's feature is the direction of the mean of its prompts'.

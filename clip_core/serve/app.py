@@ -17,25 +17,24 @@ from clip_core.serve.metrics import Metrics
 from clip_core.serve.page import add_page
 from clip_core.serve.pictures import Galleries
 from clip_core.serve.samples import Sampler
-from clip_core.serve.upstream import Backend, Upstream
+from clip_core.serve.upstream import Upstream
 
 NAMED = 5  # of what is wrong with a request
 HOST_NAMES = ("127.0.0.1", "localhost", "[::1]")
 
 
 def make_app(
-    backend: Backend,
+    upstream: Upstream,
     releases: Path,
     host_names: Sequence[str] = HOST_NAMES,
     keys: Keys | None = None,
     sampler: Sampler | None = None,
 ) -> FastAPI:
-    """The web application before the Triton of `backend`, with the pictures of all releases in the folder.
+    """The web application before a Triton, with the pictures of all releases in the folder.
 
     It answers as `host_names` alone, and with `keys` only who has one. What is asked is shown to the sampler.
     """
-    upstream, galleries = Upstream(backend), Galleries(releases)
-    metrics = Metrics(upstream)
+    galleries, metrics = Galleries(releases), Metrics(upstream)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncGenerator[None]:
@@ -67,8 +66,8 @@ def make_app(
 
     @app.get("/readyz", responses={503: {"description": "Not every model answers, or the server is about to end"}})
     async def ready() -> JSONResponse:
-        states = dict(backend.states)
-        are_ok = bool(backend.address and states) and set(states.values()) == {"ok"}
+        states = dict(upstream.backend.states)
+        are_ok = bool(upstream.backend.address and states) and set(states.values()) == {"ok"}
         is_ready = are_ok and not app.state.is_draining
         return JSONResponse({"models": states, "release": upstream.release}, 200 if is_ready else 503)
 

@@ -19,17 +19,19 @@ from types import FrameType
 from urllib.request import ProxyHandler, build_opener
 
 from clip_core.all_params import load_params
-from clip_core.config.watch import Watch
+from clip_core.config.params import Params
 from clip_core.env import set_switches
 from clip_core.errors import UserError, told_to_the_user
 from clip_core.project import project_root, serving_folder
 from clip_core.serve import releases, samples
+from clip_core.serve.answers import Answers
 from clip_core.serve.app import HOST_NAMES, make_app
+from clip_core.serve.canary import Canary
 from clip_core.serve.client import read_url
 from clip_core.serve.door import Door, add_arguments, door_of, listen, url_of
 from clip_core.serve.logs import log_to_stderr
 from clip_core.serve.supervisor import GaveUp, Supervisor
-from clip_core.serve.upstream import PATIENCE
+from clip_core.serve.upstream import PATIENCE, Upstream
 
 MAX_FILES = 2**16  # each connection is one; whoever waits with many keeps others out when there are no more
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -47,7 +49,7 @@ def serve(serving: Path, door: Door, opens_browser: bool, params: Path | None) -
             f"{serving}: no release to serve yet; `make run` makes that of the pipeline, and "
             "`python -m clip_core.serve.gallery` one of any weights folder"
         )
-    watch = load_params(params).watch if params else None
+    allowed = load_params(params) if params else None
     with _only_one(serving), listen(door) as listener:
         url = url_of(door, listener)
         supervisor = Supervisor(serving, url)
@@ -58,21 +60,23 @@ def serve(serving: Path, door: Door, opens_browser: bool, params: Path | None) -
             print(f"the page: {url}\nTriton (gRPC): {supervisor.address}\nCtrl-C stops everything", flush=True)
             if opens_browser and _has_user():
                 threading.Thread(target=_open_browser, args=(url,), daemon=True).start()
-            _run_gateway(supervisor, listener, door, watch)
+            _run_gateway(supervisor, listener, door, allowed)
         finally:
             (serving / "running.json").unlink(missing_ok=True)
             supervisor.stop()
 
 
-def _run_gateway(supervisor: Supervisor, listener: socket.socket, door: Door, watch: Watch | None) -> None:
+def _run_gateway(supervisor: Supervisor, listener: socket.socket, door: Door, params: Params | None) -> None:
     import uvicorn
 
     serving, sampler = supervisor.serving, None
-    if watch:
-        samples.tidy(serving, watch)
-        if watch.keep != "nothing":
-            sampler = samples.Sampler(serving, watch, lambda: supervisor.address)
-    app = make_app(supervisor, serving / "releases", (*HOST_NAMES, *door.names), door.keys, sampler)
+    if params:
+        samples.tidy(serving, params.watch)
+        if params.watch.keep != "nothing":
+            sampler = samples.Sampler(serving, params.watch, lambda: supervisor.address)
+    canary = Canary(serving, params.gateway.canary if params else None)
+    upstream = Upstream(supervisor, Answers(params.gateway.kept_answers if params else 0), canary)
+    app = make_app(upstream, serving / "releases", (*HOST_NAMES, *door.names), door.keys, sampler)
 
     class Server(uvicorn.Server):
         """At SIGTERM it is not ready, but takes requests for a while: until those who send them know."""
@@ -161,7 +165,9 @@ def main() -> None:
     parser.add_argument("--json-logs", action="store_true", help="a line of JSON for each request and message")
     parser.add_argument("--serving", type=Path, help="the folder of releases; default: the project's")
     parser.add_argument(
-        "--params", type=Path, help="its `watch` says what is kept of what is asked; default: the project's params.yaml"
+        "--params",
+        type=Path,
+        help="its `watch` and `gateway` count; default: the project's params.yaml",
     )
     parser.add_argument("--no-browser", action="store_true", help="only print the page's address")
     arguments = parser.parse_args()

@@ -89,19 +89,18 @@ def is_loaded(triton: Triton, release: str) -> bool:
     return all(states.get(f"{model}_{release}") == "READY" for model in MODELS)
 
 
-def others(triton: Triton, release: str) -> dict[str, list[Path]]:
+def others(triton: Triton, *wanted: str | None) -> dict[str, list[Path]]:
     """Every other release that is there, whole or in parts, and its folders in the live repository."""
     found: dict[str, list[Path]] = {}
     for path in triton.server.live.iterdir():
         if path.is_dir() and path.name not in PUBLIC:
             found.setdefault(_release_in(path.name), []).append(path)
-    found.pop(release, None)
-    return found
+    return {release: paths for release, paths in found.items() if release not in wanted}
 
 
-def unload_others(triton: Triton, release: str) -> None:
-    """Unloads every release but this one, which is public, and removes them from the live repository."""
-    folders = others(triton, release)
+def unload_others(triton: Triton, release: str, canary: str | None) -> None:
+    """Unloads every release but this one, which is public, and a canary, and removes them from the live repository."""
+    folders = others(triton, release, canary)
     if not folders:
         return
     if public_release(triton) != release:

@@ -4,8 +4,15 @@ import logging
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from clip_core.serve.canary import REASONS
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from prometheus_client.metrics_core import Metric
     from starlette.types import Scope
 
     from clip_core.serve.upstream import Upstream
@@ -34,6 +41,7 @@ class Metrics:
         self.running = Gauge("clip_gateway_running", "Questions that Triton is asked now", registry=self.registry)
         self.ready = Gauge("clip_gateway_model_ready", "1: the model answers", ["model"], registry=self.registry)
         self.running.set_function(lambda: upstream.num_running)
+        self.registry.register(_Counted(upstream))
 
     def seen(self, scope: "Scope", status: int, seconds: float) -> None:
         """Counts and logs a request that was answered; 0: nobody waited for the answer any more."""
@@ -49,3 +57,24 @@ class Metrics:
         for model, state in dict(self.upstream.backend.states).items():
             self.ready.labels(model).set(state == "ok")
         return generate_latest(self.registry)
+
+
+class _Counted(Collector):
+    """What the questions to Triton count themselves."""
+
+    def __init__(self, upstream: "Upstream") -> None:
+        self.upstream = upstream
+
+    def collect(self) -> "Generator[Metric]":
+        kept = CounterMetricFamily("clip_gateway_texts", "Texts, by whether the answer was known", labels=["known"])
+        kept.add_metric(["yes"], self.upstream.answers.num_hits)
+        kept.add_metric(["no"], self.upstream.answers.num_misses)
+        yield kept
+        begun = self.upstream.canary.now()
+        share = GaugeMetricFamily("clip_gateway_canary_share", "Of the callers, asked of it", labels=["release"])
+        share.add_metric([begun.release if begun else "none"], begun.share if begun else 0)
+        yield share
+        aborts = CounterMetricFamily("clip_gateway_canary_aborts", "Canaries that did worse", labels=["reason"])
+        for reason in REASONS:
+            aborts.add_metric([reason], self.upstream.canary.num_aborts[reason])
+        yield aborts

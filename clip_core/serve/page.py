@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from clip_core.serve.pictures import Galleries
 from clip_core.serve.release import GALLERY_NAME
 from clip_core.serve.samples import Sampler
-from clip_core.serve.upstream import DEADLINE, Upstream
+from clip_core.serve.upstream import DEADLINE, Caller, Upstream
 
 PAGE = Path(__file__).with_name("page.html")
 MAX_TOP = 100  # the largest index.top_k of params.yaml; a release gives its own top_k at most
@@ -39,7 +39,7 @@ def add_page(app: FastAPI, upstream: Upstream, galleries: Galleries, sampler: Sa
         if (size := len(text.encode())) > MAX_TEXT_BYTES:
             raise HTTPException(400, f"the text has {size} bytes; {MAX_TEXT_BYTES} are allowed")
         async with upstream.turn(DEADLINE):
-            found = await upstream.find(text, gallery, request.state.id)
+            found = await upstream.find(text, gallery, Caller.of(request))
             gallery = await galleries.first_unless(gallery, found.release)
             pictures = await galleries.pictures(found.release, gallery)
         if sampler:
@@ -52,7 +52,7 @@ def add_page(app: FastAPI, upstream: Upstream, galleries: Galleries, sampler: Sa
     @app.get("/api/galleries", include_in_schema=False)
     async def offer(request: Request) -> dict:
         async with upstream.turn(DEADLINE):
-            release = (await upstream.find(ANY_TEXT, None, request.state.id)).release
+            release = (await upstream.find(ANY_TEXT, None, Caller.of(request))).release
             return {"release": release, "galleries": await galleries.names(release)}
 
     @app.get("/images/{release}/{gallery}/{image_id:path}", include_in_schema=False)

@@ -37,9 +37,19 @@ class Event(NamedTuple):
     """A line of the history."""
 
     time: str  # UTC
-    event: str  # added, promoted, refused, begun (a rollout of it), public (on a Triton), serves, failed, removed
+    # added, promoted, refused, begun (a rollout of it), public (on a Triton), serves, failed, removed; canary (`why` is
+    # its share), aborted (for it did worse), ended (the canary, otherwise)
+    event: str
     release: str
     why: str
+
+
+class Begun(NamedTuple):
+    """A canary that is under way."""
+
+    time: str  # UTC
+    release: str
+    share: float  # of those who ask
 
 
 class Held(UserError):
@@ -130,9 +140,19 @@ def have_served(serving: Path) -> list[str]:
 
 
 def refused(serving: Path) -> set[str]:
-    """The releases that the promotion has refused, and not promoted since."""
-    decided = {event.release: event.event for event in history(serving) if event.event in ("promoted", "refused")}
-    return {release for release, decision in decided.items() if decision == "refused"}
+    """The releases that the promotion has refused, or that did worse as a canary, and were not promoted since."""
+    decisions = ("promoted", "refused", "aborted")
+    decided = {event.release: event.event for event in history(serving) if event.event in decisions}
+    return {release for release, decision in decided.items() if decision != "promoted"}
+
+
+def canary(serving: Path) -> Begun | None:
+    """The release of which a share of the callers is asked, beside the public one; None when none is."""
+    kinds = ("canary", "aborted", "ended", "serves")  # who makes a release public ends any canary
+    last = next((event for event in reversed(history(serving)) if event.event in kinds), None)
+    if last is None or last.event != "canary" or not (folder_of(serving, last.release) / MANIFEST).exists():
+        return None
+    return Begun(last.time, last.release, float(last.why))
 
 
 def make_current(serving: Path, release: str, why: str) -> None:
@@ -221,12 +241,13 @@ def _sizes(place: Path) -> Iterator[int]:
 
 
 def unneeded(serving: Path, keep: int) -> list[str]:
-    """All but the `keep` newest, the current one, the one to roll back to and the newest that waits for approval."""
+    """All but the `keep` newest, the current one, the one before, the canary and the newest that waits for approval."""
     there, refused_ones = added(serving), refused(serving)
     served = {event.release for event in history(serving) if event.event == "serves"}
     decided = {event.release for event in history(serving) if event.event == "promoted"} - refused_ones
     waiting = [release for release in there if release in decided - served]
-    kept = {*there[:keep], current(serving), *have_served(serving)[:1], *waiting[:1]}
+    tried = [begun.release] if (begun := canary(serving)) else []
+    kept = {*there[:keep], current(serving), *have_served(serving)[:1], *waiting[:1], *tried}
     return [release for release in there if release not in kept]
 
 

@@ -1,4 +1,4 @@
-"""Rolls a release out, or back: `python -m clip_core.serve.rollout [RELEASE] [--back]`.
+"""Rolls a release out, or back, or tries it: `python -m clip_core.serve.rollout [RELEASE] [--back] [--canary 0.1]`.
 
 On a running `make serve` no request fails or meets half of a release. Without one, what the next start serves changes.
 Killed at any step, what `serving/current` names serves after the next start or rollout, or within seconds by the
@@ -27,15 +27,9 @@ def just_run(_name: str, step: Callable[[], T]) -> T:
 def roll_out(serving: Path, release: str | None, run: Run = just_run) -> str:
     """Makes the proved release the one that serves, or leaves all as it was and raises.
 
-    By default it is the newest that the promotion has not refused.
+    By default it is the newest that was not refused: by the promotion, or as a canary.
     """
-    added, refused = releases.added(serving), releases.refused(serving)
-    if not added:
-        raise UserError(f"{serving}: no release yet; `make run` makes one")
-    release = release or next((one for one in added if one not in refused), None)
-    if release is None:
-        raise UserError(f"{serving}: every release was refused ({serving}/decisions); name the one to make public")
-    return _change(serving, release, "rolled out", run)
+    return _change(serving, release or _newest(serving), "rolled out", run)
 
 
 def roll_back(serving: Path, run: Run = just_run) -> str:
@@ -46,8 +40,43 @@ def roll_back(serving: Path, run: Run = just_run) -> str:
     return _change(serving, before[0], "rolled back", run)
 
 
+def begin_canary(serving: Path, release: str | None, share: float) -> str:
+    """Loads the proved release beside the public one, for that share of the callers, and probes it."""
+    if not 0 < share < 1:
+        raise UserError(f"--canary {share}: a share between 0 and 1 is wanted, as 0.1; 0 ends the one under way")
+    with releases.only_rollout(serving):
+        release = release or _newest(serving)
+        folder = releases.verified(serving, release)
+        releases.refuse_deleted(serving, folder)
+        server = releases.running_server(serving)
+        if server is None:
+            raise UserError(
+                f"{serving}: nothing serves there, so there is nobody to try {release}; first: `make serve`"
+            )
+        with closing(Triton(server)) as triton:
+            settle(triton, serving)
+            if releases.current(serving) == release:
+                raise UserError(f"release {release} is public already; name another one")
+            try:
+                live.load(triton, folder, release)
+                live.probe_release(triton, folder, release)
+                releases.record(serving, "canary", release, str(share))
+            finally:
+                settle(triton, serving)  # a canary before this one goes, and one that did not come so far
+    return f"release {release} answers {share:.0%} of the callers; make it public: `make rollout RELEASE={release}`"
+
+
+def end_canary(serving: Path) -> str:
+    """Asks nobody of the canary any more; the gateway has it unloaded."""
+    with releases.only_rollout(serving):
+        if (begun := releases.canary(serving)) is None:
+            raise UserError(f"{serving}: no canary is under way")
+        releases.record(serving, "ended", begun.release, "by hand")
+    return f"release {begun.release} is no canary any more"
+
+
 def settle(triton: Triton, serving: Path) -> None:
-    """Makes the release that `serving/current` names the only one on this Triton, and the public one.
+    """Makes the release that `serving/current` names the only one on this Triton, but for a canary, and the public one.
 
     Does nothing where that is so; puts right what a rollout that was killed left, and fills an empty server.
     """
@@ -61,7 +90,21 @@ def settle(triton: Triton, serving: Path) -> None:
     if live.public_release(triton) != release:
         live.probe_release(triton, releases.folder_of(serving, release), release)
         live.publish(triton, release, releases.record(serving, "public", release, "what is current"))
-    live.unload_others(triton, release)
+    begun = releases.canary(serving)
+    if begun and not live.is_loaded(triton, begun.release):
+        releases.record(serving, "ended", begun.release, "Triton was started without it")
+        begun = None
+    live.unload_others(triton, release, begun and begun.release)
+
+
+def _newest(serving: Path) -> str:
+    added, refused = releases.added(serving), releases.refused(serving)
+    if not added:
+        raise UserError(f"{serving}: no release yet; `make run` makes one")
+    release = next((one for one in added if one not in refused), None)
+    if release is None:
+        raise UserError(f"{serving}: every release was refused ({serving}/decisions); name the one that is meant")
+    return release
 
 
 def _change(serving: Path, release: str, how: str, run: Run) -> str:
@@ -99,13 +142,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m clip_core.serve.rollout", description=__doc__)
     parser.add_argument("release", nargs="?", metavar="RELEASE", help="default: the newest that was not refused")
     parser.add_argument("--back", action="store_true", help="to the release that served before")
+    parser.add_argument("--canary", type=float, metavar="SHARE", help="only for so many callers; 0 ends that")
     parser.add_argument("--serving", type=Path, help="the folder of releases; default: the project's")
     arguments = parser.parse_args()
     with told_to_the_user():
-        if arguments.back and arguments.release:
-            raise UserError("--back names the release itself; leave one of the two out")
-        serving = serving_folder(arguments.serving)
-        print(roll_back(serving) if arguments.back else roll_out(serving, arguments.release))
+        release, share, serving = arguments.release, arguments.canary, serving_folder(arguments.serving)
+        if (release and (arguments.back or share == 0)) or (arguments.back and share is not None):
+            raise UserError("--back and --canary 0 name the release themselves; leave the rest out")
+        if share is not None:
+            print(begin_canary(serving, release, share) if share else end_canary(serving))
+        else:
+            print(roll_back(serving) if arguments.back else roll_out(serving, release))
 
 
 if __name__ == "__main__":

@@ -57,6 +57,11 @@ class Supervisor:
         """Where Triton answers gRPC; empty while it does not run."""
         return self.running.server.address if self.running else ""
 
+    @property
+    def release(self) -> str | None:
+        """The one that is public."""
+        return releases.current(self.serving)
+
     def start(self) -> None:
         """Starts Triton and serves the current release; where that is not what was proved, the last good one."""
         with releases.only_rollout(self.serving):
@@ -118,7 +123,9 @@ class Supervisor:
         self.states = {name: unanswered.get(name, "ok") for name in PUBLIC}
         wrong = broken_links(triton, release, *asked) if unanswered else {}
         dead = [name for name, error in wrong.items() if self._is_dead(triton, name, error)]
-        if not dead and live.public_release(triton) == release and not live.others(triton, release):
+        begun = releases.canary(self.serving)
+        is_one = live.public_release(triton) == release
+        if not dead and is_one and not live.others(triton, release, begun and begun.release):
             return
         with suppress(releases.Held), releases.only_rollout(self.serving):  # a rollout at work knows what it does
             if releases.current(self.serving) != release:

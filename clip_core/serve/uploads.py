@@ -36,6 +36,8 @@ class Uploads(APIRoute):
             is_picture_the = "input"
 
         async def answer_either(request: Request) -> Response:
+            for name in request.query_params.keys() - {QUESTION["name"]}:  # or `?limit=3` would be passed over
+                raise _refusal(f"is all that the query may have, not {name!r}")
             if request.headers.get("content-type", "").startswith(KIND):
                 rest = _rest(request.query_params.get("question", "{}"))
                 url = await asyncio.to_thread(_data_url, await request.body())
