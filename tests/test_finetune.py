@@ -45,7 +45,7 @@ def toy(tmp_path: Path) -> Path:
     pipeline = (
         (toy / "dvc.yaml")
         .read_text()
-        .replace("toy.py letters", "toy.py letters && grep ^seed: params.yaml >> letters.out")
+        .replace("toy.py letters", "toy.py letters && grep -m1 seed params.yaml >> letters.out")
     )
     (toy / "dvc.yaml").write_text(pipeline.replace("letters.in]", "letters.in, brought]\n    params: [seed]"))
     with (toy / ".gitignore").open("a") as file:
