@@ -4,7 +4,7 @@ import os
 import re
 import sys
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from dvc.repo import Repo
 
 SECRETS = ("CLIP_WEBHOOK", "CLIP_KEY")  # the variables of flows.alerts and of the gateway's client
+WORKTREES = Path(".work/finetune")  # a folder each, see flows/worktree.py
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,56 @@ def stages_upstream_first(root: Path) -> list[Stage]:
         ]
 
 
+def has_changed(root: Path, stage: str, path: Path) -> bool:
+    """Whether `path`, a dependency of `stage`, has other bytes than when that last ran."""
+    from dvc.repo import Repo
+
+    with Repo(str(root), _wait_for_lock=True) as repo, repo.lock:
+        dependencies = repo.stage.load_one(path=str(root.resolve() / "dvc.yaml"), name=stage).deps
+        return any(dependency.workspace_status() for dependency in dependencies if Path(dependency.def_path) == path)
+
+
+def share(root: Path, worktree: Path) -> None:
+    """Gives `worktree`, a git worktree of `root`, DVC's cache and the outs that it has, and what stages read beside.
+
+    That are links to what lies in `root` and is not git's: data and weights of the user's.
+    """
+    from dvc.repo import Repo
+    from dvc.repo.index import Index
+
+    with Repo(str(root)) as repo:
+        cache = f"[cache]\n    dir = {repo.cache.local_cache_dir}\n"
+    (worktree / ".dvc" / "config.local").write_text(cache, encoding="utf-8")
+    file = str(worktree.resolve() / "dvc.yaml")
+    with Repo(str(worktree)) as repo:
+        index = Index.from_file(repo, file)
+        outs = [Path(out.fs_path) for out in index.outs]
+        for path in {Path(dependency.fs_path) for dependency in index.deps}:
+            if path.is_relative_to(repo.root_dir) and not any(path.is_relative_to(out) for out in outs):
+                link_missing(root / path.relative_to(repo.root_dir), path)
+        repo.checkout(targets=[file], force=True, allow_missing=True)
+
+
+def link_missing(source: Path, target: Path) -> None:
+    """Has `target` hold links to what only `source` has; file by file within a folder, where DVC follows no others."""
+    only = [source]
+    if target.is_dir():
+        only = [path for path in source.rglob("*") if path.is_symlink() or path.is_file()]
+    for path in only:
+        link = target / path.relative_to(source)
+        if path.exists() and not os.path.lexists(link) and path.parent.name != "__pycache__":
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(path)
+
+
+def save_experiment(name: str) -> None:
+    """Keeps params, dvc.lock, metrics and code of the working directory as DVC's experiment of this name."""
+    from dvc.repo import Repo
+
+    with Repo(_wait_for_lock=True) as repo:
+        repo.experiments.save(name=name, force=True)
+
+
 def environment() -> dict[str, str]:
     """For DVC: a stage's `python` is the one that runs this flow, whatever PATH and the user's shell say.
 
@@ -77,14 +128,22 @@ def bring_up_to_date(stages: Sequence[str]) -> None:
 
 
 def collect_garbage(root: Path, dry: bool, branches: bool) -> int:
-    """Removes from DVC's cache what neither the workspace nor, where asked, a branch or tag names; gives their number.
+    """Removes from DVC's cache what no worktree and, where asked, no branch, tag or experiment names; how many.
 
     Counts alone when `dry`. Raises UserError while a DVC is at work.
     """
     from dvc_data.hashfile.gc import gc
 
-    with alone(root) as repo:
-        used = set().union(*repo.used_objs(all_branches=branches, all_tags=branches).values())
+    with ExitStack() as stack:
+        repo = stack.enter_context(alone(root))
+        used = set().union(
+            *repo.used_objs(all_branches=branches, all_tags=branches, all_experiments=branches).values(),
+            *(
+                objects
+                for worktree in (root / WORKTREES).glob("*")
+                for objects in stack.enter_context(alone(worktree)).used_objs().values()
+            ),
+        )
         caches = {id(cache): cache for _, cache in repo.cache.by_scheme() if cache}
         return sum(gc(cache, used, dry=dry) or 0 for cache in caches.values())
 

@@ -21,7 +21,8 @@ from clip_core.kept import KEPT
 from clip_core.project import RELEASE, SERVING, project_root
 from clip_core.serve import lineage, releases
 from clip_core.serve.rollout import Run, just_run, roll_out
-from flows.dag import alone, bring_up_to_date, collect_garbage, stages_upstream_first
+from flows import worktree
+from flows.dag import WORKTREES, alone, bring_up_to_date, collect_garbage, stages_upstream_first
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -114,12 +115,15 @@ def told(request: Request) -> Iterator[str]:
         does = "shows it and goes" if one.num_found else "stays: its weights have seen it, the next training is without"
         serves = ", as soon as one without it serves" if one.num_found and one.release == now else ""
         yield f"release {one.release} (trained on {one.num_trained or 0} pairs, shows {one.num_found}): {does}{serves}"
-    yield f"results in {KEPT} and what DVC's cache holds beside the workspace (also other branches' weights) go"
+    yield f"finetunes in {WORKTREES} and results in {KEPT} go, and what DVC's cache holds beside the workspace, "
+    yield "also the weights of other branches and experiments"
     yield "it stays where this project does not write: in the source itself, in remotes (`dvc gc --cloud`), in backups"
 
 
 def empty_caches(pictures: frozenset[str]) -> None:
-    """Removes all kept results, and the fetched ones of these pictures; UserError while a DVC is at work."""
+    """Removes finetunes, all kept results, and what was fetched of these pictures; UserError while a DVC is at work."""
+    for folder in list(WORKTREES.glob("*")):
+        worktree.remove(folder)
     with alone(Path()):
         shutil.rmtree(KEPT, ignore_errors=True)
         for file in FETCHED.rglob("*"):

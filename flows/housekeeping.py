@@ -17,7 +17,8 @@ from clip_core.errors import UserError, told_to_the_user
 from clip_core.kept import KEPT
 from clip_core.project import SERVING, project_root
 from clip_core.serve import releases
-from flows.dag import collect_garbage
+from flows import worktree
+from flows.dag import WORKTREES, collect_garbage
 
 PARAMS_FILE = Path("params.yaml")
 
@@ -47,6 +48,13 @@ def keep_house(days: float, yes: bool) -> Iterator[str]:
                     remove(folder)
             except UserError as error:
                 yield f"  stays: {error}"
+    for folder in sorted(path for path in WORKTREES.glob("*") if (path / "dvc.lock").stat().st_mtime < before):
+        yield f"finetune {folder}: its experiment stays"
+        try:
+            if yes:
+                worktree.remove(folder)
+        except UserError as error:
+            yield f"  stays: {error}"
     for folder in sorted(path for path in KEPT.glob("*/*") if path.is_dir() and path.stat().st_mtime < before):
         yield f"result {folder}: not used for {days:g} days"
         if yes:

@@ -118,6 +118,16 @@ async def pipeline(
         params = load_params(Path("params.yaml"))
     except UserError as error:
         return Failed(name="Refused", message=str(error))
+    stages, outcomes = await bring_up_to_date(retries, seconds_before_retry, max_parallel, stage_hours)
+    if "deploy" in outcomes and outcomes["deploy"].is_completed():
+        print(add_release(RELEASE, params.releases.keep), flush=True)
+    return await concluded(stages, outcomes)
+
+
+async def bring_up_to_date(
+    retries: int, seconds_before_retry: float, max_parallel: int, stage_hours: float | None
+) -> tuple[list[Stage], dict[str, State]]:
+    """The stages of `dvc.yaml` in the working directory, and the state in which the task of each has ended."""
     for lock in clear_stale_locks(Path.cwd()):
         get_run_logger().warning(f"DVC's lock is cleared: {lock}")
     stages = stages_upstream_first(Path.cwd())
@@ -136,10 +146,11 @@ async def pipeline(
     async with asyncio.TaskGroup() as group:
         for stage in stages:
             states[stage.name] = group.create_task(run(stage))
+    return stages, {name: state.result() for name, state in states.items()}
 
-    outcomes = {name: state.result() for name, state in states.items()}
-    if "deploy" in outcomes and outcomes["deploy"].is_completed():
-        print(add_release(RELEASE, params.releases.keep), flush=True)
+
+async def concluded(stages: list[Stage], outcomes: dict[str, State]) -> State:
+    """The state of the whole, which it also tells on Prefect's page and in lines."""
     try:
         await acreate_markdown_artifact(key="pipeline-metrics", markdown=summary(stages, outcomes))
     except httpx.HTTPError as error:  # a page less, and no reason to fail

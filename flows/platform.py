@@ -13,6 +13,7 @@ from clip_core.project import project_root
 from flows.server import as_client, home, secret_file, server, set_environment
 
 POOL = "clip"  # the work pool in prefect.yaml
+QUEUE = "dvc"  # of the runs there that train, so that one waits for the other
 
 
 def main(port: int = 4200) -> None:
@@ -41,6 +42,7 @@ def serve(port: int) -> None:
         close_left_runs()
         prefect("work-pool", "create", "--type", "process", "--overwrite", POOL)
         prefect("--no-prompt", "deploy", "--all")
+        prefect("work-queue", "set-concurrency-limit", QUEUE, "1", "--pool", POOL)
         from flows import alerts  # not before: Prefect reads its settings on import
 
         alerts.deploy(os.environ.get(alerts.WEBHOOK))

@@ -7,6 +7,7 @@ import pytest
 from prefect.utilities.callables import parameter_schema
 
 from clip_core.params_file import read_yaml
+from flows.platform import QUEUE
 from tests.conftest import ROOT
 
 
@@ -23,3 +24,9 @@ def test_a_deployment_names_a_flow_whose_form_has_a_type_and_a_word_on_each_fiel
     for name, field in fields.items():
         assert field.get("type") or field.get("anyOf"), name
         assert field.get("description"), name
+
+
+def test_those_that_train_have_one_queue_out_of_which_the_platform_lets_one_go_at_a_time() -> None:
+    deployments = read_yaml(ROOT / "prefect.yaml")["deployments"]
+    queued = {one["name"] for one in deployments if one["work_pool"].get("work_queue_name") == QUEUE}
+    assert queued == {"nightly", "on-new-data", "finetune"}
