@@ -9,9 +9,7 @@ Card and facts lie in `serving/versions/<version>/`, too.
 """
 
 import json
-import os
 import re
-import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -24,6 +22,7 @@ from clip_core.errors import UserError, told_to_the_user
 from clip_core.files import replacing_folder
 from clip_core.project import RELEASE, project_root, serving_folder
 from clip_core.serve import lineage, releases
+from flows.git import git
 
 TAG = "clip@"  # as the artifact in dvc.yaml
 VERSION = re.compile(r"v\d+\.\d+\.\d+")  # the only ones that DVC finds
@@ -161,26 +160,6 @@ def model_card(facts: dict) -> str:
         confidence=facts["stages"]["evaluate@test"]["params"]["params.yaml"]["evaluate"]["confidence"],
         all_licences=sorted({licence for of in (facts["licences"] or {}).values() for licence in of}),
     )
-
-
-def git(project: Path, *arguments: str, **environment: str) -> str:
-    """What git says; UserError with its reason where it does not do it."""
-    try:
-        done = subprocess.run(
-            ["git", *arguments],
-            cwd=project,
-            env={**os.environ, **environment},
-            capture_output=True,
-            encoding="utf-8",
-        )
-    except FileNotFoundError:
-        raise UserError("no `git` on PATH; versions are git tags, so install it") from None
-    if done.returncode:
-        raise UserError(
-            f"{project.absolute()}: versions are tags of a git repository with a commit and a user: git {arguments[0]} "
-            f"says: {done.stderr.strip()}. Mend that (without a repository: git init, git add -A, git commit)"
-        )
-    return done.stdout.strip()
 
 
 if __name__ == "__main__":

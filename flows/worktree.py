@@ -1,6 +1,5 @@
 """A git worktree in which the pipeline runs with other params, beside the workspace and without a change to it."""
 
-import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from clip_core.files import atomic_write
 from clip_core.kept import KEPT
 from clip_core.recipe import apply_recipes
 from flows.dag import WORKTREES, alone, link_missing, share
+from flows.git import git
 
 PARAMS = "params.yaml"
 
@@ -54,11 +54,3 @@ def remove(worktree: Path) -> None:
     """Removes it with all that it made; its experiment stays. Raises UserError while a DVC is at work there."""
     with alone(worktree):
         git(worktree.parent, "worktree", "remove", "--force", str(worktree.absolute()))
-
-
-def git(folder: Path, *arguments: str) -> str:
-    """What git says in `folder`; raises UserError where it refuses."""
-    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True)
-    if done.returncode:
-        raise UserError(f"{folder}: `git {' '.join(arguments)}` failed, mend what it names: {done.stderr.strip()}")
-    return done.stdout.strip()
