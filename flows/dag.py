@@ -1,5 +1,6 @@
 """DVC's own graph of the stages in `dvc.yaml`, upstream first."""
 
+import logging
 import os
 import re
 import sys
@@ -130,18 +131,20 @@ def bring_up_to_date(stages: Sequence[str]) -> None:
 def collect_garbage(root: Path, dry: bool, branches: bool) -> int:
     """Removes from DVC's cache what no worktree and, where asked, no branch, tag or experiment names; how many.
 
-    Counts alone when `dry`. Raises UserError while a DVC is at work.
+    Counts alone when `dry`. Of a folder whose list is not in the cache, as where another machine made a branch's
+    results, nothing there is known to be needed. Raises UserError while a DVC is at work.
     """
     from dvc_data.hashfile.gc import gc
 
+    logging.getLogger(gc.__module__).setLevel(logging.WARNING)  # it says "Removing" also when it only counts
     with ExitStack() as stack:
         repo = stack.enter_context(alone(root))
         used = set().union(
-            *repo.used_objs(all_branches=branches, all_tags=branches, all_experiments=branches).values(),
+            *repo.used_objs(all_branches=branches, all_tags=branches, all_experiments=branches, force=True).values(),
             *(
                 objects
                 for worktree in (root / WORKTREES).glob("*")
-                for objects in stack.enter_context(alone(worktree)).used_objs().values()
+                for objects in stack.enter_context(alone(worktree)).used_objs(force=True).values()
             ),
         )
         caches = {id(cache): cache for _, cache in repo.cache.by_scheme() if cache}

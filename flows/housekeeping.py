@@ -39,6 +39,8 @@ def keep_house(days: float, yes: bool) -> Iterator[str]:
     """Does it in the working directory's project, or with `yes` false only tells; a line for each thing that goes."""
     from clip_core.train.work_folder import interrupted, remove  # it reaches torch
 
+    if days < 0:
+        raise UserError(f"days: {days:g} lie in the future; 0 is the least")
     before = time.time() - days * 86400
     for folder in list(interrupted()):
         if last_written(folder) < before and not can_go_on(folder):

@@ -31,7 +31,8 @@ def way_of(serving: Path, release: str) -> Iterator[str]:
     facts = lineage.of(serving, release)
     events = [f"{event.event} {event.time}" for event in releases.history(serving) if event.release == release]
     yield f"release {release}: {', '.join(events) or 'not in the history'}"
-    yield f"made {facts['date']} with commit {facts['commit']} (a plus: files differed from it)"
+    differed = ", from which files differed" * facts["commit"].endswith("+")
+    yield f"made {facts['date']} with commit {facts['commit'].rstrip('+')}{differed}"
     made = facts["made"]
     yield f"weights {facts['weights']}, by {made['stage']} with params {made['params']}, from {made['parent']}"
     yield f"training data {made['data']}; the text tower started from: {made['text_tower']}"
@@ -57,6 +58,10 @@ def holders_of(serving: Path, wanted: Tombstones) -> Iterator[str]:
         trained = "its training data are unknown" if one.num_trained is None else f"trained on {one.num_trained} pairs"
         state = "serves" if one.release == now else "there" if one.release in folders else "removed"
         yield f"{one.release}  {state:7}  {trained}, shows {one.num_found} pictures"
+    if not any(one.num_trained or one.num_found for one in found):
+        sources = {source for one in lineage.known(serving) for source in lineage.of(serving, one)["licences"] or {}}
+        yield "nothing known holds it: is it written as in the data, every character of it? Sources are"
+        yield f"  {', '.join(sorted(sources)) or 'unknown'}"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Housekeeping: what nobody needs any more goes, after it was told; what is referenced stays, whatever its age."""
 
 import os
+import re
 import time
 from contextlib import chdir
 from pathlib import Path
@@ -88,6 +89,22 @@ def test_it_tells_first_and_with_yes_removes_what_no_branch_release_or_training_
     run_in(toy, "git", "reset", "-q", "--hard")
     run_in(toy, "dvc", "checkout")  # and what is committed
     assert (toy / "letters.out").read_text() == "letters"
+
+
+def test_what_a_branch_names_and_this_cache_has_never_had_is_no_obstacle(toy: Path) -> None:
+    run_in(toy, "git", "checkout", "-q", "-b", "of-another-machine")
+    lock = toy / "dvc.lock"
+    here = lock.read_text()
+    lock.write_text(re.sub(r"(?<=letters.out\n      hash: md5\n      md5: )\w+", f"{7:032x}.dir", here))
+    assert lock.read_text() != here
+    commit_all(toy)
+    run_in(toy, "git", "checkout", "-q", "-")
+    run_in(toy, "dvc", "checkout")
+    with chdir(toy):
+        told = list(keep_house(days=14, yes=True))
+        assert told == ["DVC's cache: 2 objects that no branch or tag names", "done"]
+        with pytest.raises(UserError, match="0 is the least"):
+            list(keep_house(days=-1, yes=False))
 
 
 def test_a_training_that_is_at_work_stays_however_old_it_is(tmp_path: Path) -> None:

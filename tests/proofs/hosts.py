@@ -68,7 +68,12 @@ def torchrun(project: Path) -> list[subprocess.Popen]:
     options = ("--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", f"--rdzv-endpoint={HOSTS['clip-a']}:{PORT}")
     launcher = str(Path(sys.executable).with_name("torchrun"))
     return [
-        begun(project, host, launcher, *options, f"--local-addr={address}", "-m", "--", "stages.stage1", *STAGE1)
+        begun(
+            project,
+            host,
+            *(launcher, *options, f"--rdzv-conf=is_host={int(host == 'clip-a')}", f"--local-addr={address}"),
+            *("-m", "--", "stages.stage1", *STAGE1),
+        )
         for host, address in HOSTS.items()
     ]
 
@@ -119,10 +124,9 @@ def joined() -> Generator[None]:
 
 
 def begun(project: Path, host: str, *command: str) -> subprocess.Popen:
-    """A command at work on a host, which has a name of its own."""
-    name = ["unshare", "--uts", "sh", "-c", 'hostname "$0" && exec "$@"', host]
+    """A command at work on a host."""
     return subprocess.Popen(
-        ["ip", "netns", "exec", host, *name, *command],
+        ["ip", "netns", "exec", host, *command],
         cwd=project,
         env=ENVIRONMENT | {"GLOO_SOCKET_IFNAME": CABLE, "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(project)},
         stdout=subprocess.PIPE,
