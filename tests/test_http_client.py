@@ -166,6 +166,15 @@ def test_the_address_may_end_in_a_slash_and_begins_with_http() -> None:
         Client("localhost:8731")
 
 
+def test_who_has_a_wrong_key_is_not_told_to_set_one() -> None:
+    refusal = {"message": "a key is wanted", "type": "key"}
+    with failing((401, {}), message=refusal) as (address, _):
+        with pytest.raises(Refused, match=rf"^the key that is set \(CLIP_KEY\) is not known at {address}"):
+            Client(address, key="clip-other").search("猫")
+        with pytest.raises(Refused, match=r"^a key is wanted; set CLIP_KEY$"):
+            Client(address).search("猫")
+
+
 def ask(url: str, query: str, lines: bytes = b"", *more: str) -> tuple[int, list[list[str]], str]:
     """The command's exit code, the fields of the lines that it prints, and what it says besides."""
     command = [sys.executable, "-m", "clip_core.serve.client", query, "--top", "1", "--url", url, *more]

@@ -38,7 +38,7 @@ MODEL = "chinese-clip"
 ATTEMPTS = 4
 PAUSE = 0.2  # seconds before the second attempt, twice as many before each later one
 TRANSIENT = (429, 502, 503, 504)
-BAD_QUESTION, ANOTHER_RELEASE, TOO_LARGE = 400, 409, 413
+BAD_QUESTION, NO_KEY, ANOTHER_RELEASE, TOO_LARGE = 400, 401, 409, 413
 ITEMS_AT_ONCE, BYTES_AT_ONCE = 64, 12 * 2**20  # of a request for features; base64 makes 16 MiB of it
 ROUNDS = 3  # in which one call may meet a rollout
 
@@ -167,6 +167,9 @@ class Client:
                     return json.load(answer)
             except HTTPError as error:
                 failure = _reason(error)
+                if error.code == NO_KEY:
+                    unknown = f"the key that is set ({KEY}) is not known at {self.url}; who serves there makes one"
+                    failure = unknown if self.key else f"{failure}; set {KEY}"
                 if error.code not in TRANSIENT:
                     raise Refused(failure, error.code) from None
                 least = float(error.headers.get("Retry-After", 0))
@@ -214,6 +217,17 @@ def ask(url: str, text: str, top: int, gallery: str | None = None) -> dict:
     except UnicodeEncodeError:
         raise Refused("not UTF-8") from None
     return client._ask(f"/api/search?{query}", None, client._end())
+
+
+def find_url(named: str | None, serving: Path | None) -> str:
+    """The address that the user named, or else that of what serves from the folder, or from the project's."""
+    if named:
+        return named
+    try:
+        folder = serving_folder(serving)
+    except UserError as error:
+        raise UserError(f"{error}; to ask a server elsewhere: --url http://HOST:PORT") from None
+    return read_url(folder)
 
 
 def read_url(serving: Path) -> str:
@@ -268,8 +282,6 @@ def _reason(error: HTTPError) -> str:
         return f"{address} answers {error.code} {error.reason}; the terminal of `make serve` says why"
     if kind == "overload":
         return f"the server is overloaded or not ready: {message}; try again in {error.headers['Retry-After']} s"
-    if kind == "key":
-        return f"{message}; set {KEY}"
     if kind == "internal":
         return f"{message} (request {request_id})"
     return message
@@ -327,7 +339,7 @@ def main() -> None:
     num_found, num_searched, num_refused = arguments.top, 0, 0
     with told_to_the_user(), _as_long_as_it_is_read():
         kind, questions = _questions(arguments.query)
-        client = Client(arguments.url or read_url(serving_folder(arguments.serving)))
+        client = Client(find_url(arguments.url, arguments.serving))
         for place, name, question in questions:
             try:
                 hits = _hits(client, question, arguments.top, arguments.gallery)
