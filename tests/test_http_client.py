@@ -321,3 +321,21 @@ def test_bulk_says_what_it_can_not_read(url: str, tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=said):
             bulk.run(tmp_path / name, tmp_path / "out", url, column)
+
+
+def test_bulk_writes_nothing_among_what_it_reads(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "0.png").write_bytes(b"a picture")
+    for out in ("in", "in/out", "out/../in"):
+        with pytest.raises(UserError, match=rf"{out}: lies in .*in, .*; name a folder outside"):
+            bulk.run(tmp_path / "in", tmp_path / out, "http://127.0.0.1:9")
+    assert [file.name for file in (tmp_path / "in").iterdir()] == ["0.png"]
+
+
+def test_bulk_fails_where_every_row_is_rejected(url: str, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "0.png").write_bytes(b"no picture")
+    command = [sys.executable, "-m", "clip_core.serve.bulk", str(tmp_path / "in"), str(tmp_path / "out"), "--url", url]
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {tmp_path}/out: features of 0 rows; 1 rejected, with reasons in rejected-*")

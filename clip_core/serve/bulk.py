@@ -47,6 +47,8 @@ def run(source: Path, out: Path, url: str, column: str | None = None, rows: int 
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    if out.resolve().is_relative_to(source.resolve()):
+        raise UserError(f"{out}: lies in {source}, whose files are all read; name a folder outside")
     client = Client(url, deadline=DEADLINE)
     job = _job_of(source, column, rows)
     file = out / "job.json"
@@ -169,7 +171,10 @@ def main() -> None:
     with told_to_the_user(OSError):
         url = find_url(arguments.url, arguments.serving)
         kept, rejected = run(arguments.source, arguments.out, url, arguments.column, arguments.rows)
-    print(f"{arguments.out}: features of {kept:,} rows; {rejected:,} rejected, with reasons in rejected-*.parquet")
+        told = f"{arguments.out}: features of {kept:,} rows; {rejected:,} rejected, with reasons in rejected-*.parquet"
+        if not kept:
+            raise UserError(told)
+    print(told)
 
 
 if __name__ == "__main__":
