@@ -209,6 +209,7 @@ def test_where_nothing_is_left_to_search_with_the_command_fails(url: str, tmp_pa
     assert (code, found) == (2, [])
     assert re.match(rf"error: {tmp_path}: with none of its 0 files \*\.bmp, .* can be searched\n$", said)
     assert ask(url, "-", b"\n") == (2, [], "error: -: with none of its 0 lines can be searched\n")
+    assert ask(url, "") == (2, [], "error: item 0: the text is empty\n")  # and not the working directory
     assert ask(url, "-", b"\xff\n")[2].endswith("error: -: with none of its 1 lines can be searched\n")
 
 

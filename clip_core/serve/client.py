@@ -297,7 +297,7 @@ def _questions(named: str) -> tuple[str, Iterator[tuple[str, str, str | Path]]]:
         lines = (line.decode(errors="surrogateescape").strip() for line in sys.stdin.buffer)
         return "lines", ((f"line {place}", line, line) for place, line in enumerate(lines, 1) if line)
     with suppress(OSError):  # longer than any file's name
-        if path.is_dir():
+        if named and path.is_dir():  # an empty text is no folder, though its path is the working directory
             files = sorted(file for file in path.rglob("*") if is_picture(file))
             return f"files {KINDS}", ((in_utf8(file), in_utf8(file.relative_to(path)), file) for file in files)
         if path.is_file():
