@@ -128,6 +128,18 @@ def test_the_command_prints_the_key_once(file: Path) -> None:
     assert (refused.returncode, "small letters" in refused.stdout) == (2, True)
 
 
+def test_the_command_replaces_a_key_only_where_it_is_told_to(file: Path, alice: str) -> None:
+    command = [sys.executable, "-m", "clip_core.serve.keys", str(file), "alice"]
+    refused = run_in(ROOT, *command, check=False)
+    assert refused.returncode == 2
+    assert refused.stdout == (
+        f"error: {file}: alice has a key, for 600 requests a minute; with --replace that ends, and a new one is made\n"
+    )
+    assert Keys(file).owner(f"Bearer {alice}") == "alice"
+    newer = run_in(ROOT, *command, "--replace", "--per-minute", "5").stdout.strip()
+    assert Keys(file).owner(f"Bearer {newer}") == "alice" and read_keys(file)["alice"].per_minute == 5
+
+
 # Doors.
 
 

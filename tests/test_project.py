@@ -61,6 +61,11 @@ def test_elsewhere_a_command_says_what_to_run_where(command: str, tmp_path: Path
     assert f"Run `python -m {command}` there" in said.replace("'", "")
 
 
+@pytest.mark.parametrize("command", ["clip_core.serve.client 猫", "clip_core.serve.bulk in out"])
+def test_who_has_no_project_is_told_how_to_ask_a_server_elsewhere(command: str, tmp_path: Path) -> None:
+    assert run(command, tmp_path)[1].endswith("; to ask a server elsewhere: --url http://HOST:PORT\n")
+
+
 def test_in_its_own_folder_a_project_s_paths_are_short(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert project_root() == project
     monkeypatch.chdir(project)

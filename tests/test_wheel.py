@@ -1,5 +1,6 @@
 """The wheel: what is in it, and that what it installs works from an empty folder, with what its extra names alone."""
 
+import re
 import subprocess
 import sys
 import sysconfig
@@ -25,6 +26,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 # What people import or run with each extra.
 USES = {
     "client": ["clip_core.serve.client"],
+    "bulk": ["clip_core.serve.bulk"],
     "torch": ["clip_core.inference.predictor", "clip_core.model.pretrained.__main__"],
     "serve": [f"clip_core.serve.{name}" for name in ("gallery", "gateway", "rollout", "releases")]
     + ["clip_core.inference.onnx_predictor"],
@@ -103,6 +105,24 @@ def test_the_client_alone_finds_pictures_from_an_empty_folder(python: Path, url:
     found = run_in(tmp_path, str(python), "-m", "clip_core.serve.client", "一只猫", "--top", "2", "--url", url)
     assert [line.split()[0] for line in found.stdout.splitlines()] == ["0.9000", "0.1000"]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "extra"),
+    [
+        (["-m", "clip_core.serve.bulk", "--help"], "bulk"),
+        (["-m", "clip_core.serve.gateway", "--help"], "serve"),
+        (["-m", "clip_core.model.pretrained", "--help"], "torch"),
+        (["-c", "import clip_core; clip_core.load('weights')"], "torch"),
+        (["-c", "import clip_core; clip_core.load('weights', runtime='onnx')"], "serve"),
+    ],
+)
+def test_what_lacks_its_packages_names_the_extra_that_has_them(
+    asked: list[str], extra: str, python: Path, tmp_path: Path
+) -> None:
+    *before, last = run_in(tmp_path, str(python), *asked, check=False).stdout.splitlines()
+    assert re.fullmatch(rf"(error|.*UserError): No module named '\w+'; install clip-core\[{extra}\]", last)
+    assert before == [] or "-c" in asked
 
 
 @pytest.mark.slow

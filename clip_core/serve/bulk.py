@@ -21,8 +21,7 @@ from typing import NamedTuple
 from clip_core.config.section import hash_of
 from clip_core.errors import UserError, told_to_the_user
 from clip_core.files import atomic_write, replacing_file
-from clip_core.project import serving_folder
-from clip_core.serve.client import BYTES_AT_ONCE, ITEMS_AT_ONCE, Client, Refused, read_url
+from clip_core.serve.client import BYTES_AT_ONCE, ITEMS_AT_ONCE, Client, Refused, find_url
 
 ROWS = 1024  # of a part
 AT_ONCE = 4  # requests: the models join them to batches, and while one answers another is sent
@@ -48,6 +47,8 @@ def run(source: Path, out: Path, url: str, column: str | None = None, rows: int 
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    if out.resolve().is_relative_to(source.resolve()):
+        raise UserError(f"{out}: lies in {source}, whose files are all read; name a folder outside")
     client = Client(url, deadline=DEADLINE)
     job = _job_of(source, column, rows)
     file = out / "job.json"
@@ -168,9 +169,12 @@ def main() -> None:
     parser.add_argument("--url", help="of the gateway; default: what that folder says")
     arguments = parser.parse_args()
     with told_to_the_user(OSError):
-        url = arguments.url or read_url(serving_folder(arguments.serving))
+        url = find_url(arguments.url, arguments.serving)
         kept, rejected = run(arguments.source, arguments.out, url, arguments.column, arguments.rows)
-    print(f"{arguments.out}: features of {kept:,} rows; {rejected:,} rejected, with reasons in rejected-*.parquet")
+        told = f"{arguments.out}: features of {kept:,} rows; {rejected:,} rejected, with reasons in rejected-*.parquet"
+        if not kept:
+            raise UserError(told)
+    print(told)
 
 
 if __name__ == "__main__":

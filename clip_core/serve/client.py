@@ -12,12 +12,13 @@ import base64
 import json
 import os
 import random
+import re
 import sys
 import time
 from array import array
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path
@@ -28,6 +29,7 @@ from urllib.request import ProxyHandler, Request, build_opener
 
 from clip_core.errors import UserError, told_to_the_user
 from clip_core.project import serving_folder
+from clip_core.serve.picture_files import KINDS, SUFFIXES, in_utf8, is_picture
 
 TIMEOUT = 30.0  # seconds
 KEY = "CLIP_KEY"  # the variable with the API key, where the server wants one
@@ -36,7 +38,7 @@ MODEL = "chinese-clip"
 ATTEMPTS = 4
 PAUSE = 0.2  # seconds before the second attempt, twice as many before each later one
 TRANSIENT = (429, 502, 503, 504)
-ANOTHER_RELEASE, TOO_LARGE = 409, 413
+BAD_QUESTION, NO_KEY, ANOTHER_RELEASE, TOO_LARGE = 400, 401, 409, 413
 ITEMS_AT_ONCE, BYTES_AT_ONCE = 64, 12 * 2**20  # of a request for features; base64 makes 16 MiB of it
 ROUNDS = 3  # in which one call may meet a rollout
 
@@ -49,9 +51,9 @@ class Unanswered(UserError):
 
 
 class Refused(UserError):
-    """The server's reason why it will not answer this question, now or later."""
+    """The reason why this question is not answered, now or later: the server's, or that it can be none."""
 
-    def __init__(self, message: str, status: int) -> None:
+    def __init__(self, message: str, status: int = BAD_QUESTION) -> None:
         super().__init__(message)
         self.status = status
 
@@ -89,20 +91,29 @@ class Client:
     """
 
     def __init__(self, url: str, key: str | None = None, deadline: float = TIMEOUT) -> None:
-        self.url, self.key, self.deadline = url, key or os.environ.get(KEY), deadline
+        if not url.lower().startswith(("http://", "https://")):
+            raise UserError(f"{url}: http:// or https:// is wanted before it")
+        self.url, self.key, self.deadline = url.rstrip("/"), (key or os.environ.get(KEY, "")).strip(), deadline
+        if not (self.key.isascii() and self.key.isprintable()) and self.key:  # without the key, which is a secret
+            raise UserError(f"the key ({KEY}) has signs that no key has; copy it again")
         self._opener = build_opener(ProxyHandler({}))  # the server is near, whatever proxy is set
 
     def search(
         self, text: str | None = None, image: bytes | None = None, limit: int = 10, gallery: str | None = None
     ) -> Found:
         """The pictures nearest to a text, a picture, or both."""
-        question = {"text": text, "image": image and _data_url(image), "limit": limit, "gallery": gallery}
+        if not isinstance(text, str | None):
+            raise Refused(f"text: a str is wanted, not a {type(text).__name__}")
+        url = None if image is None else _data_url(_checked("image", image))
+        question = {"text": text, "image": url, "limit": limit, "gallery": gallery}
         answer = self._ask("/v1/search", question, self._end())
         return Found(answer["release"], answer["gallery"], [Hit(**hit) for hit in answer["hits"]])
 
     def classify(self, image: bytes, labels: Sequence[str], templates: Sequence[str] | None = None) -> list[Judged]:
         """The labels for the picture, the best first; `templates` with {} (None: our general ones)."""
-        question = {"image": _data_url(image), "labels": list(labels), "templates": templates and list(templates)}
+        question = {"image": _data_url(_checked("image", image)), "labels": _listed("labels", labels)}
+        if templates is not None:
+            question["templates"] = _listed("templates", templates)
         return [Judged(**one) for one in self._ask("/v1/classify", question, self._end())["labels"]]
 
     def embed(self, items: Sequence[str | bytes], release: str | None = None) -> Embedded:
@@ -110,7 +121,10 @@ class Client:
 
         They go in requests of a fitting size. Refused names an item as `input[NUMBER]: `.
         """
-        end = self._end()
+        items, end = _listed("items", items), self._end()
+        for place, item in enumerate(items):
+            if not isinstance(item, str):
+                _checked(f"input[{place}]", item)
         for _ in range(ROUNDS):
             try:
                 return self._embed(items, release, end)
@@ -127,9 +141,9 @@ class Client:
             try:
                 answer = self._ask("/v1/embeddings", question, end)
             except Refused as error:
-                number, _, reason = str(error).removeprefix("input[").partition("]: ")
-                if reason:  # of one of these items
-                    raise Refused(f"input[{len(features) + int(number)}]: {reason}", error.status) from None
+                if named := re.match(r"input\[(\d+)\](?=: )", str(error)):  # one of these items
+                    number, reason = len(features) + int(named[1]), str(error)[named.end() :]
+                    raise Refused(f"input[{number}]{reason}", error.status) from None
                 if error.status == TOO_LARGE and len(some) == 1:
                     raise Refused(f"input[{len(features)}]: {error}", error.status) from None
                 raise
@@ -153,6 +167,9 @@ class Client:
                     return json.load(answer)
             except HTTPError as error:
                 failure = _reason(error)
+                if error.code == NO_KEY:
+                    unknown = f"the key that is set ({KEY}) is not known at {self.url}; who serves there makes one"
+                    failure = unknown if self.key else f"{failure}; set {KEY}"
                 if error.code not in TRANSIENT:
                     raise Refused(failure, error.code) from None
                 least = float(error.headers.get("Retry-After", 0))
@@ -195,7 +212,22 @@ def ask(url: str, text: str, top: int, gallery: str | None = None) -> dict:
     """What the page is told: release, gallery, milliseconds and hits."""
     question = {"text": text, "top": top} | ({} if gallery is None else {"gallery": gallery})
     client = Client(url)
-    return client._ask(f"/api/search?{urlencode(question)}", None, client._end())
+    try:
+        query = urlencode(question)
+    except UnicodeEncodeError:
+        raise Refused("not UTF-8") from None
+    return client._ask(f"/api/search?{query}", None, client._end())
+
+
+def find_url(named: str | None, serving: Path | None) -> str:
+    """The address that the user named, or else that of what serves from the folder, or from the project's."""
+    if named:
+        return named
+    try:
+        folder = serving_folder(serving)
+    except UserError as error:
+        raise UserError(f"{error}; to ask a server elsewhere: --url http://HOST:PORT") from None
+    return read_url(folder)
 
 
 def read_url(serving: Path) -> str:
@@ -208,6 +240,25 @@ def read_url(serving: Path) -> str:
 
 def _data_url(image: bytes) -> str:
     return f"data:image/any;base64,{base64.b64encode(image).decode()}"
+
+
+def _checked(name: str, image: bytes) -> bytes:
+    """The picture; Refused when it is none, or empty."""
+    if not isinstance(image, bytes | bytearray | memoryview):
+        kind = type(image).__name__
+        raise Refused(f"{name}: a picture's bytes are wanted, not a {kind}; Path(FILE).read_bytes() gives a file's")
+    if not image:
+        raise Refused(f"{name}: the picture is empty")
+    return image
+
+
+def _listed(name: str, given: Sequence[T]) -> list[T]:
+    """All of them; Refused when there is none, or it is one alone, whose letters or bytes are meant by nobody."""
+    if isinstance(given, str | bytes):
+        raise Refused(f"{name}: a list is wanted, not a {type(given).__name__}; put it into one")
+    if not (listed := list(given)):
+        raise Refused(f"{name}: there is none in it")
+    return listed
 
 
 def _in_requests(items: Sequence[str | bytes]) -> Iterator[Sequence[str | bytes]]:
@@ -227,54 +278,85 @@ def _reason(error: HTTPError) -> str:
         message, kind = (inner["message"], inner["type"]) if isinstance(inner, dict) else (inner, answer["kind"])
         request_id = answer["id"]
     except (ValueError, KeyError, TypeError):  # not the gateway's own words
-        return f"{error.url} answers {error.code} {error.reason}; the terminal of `make serve` says why"
+        address = error.url.partition("?")[0]
+        return f"{address} answers {error.code} {error.reason}; the terminal of `make serve` says why"
     if kind == "overload":
         return f"the server is overloaded or not ready: {message}; try again in {error.headers['Retry-After']} s"
-    if kind == "key":
-        return f"{message}; set {KEY}"
     if kind == "internal":
         return f"{message} (request {request_id})"
     return message
 
 
-def _questions(named: str) -> tuple[bool, Iterator[tuple[str, str | bytes]]]:
-    """Whether it is one, and name and question of each: the standard input's lines, a folder's pictures, or itself."""
+def _questions(named: str) -> tuple[str, Iterator[tuple[str, str, str | Path]]]:
+    """Of what kind they are ("": it is one), and of each where it stands, its name and itself.
+
+    They are the standard input's lines, the pictures of a folder and below, or what was named.
+    """
     path = Path(named)
     if named == "-":
-        return False, ((line.rstrip("\n"), line.rstrip("\n")) for line in sys.stdin)
+        lines = (line.decode(errors="surrogateescape").strip() for line in sys.stdin.buffer)
+        return "lines", ((f"line {place}", line, line) for place, line in enumerate(lines, 1) if line)
     with suppress(OSError):  # longer than any file's name
-        if path.is_dir():
-            return False, ((file.name, file.read_bytes()) for file in sorted(path.iterdir()) if file.is_file())
+        if named and path.is_dir():  # an empty text is no folder, though its path is the working directory
+            files = sorted(file for file in path.rglob("*") if is_picture(file))
+            return f"files {KINDS}", ((in_utf8(file), in_utf8(file.relative_to(path)), file) for file in files)
         if path.is_file():
-            return True, iter([(named, path.read_bytes())])
-    return True, iter([(named, named)])
+            return "", iter([(named, named, path)])
+    if named.endswith("/") or path.suffix.lower() in SUFFIXES:
+        raise UserError(f"{named}: no such picture or folder")
+    return "", iter([(named, named, named)])
+
+
+def _hits(client: Client, question: str | Path, top: int, gallery: str | None) -> list[Hit]:
+    if isinstance(question, Path):
+        try:
+            return client.search(image=question.read_bytes(), limit=top, gallery=gallery).hits
+        except OSError as error:
+            raise Refused(error.strerror or str(error)) from None
+    return [Hit(**hit) for hit in ask(client.url, question, top, gallery)["hits"]]
+
+
+@contextmanager
+def _as_long_as_it_is_read() -> Generator[None]:
+    """Ends the block quietly when nobody reads what it prints, as after `| head`."""
+    try:
+        yield
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # which Python flushes once more at its end
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m clip_core.serve.client", description="finds pictures")
     parser.add_argument(
-        "query", help="what they should show, in Chinese; a picture, or a folder of them; -: a text a line of the input"
+        "query",
+        help=f"what they should show, in Chinese; a picture, or a folder of {KINDS}; -: a text a line of the input",
     )
     parser.add_argument("--top", type=int, default=5, help="how many pictures (default 5)")
     parser.add_argument("--gallery", help="which pictures; default: the release's first gallery")
     parser.add_argument("--serving", type=Path, help="the folder that it serves from; default: the project's")
     parser.add_argument("--url", help="of its page; default: what that folder says")
     arguments = parser.parse_args()
-    is_one, questions = _questions(arguments.query)
-    num_found = arguments.top
-    with told_to_the_user():
-        url = arguments.url or read_url(serving_folder(arguments.serving))
-        client = Client(url)
-        for name, question in questions:
-            if isinstance(question, str):
-                hits = [Hit(**hit) for hit in ask(url, question, arguments.top, arguments.gallery)["hits"]]
-            else:
-                hits = client.search(image=question, limit=arguments.top, gallery=arguments.gallery).hits
+    num_found, num_searched, num_refused = arguments.top, 0, 0
+    with told_to_the_user(), _as_long_as_it_is_read():
+        kind, questions = _questions(arguments.query)
+        client = Client(find_url(arguments.url, arguments.serving))
+        for place, name, question in questions:
+            try:
+                hits = _hits(client, question, arguments.top, arguments.gallery)
+            except Refused as error:
+                if not kind or error.status not in (BAD_QUESTION, TOO_LARGE):  # no other would fare better
+                    raise
+                print(f"left out: {place}: {error}", file=sys.stderr, flush=True)
+                num_refused += 1
+                continue
+            num_searched += 1
             num_found = min(num_found, len(hits))
             for hit in hits:
                 probability = "" if hit.probability is None else f"  {100 * hit.probability:3.0f} %"
-                before = "" if is_one else f"{name}\t"
-                print(f"{before}{hit.score:.4f}{probability}  {hit.image_id}  {hit.name}")
+                before = f"{name}\t" if kind else ""
+                print(f"{before}{hit.score:.4f}{probability}  {hit.image_id}  {hit.name}", flush=True)
+        if not num_searched:
+            raise UserError(f"{arguments.query}: with none of its {num_refused} {kind} can be searched")
     if num_found < arguments.top:
         limit = "index.top_k in params.yaml (--top-k of a gallery), or all there are"
         print(f"the release finds {num_found} pictures a text: {limit}", file=sys.stderr)

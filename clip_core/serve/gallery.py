@@ -5,7 +5,6 @@ that a real Triton has proved. Called again with other weights or pictures, it a
 """
 
 import argparse
-import os
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -19,11 +18,10 @@ from clip_core.image import pixels_of, read_size
 from clip_core.model.contract import Contract, read_contract
 from clip_core.serve import releases
 from clip_core.serve.golden import Golden, Seen, make_golden
+from clip_core.serve.picture_files import KINDS, in_utf8, is_picture
 from clip_core.serve.release import GALLERY_NAME, seal
 from clip_core.serve.triton import check_server
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
-KINDS = ", ".join(f"*{suffix}" for suffix in sorted(SUFFIXES))
 MAX_BYTES, MAX_PIXELS = 16 * 2**20, 40_000_000  # of a picture, as in triton_models.py, which Triton alone can import
 SHARD_BYTES = 256 * 2**20
 TOP_K, MAX_TOP_K = 10, 100
@@ -98,7 +96,7 @@ def store_pictures(folder: Path, contract: Contract, out: Path) -> Store:
         try:
             image = _read_picture(folder / image_id, contract)
         except UserError as error:
-            print(f"left out: {_in_utf8(folder / image_id)}: {error}", flush=True)
+            print(f"left out: {in_utf8(folder / image_id)}: {error}", flush=True)
             continue
         writer.add(image_id, image)
         rows.append(_row(image_id, image))
@@ -109,15 +107,9 @@ def store_pictures(folder: Path, contract: Contract, out: Path) -> Store:
     return open_store(out)
 
 
-def is_picture(file: Path) -> bool:
-    """Whether it is a file whose name is that of a picture, and not hidden, or leads to nothing that can be seen."""
-    can_be_read = os.path.isfile(file) or not os.path.exists(file)  # noqa: PTH110, PTH113 - unlike Path's, never raise
-    return file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and can_be_read
-
-
 def _read_picture(file: Path, contract: Contract) -> bytes:
     """The encoded picture; raises UserError with the reason when it can not be read, or not by the model."""
-    if _in_utf8(file) != str(file):
+    if in_utf8(file) != str(file):
         raise UserError("its name is not UTF-8; rename it")
     try:
         image = file.read_bytes()
@@ -127,10 +119,6 @@ def _read_picture(file: Path, contract: Contract) -> bytes:
         raise UserError(f"{len(image):,} bytes; {MAX_BYTES:,} are allowed")
     pixels_of(image, contract.image_size, contract.preprocessing, MAX_PIXELS)
     return image
-
-
-def _in_utf8(file: Path) -> str:
-    return os.fsencode(file).decode("utf-8", "replace")
 
 
 def _row(image_id: str, image: bytes) -> dict:

@@ -120,11 +120,16 @@ def main() -> None:
         prog="python -m clip_core.serve.keys", description="makes an API key and writes its hash down"
     )
     parser.add_argument("file", type=Path, help="of the keys, for the gateway's --keys")
-    parser.add_argument("name", help="whose key it is; the one it had before is valid no more")
+    parser.add_argument("name", help="whose key it is")
     parser.add_argument("--per-minute", type=int, default=600, help="requests (default 600)")
+    parser.add_argument("--replace", action="store_true", help="the key that it had is then valid no more")
     arguments = parser.parse_args()
+    file, name = arguments.file, arguments.name
     with told_to_the_user(OSError):
-        print(add_key(arguments.file, arguments.name, arguments.per_minute))
+        if file.exists() and not arguments.replace and (known := read_keys(file).get(name)):
+            often = f"for {known.per_minute} requests a minute"
+            raise UserError(f"{file}: {name} has a key, {often}; with --replace that ends, and a new one is made")
+        print(add_key(file, name, arguments.per_minute))
 
 
 if __name__ == "__main__":
