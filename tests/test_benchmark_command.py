@@ -125,7 +125,8 @@ def test_data_may_be_the_benchmark_s_own_folder_and_templates_the_reference_s(pl
     assert len(json.loads(file.read_text(encoding="utf-8"))) == 183
 
 
-def test_a_folder_of_pictures_with_texts_is_a_benchmark_without_splits(place: Path) -> None:
+def folder_of_pictures(place: Path) -> str:
+    """A benchmark of the user's own in `data/mine`: six pictures, five of them with two texts; the path to name."""
     for i, picture in enumerate(PICTURES.values()):
         (place / "data" / "mine" / f"{i}.png").parent.mkdir(exist_ok=True)
         (place / "data" / "mine" / f"{i}.png").write_bytes(picture)
@@ -133,10 +134,40 @@ def test_a_folder_of_pictures_with_texts_is_a_benchmark_without_splits(place: Pa
             (place / "data" / "mine" / f"{i}.txt").write_text(f"第{i}张图\n第{i}个", encoding="utf-8")
     lines = {"source": "folder", "files": "null", "folder": "mine", "num_pictures": "null", "num_texts": "null"}
     own_sets(place / "sets", **lines)
-    mine = (place / "sets" / "flickr30k_cn.yaml").rename(place / "mine.yaml")
-    main((str(mine),), (Path("model1"),), Path("data"))
+    return str((place / "sets" / "flickr30k_cn.yaml").rename(place / "mine.yaml"))
+
+
+def test_a_folder_of_pictures_with_texts_is_a_benchmark_without_splits(place: Path) -> None:
+    main((folder_of_pictures(place),), (Path("model1"),), Path("data"))
     (row,) = table()["rows"]
     assert row["sizes"] == {"pictures": 6, "texts": 10}
+
+
+def test_rows_of_other_data_stand_apart_and_differences_go_with_the_figures_they_are_of(place: Path) -> None:
+    mine = folder_of_pictures(place)
+    main((mine,), (Path("model1"), Path("model2")), Path("data"))
+    before = table()
+    main((mine,), (Path("model2"),), Path("data"))
+    assert table()["comparisons"] == before["comparisons"] and len(before["comparisons"]) == 2  # the same figures
+    (place / "data" / "mine" / "1.txt").write_text("第1张图", encoding="utf-8")
+    main((mine,), (Path("model2"),), Path("data"))
+    old, new = table()["rows"]
+    assert (old["sizes"]["texts"], new["sizes"]["texts"], table()["comparisons"]) == (10, 9, [])
+    sections = Path("reports/benchmarks/table.md").read_text(encoding="utf-8").split("## ")[1:]
+    for row, section in zip((old, new), sections, strict=True):
+        assert f"data {row['data']}\n" in section and re.findall(r"^\| (model\d)", section, re.M) == [row["model"]]
+        assert section.count("| chance |") == 1
+
+
+def test_rows_of_other_templates_stand_apart_and_name_them(place: Path) -> None:
+    *_, caltech = own_sets(place / "sets")
+    for templates in ("ours", "cn_clip"):
+        main((caltech,), (Path("model1"), Path("model2")), Path("data"), templates=templates)
+    assert [row["templates"].split(",")[0] for row in table()["comparisons"]] == ["ours", "cn_clip"]
+    ours, theirs = Path("reports/benchmarks/table.md").read_text(encoding="utf-8").split("## ")[1:]
+    for section, of in ((ours, ""), (theirs, ", templates cn_clip, 183")):
+        assert re.findall(r"^\| (model.*?) \|", section, re.M) == [f"model1{of}", f"model2{of}"]
+        assert section.count(f"- mean per class{of}: model2 − model1 = ") == 1
 
 
 def test_figures_of_a_model_trained_on_its_pictures_are_marked(place: Path) -> None:
