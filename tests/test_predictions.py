@@ -9,9 +9,20 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
+from clip_core.config.evaluation import Evaluate
+from clip_core.evaluate.benchmark import Benchmark
+from clip_core.evaluate.benchmarks.measured import measured_classes, measured_retrieval
 from clip_core.evaluate.feature_files import ids_beside, read_features, write_features
-from clip_core.evaluate.predictions import score_classification, score_retrieval, search
+from clip_core.evaluate.predictions import (
+    CONFIDENCE,
+    NUM_BOOTSTRAP,
+    SEED,
+    score_classification,
+    score_retrieval,
+    search,
+)
 from clip_core.evaluate.submissions import about_model, read_elevater, write_elevater
 from tests.conftest import ROOT
 
@@ -230,6 +241,30 @@ def test_elevater_s_submissions_are_scored_and_compared(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             score_classification(files[:1], write_lines(tmp_path / "wrong.txt", lines), metric)
+
+
+@pytest.mark.parametrize("num_wrong", [0, 1, 30])
+def test_an_interval_is_what_the_benchmark_gives_for_the_same_answers(tmp_path: Path, num_wrong: int) -> None:
+    params = Evaluate(num_bootstrap=NUM_BOOTSTRAP, confidence=CONFIDENCE, prompt_templates=("{}",))
+    every, names = np.arange(30), [str(i) for i in range(30)]
+    answers = np.where(every < num_wrong, (every + 1) % 30, every)
+    truth = [{"text_id": i, "image_ids": [i]} for i in range(30)]
+    found = [{"text_id": i, "image_ids": [one, *({*range(30)} - {one})][:10]} for i, one in enumerate(answers.tolist())]
+    files = [write_lines(tmp_path / "found.jsonl", found), tmp_path / "found.json"]
+    (told,) = score_retrieval(files[:1], write_lines(tmp_path / "truth.jsonl", truth)).values()
+    asked = Benchmark(names, names, every >= 0, names, every >= 0, [], np.stack([every, every], axis=1))
+    features = np.eye(30)[answers]
+    expected = measured_retrieval(features, np.eye(30), asked, ("text_to_image",), params, SEED).metrics
+    recall = told["text_to_image_recall@1"]
+    assert recall == {name: expected["text_to_image_recall@1"][name] for name in recall}
+    exact = binomtest(30 - num_wrong, 30).proportion_ci(CONFIDENCE, method="exact")
+    assert num_wrong == 1 or (recall["low"], recall["high"]) == pytest.approx((exact.low, exact.high))
+    write_elevater(files[1], about_model("m", "d", 2, 1), 9 * features)
+    for metric in ("accuracy", "mean_per_class"):
+        (told,) = score_classification(files[1:], write_lines(tmp_path / "labels.txt", names), metric).values()
+        expected = measured_classes(features, every, metric, params, SEED).metrics[metric]
+        assert told[metric] == {name: expected[name] for name in recall}
+        assert num_wrong == 1 or told[metric] == pytest.approx(recall)
 
 
 @pytest.mark.parametrize(

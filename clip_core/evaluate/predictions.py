@@ -18,8 +18,8 @@ import numpy as np
 
 from clip_core.env import set_switches
 from clip_core.errors import UserError, told_to_the_user
-from clip_core.evaluate.bootstrap import bounds_of, compared, resampled_means, units_of
-from clip_core.evaluate.classification import METRICS, resampled, score
+from clip_core.evaluate.bootstrap import compared, intervals, resampled_means, units_of
+from clip_core.evaluate.classification import METRICS, interval_of, resampled, score
 from clip_core.evaluate.feature_files import SUFFIXES, read_features, write_features
 from clip_core.evaluate.records import ASKED, read_answers
 from clip_core.evaluate.retrieval import AT
@@ -45,9 +45,9 @@ def score_retrieval(files: list[Path], truth: Path) -> dict[str, dict]:
     means = {file: resampled_means(found, units, NUM_BOOTSTRAP, SEED) for file, found in hits.items()}
     first, told = next(iter(hits)), {}
     for file, found in hits.items():
-        told[file] = dict(sizes)
+        told[file], bounds = dict(sizes), intervals(found, units, NUM_BOOTSTRAP, CONFIDENCE, SEED)
         for i, name in enumerate(_names(asks)):
-            told[file][name] = _entry(found[:, i].mean(), means[file][:, i])
+            told[file][name] = _entry(found[:, i].mean(), bounds[i])
             if file != first:
                 value, its_means = (of[file][:, i] - of[first][:, i] for of in (hits, means))
                 told[file][name]["minus_first"] = compared(float(value.mean()), its_means, CONFIDENCE)
@@ -64,7 +64,7 @@ def score_classification(files: list[Path], truth: Path, metric: str) -> dict[st
         if len(labels) != len(scores):
             raise UserError(f"{file}: {len(scores)} pictures, and {truth} has {len(labels)} lines: one each is wanted")
         value, means = score(metric, scores, labels), resampled(metric, scores, labels, NUM_BOOTSTRAP, SEED)
-        entry = _entry(value, means)
+        entry = _entry(value, interval_of(metric, value, means, labels, CONFIDENCE))
         for its_value, its_means in list(values.values())[:1]:
             entry["minus_first"] = compared(value - its_value, means - its_means, CONFIDENCE)
         values[str(file)] = value, means
@@ -104,9 +104,8 @@ def _names(asks: str) -> list[str]:
     return [*(f"{way}_recall@{k}" for k in AT), f"{way}_mean_recall"]
 
 
-def _entry(value: float, means: np.ndarray) -> dict[str, Any]:
-    low, high = bounds_of(means, CONFIDENCE)
-    return {"value": float(value), "low": float(low), "high": float(high)}
+def _entry(value: float, bounds: np.ndarray) -> dict[str, Any]:
+    return {"value": float(value), "low": float(bounds[0]), "high": float(bounds[1])}
 
 
 def _read_labels(file: Path, metric: str, num_classes: int) -> np.ndarray:
