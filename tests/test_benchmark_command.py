@@ -143,6 +143,14 @@ def test_a_folder_of_pictures_with_texts_is_a_benchmark_without_splits(place: Pa
     assert row["sizes"] == {"pictures": 6, "texts": 10}
 
 
+@pytest.mark.parametrize("content", [b"", "\ufeff\u3000\n\n".encode()])
+def test_a_picture_whose_text_is_empty_is_refused_as_an_empty_query_is(place: Path, content: bytes) -> None:
+    mine = folder_of_pictures(place)
+    (place / "data" / "mine" / "3.txt").write_bytes(content)
+    with pytest.raises(UserError, match=r"^mine: data/mine/3\.txt, line 1: text_blank"):
+        main((mine,), (Path("model1"),), Path("data"))
+
+
 def test_rows_of_other_data_stand_apart_and_differences_go_with_the_figures_they_are_of(place: Path) -> None:
     mine = folder_of_pictures(place)
     main((mine,), (Path("model1"), Path("model2")), Path("data"))
