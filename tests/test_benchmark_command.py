@@ -194,6 +194,13 @@ def test_figures_of_a_model_trained_on_its_pictures_are_marked(place: Path) -> N
     assert trained["contaminated"] == ["contaminated: the training data have 4 of its 4 pictures (4 byte by byte)"]
     (line,) = re.findall(r"^\| model2 † .*$", Path("reports/benchmarks/table.md").read_text("utf-8"), re.MULTILINE)
     assert line.endswith("| 4 (4) of 4 pictures, 1 (1) of 2 texts |")
+    main((muge,), (Path("model2"),), Path("data"))  # without TRAIN
+    again = table()["rows"][-1]
+    assert (again["overlap"], again["contaminated"]) == (trained["overlap"], trained["contaminated"])
+    write_retrieval(place / "data" / "MUGE", "valid", {1: ("红色圆形", [1]), 2: ("小猫", [0])}, stolen)
+    main((muge,), (Path("model2"),), Path("data"))  # other data
+    again = table()["rows"][-1]
+    assert (again["overlap"], again["contaminated"]) == (None, [])
 
 
 def test_the_paper_s_marks_are_for_released_weights_and_what_trained_from_them(place: Path) -> None:

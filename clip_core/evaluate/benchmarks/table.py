@@ -13,6 +13,7 @@ FILE, PAGE = "table.json", "table.md"
 ROW = ("benchmark", "templates", "weights_id")
 COMPARISON = (*ROW, "minus_weights_id", "metric")
 GROUP = ("benchmark", "data", "templates")  # rows that stand together: others answer another question
+OVERLAP = ("benchmark", "data", "weights_id")  # whose overlap with training data is kept
 FIGURES = (*ROW, "data", "params", "metrics")  # what a comparison is of
 IN_TRAINING = "in training data, alike (the same)"
 LABELS = {
@@ -37,10 +38,11 @@ LABELS = {
 def add_rows(folder: Path, rows: Sequence[dict], comparisons: Sequence[dict]) -> dict:
     """Adds rows and comparisons to the table in `folder`, each in the place of its like, and writes its page.
 
-    A comparison goes with the figures that it is of.
+    A comparison goes with the figures that it is of. What was found in training data stays where it was not looked for.
     """
     before = read_table(folder)
-    renewed = _renewed(before["rows"], rows, ROW)
+    looked_for = {_of(row, OVERLAP): row for row in before["rows"] if row["overlap"]}
+    renewed = _renewed(before["rows"], [_with_overlap(row, looked_for) for row in rows], ROW)
     figures = [_of(row, FIGURES) for row in renewed]
     gone = [_of(row, ROW) for row in before["rows"] if _of(row, FIGURES) not in figures]
     kept = [
@@ -112,6 +114,14 @@ def _of_paper(rows: Sequence[Mapping]) -> dict[tuple[str, str], dict[str, float]
 def _renewed(old: Sequence[dict], new: Sequence[dict], key: tuple[str, ...]) -> list[dict]:
     known = [_of(row, key) for row in new]
     return [*(row for row in old if _of(row, key) not in known), *new]
+
+
+def _with_overlap(row: dict, looked_for: Mapping[tuple, dict]) -> dict:
+    known = looked_for.get(_of(row, OVERLAP))
+    if row["overlap"] or not known:
+        return row
+    marks = list(dict.fromkeys([*row["contaminated"], *known["contaminated"]]))
+    return row | {"overlap": known["overlap"], "contaminated": marks}
 
 
 def _of(row: Mapping, names: tuple[str, ...]) -> tuple:
