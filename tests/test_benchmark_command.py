@@ -14,7 +14,7 @@ from clip_core.errors import UserError
 from clip_core.evaluate.benchmarks.described import SETS
 from clip_core.files import atomic_write
 from clip_core.inference.predictor import load
-from clip_core.inference.prompts import templates_of
+from clip_core.inference.prompts import reference_templates, templates_of
 from clip_core.model.weights import load_weights
 from stages.benchmark import main
 from tests.conftest import ROOT, run_in
@@ -149,6 +149,22 @@ def test_a_picture_whose_text_is_empty_is_refused_as_an_empty_query_is(place: Pa
     (place / "data" / "mine" / "3.txt").write_bytes(content)
     with pytest.raises(UserError, match=r"^mine: data/mine/3\.txt, line 1: text_blank"):
         main((mine,), (Path("model1"),), Path("data"))
+
+
+def test_the_page_s_classes_of_one_s_own_are_measured_as_they_are_written(place: Path) -> None:
+    page = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    (place / "animals.yaml").write_text(page.split("```yaml\n")[2].split("```")[0], encoding="utf-8")
+    write_classes(place / "data" / "animals", CLASSES, [pictures(10 * i, 2) for i in range(3)])
+    for templates in ("ours", "cn_clip"):
+        main(("animals.yaml",), (Path("model1"),), Path("data"), templates=templates)
+    assert [(row["title"], row["templates"]) for row in table()["rows"]] == [
+        ("My animals", f"ours, {len(templates_of('pets'))}"),
+        ("My animals", f"cn_clip, {len(reference_templates('openai'))}"),
+    ]
+    for lists in (templates_of, reference_templates):
+        with pytest.raises(UserError) as error:
+            lists("none of them")
+        assert str(error.value).partition("There are ")[2] in page.replace("\n", " ")
 
 
 def test_rows_of_other_data_stand_apart_and_differences_go_with_the_figures_they_are_of(place: Path) -> None:

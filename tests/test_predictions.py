@@ -25,6 +25,8 @@ from clip_core.evaluate.predictions import (
 )
 from clip_core.evaluate.submissions import about_model, read_elevater, write_elevater
 from tests.conftest import ROOT
+from tests.made_benchmarks import write_model
+from tests.tiny import tiny_store
 
 NUM_TEXTS, NUM_IMAGES = 30, 40
 RNG = np.random.default_rng(1)
@@ -139,6 +141,11 @@ BAD = {
     "1 of the text_ids are missing: 29; each": GOOD[:-1],
     "1 of the text_ids are not in the truth: 77": [*GOOD, {"text_id": 77, "image_ids": list(range(100, 110))}],
     "text_id 4 has 2 image_ids, and 10 are wanted": [*GOOD[:4], {"text_id": 4, "image_ids": [100, 101]}, *GOOD[5:]],
+    "text_id 4 has 11 image_ids, and 10 are wanted": [
+        *GOOD[:4],
+        {"text_id": 4, "image_ids": list(range(100, 111))},
+        *GOOD[5:],
+    ],
     "has image_id and text_ids, but the truth asks": [{"image_id": 1, "text_ids": [1]}],
     "no line in it": [],
 }
@@ -163,6 +170,25 @@ def test_the_command_ends_with_2_on_a_bad_file_and_with_0_on_a_good_one(folder: 
     assert (bad.returncode, bad.stdout) == (2, "")
     assert bad.stderr.startswith(f"error: {folder}/bad.jsonl: 1 of the text_ids are missing: 29")
     assert (good.returncode, json.loads(good.stdout)[f"{folder}/good.jsonl"]["num_queries"]) == (0, NUM_TEXTS)
+
+
+def told(*arguments: str | Path, rc: int = 0) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "clip_core.evaluate.predictions", *map(str, arguments)]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert found.returncode == rc, found.stderr
+    return found
+
+
+def test_the_command_says_where_it_wrote_and_which_option_is_missing(folder: Path) -> None:
+    found = folder / "found.jsonl"
+    assert told("search", folder / "images.npy", folder / "texts.npy", found).stdout == f"wrote {found}\n"
+    weights, store = write_model(folder / "model"), tiny_store(folder / "split")
+    store.close()
+    found = told("features", weights, folder / "split", folder / "out").stdout
+    assert found.endswith(f"wrote {folder}/out/images.npy\nwrote {folder}/out/texts.npy\n")
+    labels = write_lines(folder / "labels.txt", ["0", "1"])
+    write_elevater(folder / "classes.json", about_model("m", "d", 2, 1), np.eye(2))
+    assert "--metric" in told("score", folder / "classes.json", "--truth", labels, rc=2).stderr
 
 
 def test_bad_features_are_refused(folder: Path) -> None:
