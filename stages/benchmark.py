@@ -130,7 +130,8 @@ def _comparisons(measured: "dict[tuple[Path, str], Row]", params: Params) -> lis
         if name == other:
             one, two = measured[model, name], measured[before, name]
             about = {"benchmark": name, "model": str(model), "weights_id": one.row["weights_id"], "minus": str(before)}
-            about |= {"minus_weights_id": two.row["weights_id"]}
+            about |= {"minus_weights_id": two.row["weights_id"], "data": one.row["data"]}
+            about |= {"templates": one.row["templates"]}
             found += [about | row for row in differences(one.measured, two.measured, params.evaluate.confidence)]
     return found
 

@@ -14,7 +14,7 @@ from clip_core.errors import UserError
 from clip_core.evaluate.benchmarks.described import SETS
 from clip_core.files import atomic_write
 from clip_core.inference.predictor import load
-from clip_core.inference.prompts import templates_of
+from clip_core.inference.prompts import reference_templates, templates_of
 from clip_core.model.weights import load_weights
 from stages.benchmark import main
 from tests.conftest import ROOT, run_in
@@ -125,7 +125,8 @@ def test_data_may_be_the_benchmark_s_own_folder_and_templates_the_reference_s(pl
     assert len(json.loads(file.read_text(encoding="utf-8"))) == 183
 
 
-def test_a_folder_of_pictures_with_texts_is_a_benchmark_without_splits(place: Path) -> None:
+def folder_of_pictures(place: Path) -> str:
+    """A benchmark of the user's own in `data/mine`: six pictures, five of them with two texts; the path to name."""
     for i, picture in enumerate(PICTURES.values()):
         (place / "data" / "mine" / f"{i}.png").parent.mkdir(exist_ok=True)
         (place / "data" / "mine" / f"{i}.png").write_bytes(picture)
@@ -133,10 +134,64 @@ def test_a_folder_of_pictures_with_texts_is_a_benchmark_without_splits(place: Pa
             (place / "data" / "mine" / f"{i}.txt").write_text(f"第{i}张图\n第{i}个", encoding="utf-8")
     lines = {"source": "folder", "files": "null", "folder": "mine", "num_pictures": "null", "num_texts": "null"}
     own_sets(place / "sets", **lines)
-    mine = (place / "sets" / "flickr30k_cn.yaml").rename(place / "mine.yaml")
-    main((str(mine),), (Path("model1"),), Path("data"))
+    return str((place / "sets" / "flickr30k_cn.yaml").rename(place / "mine.yaml"))
+
+
+def test_a_folder_of_pictures_with_texts_is_a_benchmark_without_splits(place: Path) -> None:
+    main((folder_of_pictures(place),), (Path("model1"),), Path("data"))
     (row,) = table()["rows"]
     assert row["sizes"] == {"pictures": 6, "texts": 10}
+
+
+@pytest.mark.parametrize("content", [b"", "\ufeff\u3000\n\n".encode()])
+def test_a_picture_whose_text_is_empty_is_refused_as_an_empty_query_is(place: Path, content: bytes) -> None:
+    mine = folder_of_pictures(place)
+    (place / "data" / "mine" / "3.txt").write_bytes(content)
+    with pytest.raises(UserError, match=r"^mine: data/mine/3\.txt, line 1: text_blank"):
+        main((mine,), (Path("model1"),), Path("data"))
+
+
+def test_the_page_s_classes_of_one_s_own_are_measured_as_they_are_written(place: Path) -> None:
+    page = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    (place / "animals.yaml").write_text(page.split("```yaml\n")[2].split("```")[0], encoding="utf-8")
+    write_classes(place / "data" / "animals", CLASSES, [pictures(10 * i, 2) for i in range(3)])
+    for templates in ("ours", "cn_clip"):
+        main(("animals.yaml",), (Path("model1"),), Path("data"), templates=templates)
+    assert [(row["title"], row["templates"]) for row in table()["rows"]] == [
+        ("My animals", f"ours, {len(templates_of('pets'))}"),
+        ("My animals", f"cn_clip, {len(reference_templates('openai'))}"),
+    ]
+    for lists in (templates_of, reference_templates):
+        with pytest.raises(UserError) as error:
+            lists("none of them")
+        assert str(error.value).partition("There are ")[2] in page.replace("\n", " ")
+
+
+def test_rows_of_other_data_stand_apart_and_differences_go_with_the_figures_they_are_of(place: Path) -> None:
+    mine = folder_of_pictures(place)
+    main((mine,), (Path("model1"), Path("model2")), Path("data"))
+    before = table()
+    main((mine,), (Path("model2"),), Path("data"))
+    assert table()["comparisons"] == before["comparisons"] and len(before["comparisons"]) == 2  # the same figures
+    (place / "data" / "mine" / "1.txt").write_text("第1张图", encoding="utf-8")
+    main((mine,), (Path("model2"),), Path("data"))
+    old, new = table()["rows"]
+    assert (old["sizes"]["texts"], new["sizes"]["texts"], table()["comparisons"]) == (10, 9, [])
+    sections = Path("reports/benchmarks/table.md").read_text(encoding="utf-8").split("## ")[1:]
+    for row, section in zip((old, new), sections, strict=True):
+        assert f"data {row['data']}\n" in section and re.findall(r"^\| (model\d)", section, re.M) == [row["model"]]
+        assert section.count("| chance |") == 1
+
+
+def test_rows_of_other_templates_stand_apart_and_name_them(place: Path) -> None:
+    *_, caltech = own_sets(place / "sets")
+    for templates in ("ours", "cn_clip"):
+        main((caltech,), (Path("model1"), Path("model2")), Path("data"), templates=templates)
+    assert [row["templates"].split(",")[0] for row in table()["comparisons"]] == ["ours", "cn_clip"]
+    ours, theirs = Path("reports/benchmarks/table.md").read_text(encoding="utf-8").split("## ")[1:]
+    for section, of in ((ours, ""), (theirs, ", templates cn_clip, 183")):
+        assert re.findall(r"^\| (model.*?) \|", section, re.M) == [f"model1{of}", f"model2{of}"]
+        assert section.count(f"- mean per class{of}: model2 − model1 = ") == 1
 
 
 def test_figures_of_a_model_trained_on_its_pictures_are_marked(place: Path) -> None:
@@ -155,6 +210,13 @@ def test_figures_of_a_model_trained_on_its_pictures_are_marked(place: Path) -> N
     assert trained["contaminated"] == ["contaminated: the training data have 4 of its 4 pictures (4 byte by byte)"]
     (line,) = re.findall(r"^\| model2 † .*$", Path("reports/benchmarks/table.md").read_text("utf-8"), re.MULTILINE)
     assert line.endswith("| 4 (4) of 4 pictures, 1 (1) of 2 texts |")
+    main((muge,), (Path("model2"),), Path("data"))  # without TRAIN
+    again = table()["rows"][-1]
+    assert (again["overlap"], again["contaminated"]) == (trained["overlap"], trained["contaminated"])
+    write_retrieval(place / "data" / "MUGE", "valid", {1: ("红色圆形", [1]), 2: ("小猫", [0])}, stolen)
+    main((muge,), (Path("model2"),), Path("data"))  # other data
+    again = table()["rows"][-1]
+    assert (again["overlap"], again["contaminated"]) == (None, [])
 
 
 def test_the_paper_s_marks_are_for_released_weights_and_what_trained_from_them(place: Path) -> None:

@@ -6,7 +6,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from clip_core.evaluate.classification import METRICS, resampled, score
+from clip_core.evaluate.classification import METRICS, interval_of, resampled, score
 
 RNG = np.random.default_rng(1)
 SCORES = RNG.integers(0, 6, size=(60, 4)) / 10  # with many ties
@@ -83,6 +83,15 @@ def test_a_case_by_hand() -> None:
     assert score("mean_per_class", scores, np.array([0, 0, 0, 1])) == pytest.approx((2 / 3 + 0) / 2)
     first, second = 1 / 2, (7 * 1 + 4 * 3 / 4) / 11  # recall 1 at precision 1/2; 2/3 at 1 and 1 at 3/4
     assert score("map_11_points", scores, np.array([1, 0, 1, 1])) == pytest.approx((first + second) / 2)
+
+
+@pytest.mark.parametrize("sizes", [(6, 6), (3, 9)])
+def test_classes_of_which_all_are_right_are_bounded_by_the_least_mean_that_shows_them(sizes: tuple[int, int]) -> None:
+    """Of all chances of two classes that show 12 right in 2.5 % of samples; a wider bound where one class is small."""
+    low, high = interval_of("mean_per_class", 1.0, np.ones(100), np.repeat([0, 1], sizes), 0.95)
+    one, two = np.meshgrid(*2 * [np.linspace(0, 1, 1001)])
+    least = ((one + two) / 2)[one ** sizes[0] * two ** sizes[1] >= 0.025].min()
+    assert high == 1 and (low == pytest.approx(least, abs=0.001) if sizes == (6, 6) else 0.5 < low < least)
 
 
 def test_a_class_with_the_same_name_as_the_right_one_is_no_answer() -> None:

@@ -9,11 +9,24 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
+from clip_core.config.evaluation import Evaluate
+from clip_core.evaluate.benchmark import Benchmark
+from clip_core.evaluate.benchmarks.measured import measured_classes, measured_retrieval
 from clip_core.evaluate.feature_files import ids_beside, read_features, write_features
-from clip_core.evaluate.predictions import score_classification, score_retrieval, search
+from clip_core.evaluate.predictions import (
+    CONFIDENCE,
+    NUM_BOOTSTRAP,
+    SEED,
+    score_classification,
+    score_retrieval,
+    search,
+)
 from clip_core.evaluate.submissions import about_model, read_elevater, write_elevater
 from tests.conftest import ROOT
+from tests.made_benchmarks import write_model
+from tests.tiny import tiny_store
 
 NUM_TEXTS, NUM_IMAGES = 30, 40
 RNG = np.random.default_rng(1)
@@ -128,6 +141,11 @@ BAD = {
     "1 of the text_ids are missing: 29; each": GOOD[:-1],
     "1 of the text_ids are not in the truth: 77": [*GOOD, {"text_id": 77, "image_ids": list(range(100, 110))}],
     "text_id 4 has 2 image_ids, and 10 are wanted": [*GOOD[:4], {"text_id": 4, "image_ids": [100, 101]}, *GOOD[5:]],
+    "text_id 4 has 11 image_ids, and 10 are wanted": [
+        *GOOD[:4],
+        {"text_id": 4, "image_ids": list(range(100, 111))},
+        *GOOD[5:],
+    ],
     "has image_id and text_ids, but the truth asks": [{"image_id": 1, "text_ids": [1]}],
     "no line in it": [],
 }
@@ -152,6 +170,25 @@ def test_the_command_ends_with_2_on_a_bad_file_and_with_0_on_a_good_one(folder: 
     assert (bad.returncode, bad.stdout) == (2, "")
     assert bad.stderr.startswith(f"error: {folder}/bad.jsonl: 1 of the text_ids are missing: 29")
     assert (good.returncode, json.loads(good.stdout)[f"{folder}/good.jsonl"]["num_queries"]) == (0, NUM_TEXTS)
+
+
+def told(*arguments: str | Path, rc: int = 0) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "clip_core.evaluate.predictions", *map(str, arguments)]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert found.returncode == rc, found.stderr
+    return found
+
+
+def test_the_command_says_where_it_wrote_and_which_option_is_missing(folder: Path) -> None:
+    found = folder / "found.jsonl"
+    assert told("search", folder / "images.npy", folder / "texts.npy", found).stdout == f"wrote {found}\n"
+    weights, store = write_model(folder / "model"), tiny_store(folder / "split")
+    store.close()
+    found = told("features", weights, folder / "split", folder / "out").stdout
+    assert found.endswith(f"wrote {folder}/out/images.npy\nwrote {folder}/out/texts.npy\n")
+    labels = write_lines(folder / "labels.txt", ["0", "1"])
+    write_elevater(folder / "classes.json", about_model("m", "d", 2, 1), np.eye(2))
+    assert "--metric" in told("score", folder / "classes.json", "--truth", labels, rc=2).stderr
 
 
 def test_bad_features_are_refused(folder: Path) -> None:
@@ -230,6 +267,30 @@ def test_elevater_s_submissions_are_scored_and_compared(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             score_classification(files[:1], write_lines(tmp_path / "wrong.txt", lines), metric)
+
+
+@pytest.mark.parametrize("num_wrong", [0, 1, 30])
+def test_an_interval_is_what_the_benchmark_gives_for_the_same_answers(tmp_path: Path, num_wrong: int) -> None:
+    params = Evaluate(num_bootstrap=NUM_BOOTSTRAP, confidence=CONFIDENCE, prompt_templates=("{}",))
+    every, names = np.arange(30), [str(i) for i in range(30)]
+    answers = np.where(every < num_wrong, (every + 1) % 30, every)
+    truth = [{"text_id": i, "image_ids": [i]} for i in range(30)]
+    found = [{"text_id": i, "image_ids": [one, *({*range(30)} - {one})][:10]} for i, one in enumerate(answers.tolist())]
+    files = [write_lines(tmp_path / "found.jsonl", found), tmp_path / "found.json"]
+    (told,) = score_retrieval(files[:1], write_lines(tmp_path / "truth.jsonl", truth)).values()
+    asked = Benchmark(names, names, every >= 0, names, every >= 0, [], np.stack([every, every], axis=1))
+    features = np.eye(30)[answers]
+    expected = measured_retrieval(features, np.eye(30), asked, ("text_to_image",), params, SEED).metrics
+    recall = told["text_to_image_recall@1"]
+    assert recall == {name: expected["text_to_image_recall@1"][name] for name in recall}
+    exact = binomtest(30 - num_wrong, 30).proportion_ci(CONFIDENCE, method="exact")
+    assert num_wrong == 1 or (recall["low"], recall["high"]) == pytest.approx((exact.low, exact.high))
+    write_elevater(files[1], about_model("m", "d", 2, 1), 9 * features)
+    for metric in ("accuracy", "mean_per_class"):
+        (told,) = score_classification(files[1:], write_lines(tmp_path / "labels.txt", names), metric).values()
+        expected = measured_classes(features, every, metric, params, SEED).metrics[metric]
+        assert told[metric] == {name: expected[name] for name in recall}
+        assert num_wrong == 1 or told[metric] == pytest.approx(recall)
 
 
 @pytest.mark.parametrize(

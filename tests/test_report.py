@@ -162,11 +162,13 @@ def table_of_benchmarks() -> dict:
         ("text_to_image_recall@1", "text_to_image_map@r", "image_to_text_recall@1", "mean_recall"), entry
     )
     row = {"benchmark": "muge", "title": "MUGE<i>", "date": "2026-11-29", "contaminated": [], "metrics": metrics}
+    row |= {"data": "d1", "templates": ""}
     rows = [
         row | {"model": "a", "weights_id": "1", "contaminated": ["its test"]},
         row | {"model": "b", "weights_id": "2"},
     ]
     apart = {"model": "b", "minus": "a", "benchmark": "muge", "metric": "text_to_image_recall@1", "p_value": 0.25}
+    apart |= {"data": "d1", "templates": ""}
     return {"rows": rows, "comparisons": [apart | {"value": -0.02, "low": -0.05, "high": 0.01}]}
 
 
@@ -243,6 +245,15 @@ def test_the_table_of_benchmarks_stands_where_there_is_one_with_its_marks_and_di
     html = in_english(replace(run, benchmarks=table))
     assert "MUGE&lt;i&gt;" in html and "a † <small>1, 2026-11-29" in html and "<th>b <small>2, 2026" in html
     assert "b minus a" in html and '−2.0</b> <span class="range">−5.0 … +1.0</span></td><td>0.250</td>' in html
+
+
+def test_benchmarks_of_other_data_or_templates_stand_apart_in_the_report(run: Run) -> None:
+    table = table_of_benchmarks()
+    table["rows"] += [table["rows"][1] | {"data": "d2"}, table["rows"][1] | {"templates": "cn_clip, 183"}]
+    cards = in_english(replace(run, benchmarks=table)).split("MUGE&lt;i&gt;, ")[1:]
+    assert [card.partition(" <")[0] for card in cards] == ["d1", "d2", "d1, cn_clip, 183"]
+    assert [card.count("<small>2, 2026") for card in cards] == [1, 1, 1]
+    assert [card.count("b minus a") for card in cards] == [1, 0, 0]
 
 
 def test_a_page_full_of_noisy_photographs_is_smaller_than_5_mb(run: Run) -> None:

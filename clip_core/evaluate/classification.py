@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from clip_core.errors import UserError
-from clip_core.evaluate.bootstrap import draws
+from clip_core.evaluate.bootstrap import bounds_of, draws, intervals
 
 LEVEL = 5e-7  # float32 scores of equal classes differ by less, and six decimals by more
 Weighted = Callable[[np.ndarray], np.ndarray]  # weights of items (draws, n) -> the metric of each draw (draws,)
@@ -30,6 +30,19 @@ def resampled(metric: str, scores: np.ndarray, labels: np.ndarray, num_bootstrap
     _check(metric, scores, labels)
     weighted = METRICS[metric](scores, labels)
     return np.concatenate([weighted(weights) for weights in draws(np.arange(len(scores)), num_bootstrap, seed)])
+
+
+def interval_of(metric: str, value: float, drawn: np.ndarray, labels: np.ndarray, confidence: float) -> np.ndarray:
+    """The (low, high) of the metric's `value`, from what was `resampled` of it.
+
+    Where all items are right, or all wrong, resampling finds no doubt at all: there the other bound is the exact one,
+    as `bootstrap.intervals` has it for recalls. In the mean per class each class counts as one of the smallest.
+    """
+    if metric not in ("accuracy", "mean_per_class") or value not in (0, 1):
+        return bounds_of(drawn, confidence)
+    sizes = np.unique(labels, return_counts=True)[1]
+    num = len(labels) if metric == "accuracy" else len(sizes) * sizes.min()
+    return intervals(np.full((num, 1), value), np.arange(num), 1, confidence, 0)[0]
 
 
 def is_right(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -18,8 +18,8 @@ import numpy as np
 
 from clip_core.env import set_switches
 from clip_core.errors import UserError, told_to_the_user
-from clip_core.evaluate.bootstrap import bounds_of, compared, resampled_means, units_of
-from clip_core.evaluate.classification import METRICS, resampled, score
+from clip_core.evaluate.bootstrap import compared, intervals, resampled_means, units_of
+from clip_core.evaluate.classification import METRICS, interval_of, resampled, score
 from clip_core.evaluate.feature_files import SUFFIXES, read_features, write_features
 from clip_core.evaluate.records import ASKED, read_answers
 from clip_core.evaluate.retrieval import AT
@@ -33,7 +33,10 @@ NAMED = 5  # ids in a message
 
 def score_retrieval(files: list[Path], truth: Path) -> dict[str, dict]:
     """Of each file the recalls with their intervals; of the others their difference from the first one, too."""
-    asks, right = read_answers(truth)
+    try:
+        asks, right = read_answers(truth)
+    except UserError as error:
+        raise UserError(f"{error} (a truth of classes is scored with --metric)") from None
     with_truth = {query: answers for query, answers in right.items() if answers}
     if not with_truth:
         raise UserError(f"{truth}: no {asks} in it has an answer: there is nothing to score")
@@ -45,9 +48,9 @@ def score_retrieval(files: list[Path], truth: Path) -> dict[str, dict]:
     means = {file: resampled_means(found, units, NUM_BOOTSTRAP, SEED) for file, found in hits.items()}
     first, told = next(iter(hits)), {}
     for file, found in hits.items():
-        told[file] = dict(sizes)
+        told[file], bounds = dict(sizes), intervals(found, units, NUM_BOOTSTRAP, CONFIDENCE, SEED)
         for i, name in enumerate(_names(asks)):
-            told[file][name] = _entry(found[:, i].mean(), means[file][:, i])
+            told[file][name] = _entry(found[:, i].mean(), bounds[i])
             if file != first:
                 value, its_means = (of[file][:, i] - of[first][:, i] for of in (hits, means))
                 told[file][name]["minus_first"] = compared(float(value.mean()), its_means, CONFIDENCE)
@@ -64,7 +67,7 @@ def score_classification(files: list[Path], truth: Path, metric: str) -> dict[st
         if len(labels) != len(scores):
             raise UserError(f"{file}: {len(scores)} pictures, and {truth} has {len(labels)} lines: one each is wanted")
         value, means = score(metric, scores, labels), resampled(metric, scores, labels, NUM_BOOTSTRAP, SEED)
-        entry = _entry(value, means)
+        entry = _entry(value, interval_of(metric, value, means, labels, CONFIDENCE))
         for its_value, its_means in list(values.values())[:1]:
             entry["minus_first"] = compared(value - its_value, means - its_means, CONFIDENCE)
         values[str(file)] = value, means
@@ -87,7 +90,7 @@ def hits_of(file: Path, asks: str, right: dict[str, list[str]]) -> np.ndarray:
     candidates = {answer for answers in found.values() for answer in answers}
     wanted = min(max(AT), len(candidates))
     for query, answers in found.items():
-        if len(answers) < wanted:
+        if not wanted <= len(answers) <= max(AT):
             raise UserError(f"{file}: {asks} {query} has {len(answers)} {ASKED[asks]}, and {wanted} are wanted")
     ranks = []
     for query, answers in right.items():
@@ -104,9 +107,8 @@ def _names(asks: str) -> list[str]:
     return [*(f"{way}_recall@{k}" for k in AT), f"{way}_mean_recall"]
 
 
-def _entry(value: float, means: np.ndarray) -> dict[str, Any]:
-    low, high = bounds_of(means, CONFIDENCE)
-    return {"value": float(value), "low": float(low), "high": float(high)}
+def _entry(value: float, bounds: np.ndarray) -> dict[str, Any]:
+    return {"value": float(value), "low": float(bounds[0]), "high": float(bounds[1])}
 
 
 def _read_labels(file: Path, metric: str, num_classes: int) -> np.ndarray:
@@ -136,6 +138,7 @@ def extract(weights: Path, split: Path, out: Path, suffix: str) -> None:
     images, texts = encode_pictures(predictor, store), predictor.encode_texts(benchmark.texts)
     write_features(out / f"images{suffix}", benchmark.image_ids, images, predictor.weights_id, "image_id")
     write_features(out / f"texts{suffix}", benchmark.text_ids, texts, predictor.weights_id, "text_id")
+    print(f"wrote {out}/images{suffix}\nwrote {out}/texts{suffix}")
 
 
 def search(images: Path, texts: Path, out: Path, k: int) -> None:
@@ -149,6 +152,7 @@ def search(images: Path, texts: Path, out: Path, k: int) -> None:
         )
     places, _ = top_k(candidates.features, queries.features, k)
     write_muge(out, queries.ids, candidates.ids, places)
+    print(f"wrote {out}")
 
 
 def main() -> None:
@@ -160,18 +164,21 @@ def main() -> None:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("features", help="of a packed split")
-    for name in ("weights", "split", "out"):
-        command.add_argument(name, type=Path)
-    command.add_argument("--format", choices=[suffix[1:] for suffix in SUFFIXES], default="npy")
+    command.add_argument("weights", type=Path, help="a weights folder")
+    command.add_argument("split", type=Path, help="as data/packed/test")
+    command.add_argument("out", type=Path, help="the folder for the files images and texts")
+    suffixes = [suffix[1:] for suffix in SUFFIXES]
+    command.add_argument("--format", choices=suffixes, default="npy", help="of both files (default: %(default)s)")
     command = commands.add_parser("search", help="the pictures nearest to each text")
-    for name in ("images", "texts", "out"):
-        command.add_argument(name, type=Path)
-    command.add_argument("--top-k", type=int, default=10)
+    for name in ("images", "texts"):
+        command.add_argument(name, type=Path, help=f"features of {name}, as `features` writes them")
+    command.add_argument("out", type=Path, help="the file for the ids of the nearest pictures, a line a text")
+    command.add_argument("--top-k", type=int, default=10, help="pictures a text; `score` takes ten (default: ten)")
     command = commands.add_parser("score", help="predictions against the truth")
-    command.add_argument("files", type=Path, nargs="+")
-    command.add_argument("--truth", type=Path, required=True)
-    command.add_argument("--metric", choices=METRICS, help="of classification")
-    command.add_argument("--out", type=Path, help="the figures as JSON")
+    command.add_argument("files", type=Path, nargs="+", help="each is compared with the first")
+    command.add_argument("--truth", type=Path, required=True, help="the answers, or a line a picture with its classes")
+    command.add_argument("--metric", choices=METRICS, help="of classification; without it recalls are scored")
+    command.add_argument("--out", type=Path, help="a file for the figures, which are printed, too")
     arguments = parser.parse_args()
     set_switches()
     with told_to_the_user(OSError):

@@ -9,8 +9,8 @@ from clip_core.config.evaluation import Evaluate
 from clip_core.evaluate.answers import answers_one_way
 from clip_core.evaluate.benchmark import Benchmark, questions
 from clip_core.evaluate.benchmarks.described import Metric, Way
-from clip_core.evaluate.bootstrap import bounds_of, compared, intervals, resampled_means
-from clip_core.evaluate.classification import resampled, score
+from clip_core.evaluate.bootstrap import compared, resampled_means
+from clip_core.evaluate.classification import interval_of, resampled, score
 from clip_core.evaluate.measure import entry_of, mean_of_both_ways
 from clip_core.inference.prompts import unit
 
@@ -50,10 +50,7 @@ def measured_retrieval(
 def measured_classes(scores: np.ndarray, labels: np.ndarray, metric: Metric, params: Evaluate, seed: int) -> Measured:
     """By the metric alone, from what `scores_of` gives for it (pictures, classes)."""
     value, draws = score(metric, scores, labels), resampled(metric, scores, labels, params.num_bootstrap, seed)
-    low, high = bounds_of(draws, params.confidence)
-    if metric == "accuracy" and value in (0, 1):  # of which resampling finds no doubt
-        right = np.full((len(labels), 1), value)
-        ((low, high),) = intervals(right, np.arange(len(right)), params.num_bootstrap, params.confidence, seed)
+    low, high = interval_of(metric, value, draws, labels, params.confidence)
     entry = {"value": value, "low": float(low), "high": float(high), "chance": _chance(labels, metric, scores.shape[1])}
     return Measured({metric: entry}, {metric: draws})
 

@@ -83,6 +83,8 @@ def open_retrieval(name: str, benchmark: Retrieval, data: Path | None, engine: E
     else:
         source = kind.model_validate(keys).model_copy(update=ALL_IS_TEST)
         parts = parts_of(source)
+    if benchmark.source == "folder":
+        _check_texts(name, [path for part in parts for path in part.reads])
     results = list(ingest(source, parts, engine).values())
     rows = _test_rows(name, results, str(folder))
     shelves = _shelves(results, set(rows["image_id"].dropna()))
@@ -160,6 +162,16 @@ def _shelves(results: Sequence[Path], wanted: set[str]) -> list[Shelf]:
 
 def _pictures(file: Path, wanted: frozenset[str]) -> Iterator[bytes]:
     return (image for image_id, image in read_images(file) if image_id in wanted)
+
+
+def _check_texts(name: str, files: Sequence[Path]) -> None:
+    """Refuses texts without a caption: their pictures would stand as such that no text names, and a query be lost."""
+    for file in files:
+        if file.suffix.lower() == ".txt" and not file.read_text(encoding="utf-8-sig", errors="replace").strip():
+            raise UserError(
+                f"{name}: {file}, line 1: text_blank. A line is a query: write one there, or take the file away if no "
+                "text names the picture."
+            )
 
 
 def _check(name: str, folder: Path, what: str, found: int, wanted: int | None) -> None:

@@ -10,7 +10,11 @@ from clip_core.files import atomic_write
 
 FILE, PAGE = "table.json", "table.md"
 # A newer row, or comparison, with the same of these takes the place of an older one.
-ROW, COMPARISON = ("benchmark", "weights_id", "templates"), ("benchmark", "metric", "weights_id", "minus_weights_id")
+ROW = ("benchmark", "templates", "weights_id")
+COMPARISON = (*ROW, "minus_weights_id", "metric")
+GROUP = ("benchmark", "data", "templates")  # rows that stand together: others answer another question
+OVERLAP = ("benchmark", "data", "weights_id")  # whose overlap with training data is kept
+FIGURES = (*ROW, "data", "params", "metrics")  # what a comparison is of
 IN_TRAINING = "in training data, alike (the same)"
 LABELS = {
     "text_to_image_recall@1": "text → image R@1",
@@ -32,12 +36,21 @@ LABELS = {
 
 
 def add_rows(folder: Path, rows: Sequence[dict], comparisons: Sequence[dict]) -> dict:
-    """Adds rows and comparisons to the table in `folder`, each in the place of its like, and writes its page."""
+    """Adds rows and comparisons to the table in `folder`, each in the place of its like, and writes its page.
+
+    A comparison goes with the figures that it is of. What was found in training data stays where it was not looked for.
+    """
     before = read_table(folder)
-    table = {
-        "rows": _renewed(before["rows"], rows, ROW),
-        "comparisons": _renewed(before["comparisons"], comparisons, COMPARISON),
-    }
+    looked_for = {_of(row, OVERLAP): row for row in before["rows"] if row["overlap"]}
+    renewed = _renewed(before["rows"], [_with_overlap(row, looked_for) for row in rows], ROW)
+    figures = [_of(row, FIGURES) for row in renewed]
+    gone = [_of(row, ROW) for row in before["rows"] if _of(row, FIGURES) not in figures]
+    kept = [
+        row
+        for row in before["comparisons"]
+        if not any(_of(row, (*ROW[:-1], side)) in gone for side in ("weights_id", "minus_weights_id"))
+    ]
+    table = {"rows": renewed, "comparisons": _renewed(kept, comparisons, COMPARISON)}
     atomic_write(folder / FILE, json.dumps(table, indent=1, ensure_ascii=False) + "\n")
     atomic_write(folder / PAGE, page_of(table))
     return table
@@ -47,7 +60,8 @@ def read_table(folder: Path) -> dict:
     """The table in `folder`, empty where there is none."""
     try:
         table = json.loads((folder / FILE).read_text(encoding="utf-8"))
-        return {name: list(table[name]) for name in ("rows", "comparisons")}
+        # One of a table from before says not of which data it is, and may belong to none of the rows.
+        return {"rows": list(table["rows"]), "comparisons": [row for row in table["comparisons"] if "data" in row]}
     except FileNotFoundError:
         return {"rows": [], "comparisons": []}
     except (ValueError, KeyError, TypeError):
@@ -55,29 +69,29 @@ def read_table(folder: Path) -> dict:
 
 
 def page_of(table: Mapping) -> str:
-    """The table in Markdown, a section a benchmark."""
+    """The table in Markdown, a section for the rows of the same benchmark, data and templates."""
     sections = [
         "# Benchmarks\n\nIn percent, [interval]; chance: of a model that knows nothing; †: contaminated, see below.\n"
     ]
-    for name in dict.fromkeys(row["benchmark"] for row in table["rows"]):
-        rows = [row for row in table["rows"] if row["benchmark"] == name]
+    for group in dict.fromkeys(_of(row, GROUP) for row in table["rows"]):
+        rows = [row for row in table["rows"] if _of(row, GROUP) == group]
         metrics = [metric for metric in LABELS if any(metric in row["metrics"] for row in rows)]
         lines = [
-            f"## {rows[-1]['title']} (`{name}`)\n",
+            f"## {rows[-1]['title']} (`{rows[-1]['benchmark']}`), data {rows[-1]['data']}\n",
             _line("", *(LABELS[metric] for metric in metrics), IN_TRAINING),
         ]
         lines.append("|" + " --- |" * (2 + len(metrics)))
         for row in rows:
             mark = " †" if row["contaminated"] else ""
             cells = (_cell(row["metrics"].get(metric)) for metric in metrics)
-            lines.append(_line(f"{row['model']}{mark}", *cells, _overlap(row["overlap"])))
+            lines.append(_line(f"{row['model']}{_templates(row)}{mark}", *cells, _overlap(row["overlap"])))
         chances = [rows[-1]["metrics"].get(metric, {}).get("chance") for metric in metrics]
         lines.append(_line("chance", *("" if chance is None else f"{100 * chance:.1f}" for chance in chances), ""))
         for (released, kind), figures in _of_paper(rows).items():
             cells = (f"{figures[metric]:.1f}" if metric in figures else "" for metric in metrics)
             lines.append(_line(f"paper: {released}, {kind}", *cells, ""))
         lines += ["", *(f"- {_about(row)}" for row in rows)]
-        lines += [f"- {_difference(row)}" for row in table["comparisons"] if row["benchmark"] == name]
+        lines += [f"- {_difference(row)}" for row in table["comparisons"] if _of(row, GROUP) == group]
         sections.append("\n".join(lines) + "\n")
     return "\n".join(sections)
 
@@ -98,8 +112,25 @@ def _of_paper(rows: Sequence[Mapping]) -> dict[tuple[str, str], dict[str, float]
 
 
 def _renewed(old: Sequence[dict], new: Sequence[dict], key: tuple[str, ...]) -> list[dict]:
-    known = [[row[name] for name in key] for row in new]
-    return [*(row for row in old if [row[name] for name in key] not in known), *new]
+    known = [_of(row, key) for row in new]
+    return [*(row for row in old if _of(row, key) not in known), *new]
+
+
+def _with_overlap(row: dict, looked_for: Mapping[tuple, dict]) -> dict:
+    known = looked_for.get(_of(row, OVERLAP))
+    if row["overlap"] or not known:
+        return row
+    marks = list(dict.fromkeys([*row["contaminated"], *known["contaminated"]]))
+    return row | {"overlap": known["overlap"], "contaminated": marks}
+
+
+def _of(row: Mapping, names: tuple[str, ...]) -> tuple:
+    return tuple(row[name] for name in names)
+
+
+def _templates(row: Mapping) -> str:
+    """What the row's label says of its templates, where they are not ours."""
+    return f", templates {row['templates']}" if row["templates"].startswith("cn_clip") else ""
 
 
 def _line(*cells: str) -> str:
@@ -142,7 +173,8 @@ def _about(row: Mapping) -> str:
 
 def _difference(row: Mapping) -> str:
     low, high, value = (100 * row[key] for key in ("low", "high", "value"))
+    metric = LABELS[row["metric"]] if "mean_recall" not in row["metric"] else row["metric"]
     return (
-        f"{LABELS[row['metric']] if 'mean_recall' not in row['metric'] else row['metric']}: {row['model']} − "
-        f"{row['minus']} = {value:+.1f} [{low:+.1f}, {high:+.1f}], p = {row['p_value']:.4f} (paired bootstrap)"
+        f"{metric}{_templates(row)}: {row['model']} − {row['minus']} = {value:+.1f} [{low:+.1f}, {high:+.1f}], "
+        f"p = {row['p_value']:.4f} (paired bootstrap)"
     )

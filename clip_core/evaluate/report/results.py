@@ -1,6 +1,7 @@
 """The report's figures: what stands in its tiles, tables and charts."""
 
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 
 from clip_core.evaluate.headline import has_concepts
 from clip_core.evaluate.report.bilingual import Said, say
@@ -110,13 +111,20 @@ def sliced(slices: Sequence[dict]) -> dict[str, list[dict]]:
 
 
 def benchmarks(table: Mapping) -> list[dict]:
-    """Each benchmark of reports/benchmarks/table.json with its models' rows, and their differences."""
-    found = []
-    for name in dict.fromkeys(row["benchmark"] for row in table["rows"]):
-        rows = [row for row in table["rows"] if row["benchmark"] == name]
+    """Each benchmark of reports/benchmarks/table.json with its models' rows, and their differences.
+
+    Rows of other data or templates stand by themselves, and the title says of which.
+    """
+    found, of = [], itemgetter("benchmark", "data", "templates")
+    groups = list(dict.fromkeys(map(of, table["rows"])))
+    for group in groups:
+        (name, data, templates), names = group, [other[0] for other in groups]
+        rows = [row for row in table["rows"] if of(row) == group]
+        titles = [rows[-1]["title"], *[data] * (names.count(name) > 1), *[templates] * templates.startswith("cn_clip")]
         metrics = {key: say(label) for key, label in BENCHMARKED.items() if any(key in row["metrics"] for row in rows)}
-        apart = [row for row in table["comparisons"] if row["benchmark"] == name and row["metric"] in metrics]
-        found.append({"title": rows[-1]["title"], "rows": rows, "metrics": metrics, "comparisons": apart})
+        known = [row for row in table["comparisons"] if "data" in row and row["metric"] in metrics]
+        apart = [row for row in known if of(row) == group]
+        found.append({"title": ", ".join(titles), "rows": rows, "metrics": metrics, "comparisons": apart})
     return found
 
 
