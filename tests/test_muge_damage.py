@@ -151,8 +151,8 @@ def test_a_file_with_any_bytes_changed_gives_a_row_a_line_or_an_error_of_the_use
         for kept, ending in ((num_pictures, "imgs.tsv"), (int(found.pairs["text_id"].count()), "texts.jsonl")):
             assert kept + refused[ending] == sum(lines_in(folder / f"{split}_{ending}") for split in ("train", "test"))
 
-    refused, kept = refused_or_read(folder / name, 150, read)
-    assert kept > 100 and refused > 0
+    refused, kept = refused_or_read(folder / name, 60, read)  # 3,000 in `make prove NAME=fuzz`
+    assert kept > 30 and refused > 0
 
 
 def test_pictures_are_in_memory_one_at_a_time(folder: Path) -> None:

@@ -86,10 +86,10 @@ def test_every_mutant_of_our_files_is_another_program_with_one_line_changed_firs
 
 
 def test_a_sample_is_a_function_of_its_seed() -> None:
-    files = list(TESTS)
-    (one, possible), (again, _), (other, _) = (sampled(files, 100, seed) for seed in (1, 1, 2))
+    files = list(TESTS)[:2]  # the shorter ones
+    (one, possible), (again, _), (other, _) = (sampled(files, 20, seed) for seed in (1, 1, 2))
     assert one == again != other
-    assert len(one) == len({mutant.text for mutant in one}) == 100 < possible
+    assert len(one) == len({mutant.text for mutant in one}) == 20 < possible
     assert len(sampled(files[:1], 10**6, 1)[0]) == sampled(files[:1], 1, 1)[1]
 
 

@@ -59,6 +59,7 @@ def test_an_edited_value_reruns_only_what_depends_on_it(
     assert stages_run(run_in(project_copy, "dvc", "repro").stdout) == reruns
 
 
+@pytest.mark.slow
 def test_another_file_in_the_folder_of_what_is_brought_reruns_who_names_it_and_nothing_that_comes_out_the_same(
     project_copy: Path,
 ) -> None:
