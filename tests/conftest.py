@@ -116,6 +116,18 @@ def project_copy(smoke_project: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
+    """The address of a Prefect server."""
+    from clip_core.guard import free_port
+    from flows.server import server  # it reaches Prefect
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFECT_HOME", str(tmp_path_factory.mktemp("prefect")))
+        with server(free_port()) as url:
+            yield url
+
+
+@pytest.fixture(scope="module")
 def much_memory(tmp_path_factory: pytest.TempPathFactory) -> Generator[None]:
     """For files with models of the real shapes: two of the largest at once would not fit into memory."""
     with one_worker_at_a_time(tmp_path_factory, "memory"):

@@ -4,18 +4,15 @@ import json
 import os
 import signal
 import time
-from collections.abc import Generator
 from contextlib import chdir
 from pathlib import Path
 
 import pytest
 
-from clip_core.guard import free_port
 from clip_core.params_file import read_yaml
 from flows import worktree
 from flows.dag import WORKTREES, collect_garbage, save_experiment
 from flows.housekeeping import keep_house
-from flows.server import server
 from tests.conftest import commit_all, run_in
 from tests.prefect_api import ask, flow_runs, until
 from tests.toy_pipeline import new_toy_of_one_stage, outcomes, run_flow, runs, start_flow
@@ -27,15 +24,6 @@ def finetune(*recipes: str) -> tuple[str, str]:
         "import asyncio; from flows.finetune import finetune; "
         f"state = asyncio.run(finetune({list(recipes)}, return_state=True)); print(state.name, state.message)"
     )
-
-
-@pytest.fixture(scope="module")
-def api(tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
-    """The address of a Prefect server."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PREFECT_HOME", str(tmp_path_factory.mktemp("prefect")))
-        with server(free_port()) as url:
-            yield url
 
 
 @pytest.fixture

@@ -2,14 +2,11 @@
 
 import os
 import time
-from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 
-from clip_core.guard import free_port
 from clip_core.recipe import apply_recipes
-from flows.server import server
 from tests.conftest import new_project, run_in
 from tests.prefect_api import PATIENCE
 from tests.small_raw import drawing, encoded
@@ -23,15 +20,6 @@ def on_new_data(still_minutes: float) -> tuple[str, str]:
         "import asyncio; from flows.on_new_data import on_new_data; "
         f"state = asyncio.run(on_new_data({still_minutes}, return_state=True)); print('ended', state.name)"
     )
-
-
-@pytest.fixture(scope="module")
-def api(tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
-    """The address of a Prefect server."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PREFECT_HOME", str(tmp_path_factory.mktemp("prefect")))
-        with server(free_port()) as url:
-            yield url
 
 
 def test_nothing_runs_until_the_source_has_something_new_that_lies_still(tmp_path: Path, api: str) -> None:

@@ -4,14 +4,11 @@ import json
 import os
 import signal
 import time
-from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 
-from clip_core.guard import free_port
 from clip_core.params_file import read_yaml
-from flows.server import server
 from tests.conftest import ENVIRONMENT, ROOT
 from tests.prefect_api import ask, flow_runs, log, processes_in, stage_states, until
 from tests.toy_pipeline import new_toy, new_toy_of_one_stage, outcomes, run_flow, runs, start_flow
@@ -31,15 +28,6 @@ def toy(tmp_path: Path) -> Path:
 def letters(tmp_path: Path) -> Path:
     """The toy cut down to one stage."""
     return new_toy_of_one_stage(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def api(tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
-    """The address of a Prefect server."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PREFECT_HOME", str(tmp_path_factory.mktemp("prefect")))
-        with server(free_port()) as url:
-            yield url
 
 
 def test_the_state_of_a_stage_tells_whether_it_ran_and_the_metrics_are_kept(toy: Path, api: str) -> None:
