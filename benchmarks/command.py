@@ -5,9 +5,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.compare import MAX_OTHER_CORES, compare
+from benchmarks.compare import compare
 from benchmarks.models import NAMES, SMALL, WORK, prepare
-from benchmarks.report import RESULTS, machine, print_result, spread, write_result
+from benchmarks.report import RESULTS, keep, machine, spread
 
 
 class Row(NamedTuple):
@@ -56,9 +56,7 @@ def run(name: str, rows: Iterable[Row]) -> None:
         measured[row.name] = {"num": row.num, **found}
         print(f"{row.name}: {spread(measured[row.name]['ratio'])} times as fast", flush=True)
     result = {"model": options.model, **machine(options.threads), "rows": measured}
-    write_result(name, result, options.results)
-    print_result(result)
-    print(f"other cores: kept busy by other processes; above {MAX_OTHER_CORES} a repeat counts as disturbed")
+    keep(name, result, options.results)
 
 
 def _skipped(row: Row) -> str:

@@ -18,7 +18,7 @@ from benchmarks.compare import MAX_OTHER_CORES, spread_of
 from benchmarks.data import captions, photos
 from benchmarks.models import model_at, prepare
 from benchmarks.noise import family, now, other_cores
-from benchmarks.report import machine, print_result, write_result
+from benchmarks.report import keep, machine
 from clip_core.serve.gallery import make_gallery
 from clip_core.serve.queries import search
 from clip_core.serve.triton import connect
@@ -58,8 +58,7 @@ def main() -> None:
     row = _row(taken[: options.repeats], float(difference))
     rows = {f"1 client, {NUM} searches: gateway / Triton": row}
     result = {"model": options.model, "pictures": NUM_PICTURES, **machine(1), "rows": rows, "probes": probes}
-    write_result("gateway", result, options.results)
-    print_result(result)
+    keep("gateway", result, options.results)
     print(f"the gateway adds {row['added_p50_ms']} ms (p50, min - median - max); probes, ms: {probes}")
 
 

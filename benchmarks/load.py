@@ -12,7 +12,7 @@ from typing import NamedTuple
 from benchmarks.command import read_options
 from benchmarks.models import ROOT, Model, model_at, prepare
 from benchmarks.noise import now, other_cores
-from benchmarks.report import GIB, machine, print_result, write_result
+from benchmarks.report import GIB, keep, machine
 
 # Each a program: it says when its imports are done, and leaves a model that is ready.
 OURS = (
@@ -51,8 +51,7 @@ def main() -> None:
         **machine(options.threads),
         "rows": {name: [one._asdict() for one in done] for name, done in found.items()},
     }
-    write_result(f"load-{options.model}", result, options.results)
-    print_result(result)
+    keep(f"load-{options.model}", result, options.results)
 
 
 def _commands(model: Model, out: Path) -> dict[str, tuple[str, ...]]:

@@ -3,9 +3,9 @@
 import torch
 
 from benchmarks.command import read_options
-from benchmarks.compare import MAX_OTHER_CORES, compare
+from benchmarks.compare import compare
 from benchmarks.loading import prepare
-from benchmarks.report import machine, print_result, spread, write_result
+from benchmarks.report import keep, machine, spread
 
 NUM = 3200  # pairs in a run: many more than workers have ready when it begins
 MODES = {
@@ -34,9 +34,7 @@ def main() -> None:
                 measured[name] = {"num": NUM, **found}
                 print(f"{name}: {spread(found['ratio'])} times as fast", flush=True)
     result = {"model": "loader", **machine(1), "rows": measured}
-    write_result("loader", result, options.results)
-    print_result(result)
-    print(f"other cores: kept busy by other processes; above {MAX_OTHER_CORES} a repeat counts as disturbed")
+    keep("loader", result, options.results)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.command import read_options
-from benchmarks.compare import MAX_OTHER_CORES, compare
-from benchmarks.report import machine, print_result, spread, write_result
+from benchmarks.compare import compare
+from benchmarks.report import keep, machine, spread
 from clip_core.train.loss import contrastive_loss
 
 WIDTH = 512  # of the features
@@ -25,10 +25,8 @@ def main() -> None:
     found = compare({**shared, "side": "ours"}, {**shared, "side": "cn_clip"}, options.repeats)
     print(f"{name}: {spread(found['ratio'])} times as fast", flush=True)
     result = {"model": "loss", **machine(options.threads), "rows": {name: {"num": options.rows, **found}}}
-    write_result(f"loss-{options.rows}", result, options.results)
-    print_result(result)
+    keep(f"loss-{options.rows}", result, options.results)
     print(f"memory: with the features' gradients, {4 * 2 * options.rows * WIDTH / 2**20:,.0f} MiB of it")
-    print(f"other cores: kept busy by other processes; above {MAX_OTHER_CORES} a repeat counts as disturbed")
 
 
 def make(spec: dict) -> Callable[[], np.ndarray]:

@@ -18,9 +18,9 @@ from unittest.mock import patch
 import numpy as np
 
 from benchmarks.command import read_options
-from benchmarks.compare import MAX_OTHER_CORES, compare
+from benchmarks.compare import compare
 from benchmarks.data import photos
-from benchmarks.report import machine, print_result, spread, write_result
+from benchmarks.report import keep, machine, spread
 from clip_core.config.engine import Engine
 from clip_core.config.packing import Pack
 from clip_core.config.sources import MugeSource
@@ -44,9 +44,7 @@ def main() -> None:
     measured = {name: {"num": NUM, **found}}
     print(f"{name}: {spread(found['ratio'])} times as fast", flush=True)
     result = {"model": "packing", **machine(1), "rows": measured}
-    write_result("packing", result, options.results)
-    print_result(result)
-    print(f"other cores: kept busy by other processes; above {MAX_OTHER_CORES} a repeat counts as disturbed")
+    keep("packing", result, options.results)
 
 
 def prepare(folder: Path, num: int) -> None:

@@ -16,8 +16,8 @@ from unittest.mock import patch
 import numpy as np
 
 from benchmarks.command import read_options
-from benchmarks.compare import MAX_OTHER_CORES, compare
-from benchmarks.report import machine, print_result, spread, write_result
+from benchmarks.compare import compare
+from benchmarks.report import keep, machine, spread
 
 WIDTH, TOP_K = 512, 10
 NOISE = 3.0  # times the length of what it is added to: about half of the texts find their picture
@@ -43,9 +43,7 @@ def main() -> None:
             measured[name] = {"num": num, **found}
             print(f"{name}: {spread(found['ratio'])} times as fast", flush=True)
     result = {"model": "recall", **machine(options.threads), "rows": measured}
-    write_result("recall", result, options.results)
-    print_result(result)
-    print(f"other cores: kept busy by other processes; above {MAX_OTHER_CORES} a repeat counts as disturbed")
+    keep("recall", result, options.results)
 
 
 def prepare(folder: Path, num_texts: int, num_images: int) -> None:

@@ -17,7 +17,7 @@ from benchmarks.compare import MAX_OTHER_CORES, spread_of
 from benchmarks.data import captions
 from benchmarks.models import model_at, prepare
 from benchmarks.noise import family, now, other_cores
-from benchmarks.report import machine, print_result, spread, write_result
+from benchmarks.report import keep, machine, spread
 from clip_core.model.contract import read_contract, weights_id
 from clip_core.serve import live
 from clip_core.serve.assemble import Gallery, assemble
@@ -81,8 +81,7 @@ def main() -> None:
         for side in list(SIDES)[1:]
     }
     result = {"model": options.model, "pictures": NUM_PICTURES, **machine(1), "rows": rows}
-    write_result("search-batches", result, options.results)
-    print_result(result)
+    keep("search-batches", result, options.results)
     for name, row in rows.items():
         for part in ("p50", "p99"):
             print(f"{name}: {part} {spread(row[f'our_{part}'])} s, before {spread(row[f'peer_{part}'])} s")

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.command import read_options
-from benchmarks.compare import MAX_OTHER_CORES, compare, spread_of, workers
+from benchmarks.compare import compare, spread_of, workers
 from benchmarks.data import captions
 from benchmarks.loss import get_cn_clip_loss
 from benchmarks.models import Model, model_at, prepare
-from benchmarks.report import machine, print_result, spread, write_result
+from benchmarks.report import keep, machine, spread
 from clip_core.config.loader import IN_PROCESS
 from clip_core.config.training import NoAugmentation
 from clip_core.data.batches import Batch
@@ -59,9 +59,7 @@ def main() -> None:
             f"a global batch of {options.global_batch:,}, extrapolated: {times} times the time per sample", flush=True
         )
     result = {"model": options.model, **machine(options.threads), "rows": measured}
-    write_result(f"step-{options.model}-{options.batch}", result, options.results)
-    print_result(result)
-    print(f"other cores: kept busy by other processes; above {MAX_OTHER_CORES} a repeat counts as disturbed")
+    keep(f"step-{options.model}-{options.batch}", result, options.results)
 
 
 def _in_chunks(shared: dict, repeats: int, global_batch: int) -> dict:

@@ -13,8 +13,8 @@ from PIL import Image
 
 from benchmarks import packing
 from benchmarks.command import read_options
-from benchmarks.compare import MAX_OTHER_CORES, compare
-from benchmarks.report import machine, print_result, spread, write_result
+from benchmarks.compare import compare
+from benchmarks.report import keep, machine, spread
 from clip_core.all_params import load_params
 from clip_core.config.engine import Engine
 from clip_core.config.validation import Validate
@@ -32,9 +32,7 @@ def main() -> None:
     found = compare({**shared, "side": "ours"}, {**shared, "side": "decoding"}, options.repeats)
     print(f"{name}: {spread(found['ratio'])} of the limit", flush=True)
     result = {"model": "validation", **machine(1), "rows": {name: {"num": NUM, **found}}}
-    write_result("validation", result, options.results)
-    print_result(result)
-    print(f"other cores: kept busy by other processes; above {MAX_OTHER_CORES} a repeat counts as disturbed")
+    keep("validation", result, options.results)
 
 
 def make(spec: dict) -> Callable[[], np.ndarray]:
