@@ -27,6 +27,7 @@ from clip_core.config.sources import MugeSource
 
 NUM, DISTINCT = 20_000, 500  # pictures; those of one look differ in bytes behind their end
 TEXT = "\u4e00\u53ea\u732b\u5750\u5728\u7a97\u53f0\u4e0a\u770b\u96e8"
+NUMERALS = "\u96f6\u4e00\u4e8c\u4e09\u56db\u4e94\u516d\u4e03\u516b\u4e5d"  # or validation finds too little Chinese
 BUILD = "cn_clip.preprocess.build_lmdb_dataset"
 SOURCE = MugeSource(
     source="muge", path="muge", licence="ours", train="train", valid=None, test="valid", valid_percent=2
@@ -108,7 +109,8 @@ def _write_split(folder: Path, name: str, numbers: range) -> None:
     with (folder / f"{name}_imgs.tsv").open("wb") as tsv, (folder / f"{name}_texts.jsonl").open("w") as texts:
         for number in numbers:
             tsv.write(b"%d\t%s\n" % (number, base64.b64encode(looks[number % len(looks)] + b"%d" % number)))
-            row = {"text_id": number, "text": f"{TEXT}{number}", "image_ids": [number]}
+            caption = TEXT + "".join(NUMERALS[int(digit)] for digit in str(number))
+            row = {"text_id": number, "text": caption, "image_ids": [number]}
             texts.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
