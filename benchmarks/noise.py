@@ -44,4 +44,4 @@ def family(pid: int) -> list[int]:
 
 def _spent(pid: int) -> int:
     fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    return int(fields[11]) + int(fields[12])  # utime and stime of all its threads
+    return sum(map(int, fields[11:15]))  # of all its threads, and of the processes that it has started and that ended
