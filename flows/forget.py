@@ -118,8 +118,8 @@ def told(request: Request) -> Iterator[str]:
         yield f"release {one.release} (trained on {one.num_trained or 0} pairs, shows {one.num_found}): {does}{serves}"
     yield f"finetunes in {WORKTREES} and results in {KEPT} go, and what DVC's cache holds beside the workspace, "
     yield "also the weights of other branches and experiments"
-    yield "it stays where this project does not write: in the source itself, in remotes (`dvc gc --cloud`, and of releases "
-    yield "`python -m clip_core.serve.remote remove`), in backups"
+    yield "it stays where this project does not write: in the source itself, in backups, in remotes (`dvc gc --cloud`; "
+    yield "of releases `python -m clip_core.serve.remote remove`)"
 
 
 def empty_caches(pictures: frozenset[str]) -> None:

@@ -108,7 +108,7 @@ def main() -> None:
         if arguments.command == "push":
             release = release or newest(serving)
             num_sent = push(remote, serving, release)
-            print(f"release {release} is in {remote.url}; files that were not there yet: {num_sent}")
+            print(f"release {release} is in {remote.url}; files that were not there: {num_sent}")
             return
         release = release or remote.newest()
         num_fetched = pull(remote, serving, release, arguments.keep)
