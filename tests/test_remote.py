@@ -92,19 +92,16 @@ def kill(what: str, url: str, serving: Path, release: str, after: int) -> None:
 
 
 def test_what_was_pushed_to_s3_is_pulled_and_listed_on_another_machine(
-    s3: Path, here: Path, there: Path, tmp_path: Path, release: Release
+    s3: Path, here: Path, there: Path, release: Release
 ) -> None:
     def command(module: str, serving: Path, *arguments: str) -> str:
-        return run_in(
-            ROOT, sys.executable, "-m", f"clip_core.serve.{module}", "--serving", str(serving), *arguments
-        ).stdout
+        asked = ["-m", f"clip_core.serve.{module}", "--serving", str(serving), *arguments]
+        return run_in(ROOT, sys.executable, *asked).stdout.strip()
 
-    pushed = command("remote", here, "push", "s3://bucket/clip")
-    assert (
-        pushed == f"release {release.id} is in s3://bucket/clip; files that were not there yet: {num_files(release)}\n"
-    )
-    pulled = command("remote", there, "pull", "s3://bucket/clip")
-    assert pulled == f"release {release.id} serves (`make serve`); files fetched: {num_files(release)}\n"
+    url, num = "s3://bucket/clip", num_files(release)
+    assert command("remote", here, "push", url) == f"release {release.id} is in {url}; files that were not there: {num}"
+    pulled = command("remote", there, "pull", url)
+    assert pulled == f"release {release.id} serves (`make serve`); files fetched: {num}"
     assert command("releases", there).split()[0] == release.id
     assert verify(releases.folder_of(there, release.id)) == verify(release.folder)
     shelf = s3 / "bucket" / "clip"
@@ -130,7 +127,7 @@ def test_a_file_that_is_there_is_neither_sent_nor_fetched_again(
 
 
 def test_a_push_that_is_killed_is_seen_by_nobody_and_the_next_one_sends_the_rest(
-    s3: Path, here: Path, there: Path, release: Release
+    s3: Path, here: Path, there: Path, tmp_path: Path, release: Release
 ) -> None:
     url = "s3://bucket/killed"
     kill("push", url, here, release.id, after=5)
@@ -139,7 +136,8 @@ def test_a_push_that_is_killed_is_seen_by_nobody_and_the_next_one_sends_the_rest
     with pytest.raises(UserError, match=f"s3://bucket/killed: no release {release.id} there; there are: none"):
         pull(ObjectStore(url), there, release.id, keep=None)
     cut = max(sent, key=lambda path: path.stat().st_size)
-    cut.write_bytes(cut.read_bytes()[:-1])  # in the midst of it
+    (tmp_path / "cut").write_bytes(cut.read_bytes()[:-1])
+    ObjectStore(url).send(tmp_path / "cut", f"files/{cut.name}")  # as if it was killed in the midst of it
     kill("push", url, here, release.id, after=num_files(release) - 4)  # all are there but the manifest
     assert ObjectStore(url).releases() == []
     assert push(ObjectStore(url), here, release.id) == 0

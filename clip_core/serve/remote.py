@@ -48,6 +48,7 @@ def pull(remote: ObjectStore, serving: Path, release: str, keep: int | None) -> 
                 shutil.rmtree(other)
         for name, digest in manifest.files.items():
             place, mine = folder / name, here.get(digest)
+            here[digest] = place  # the same bytes under another name
             if place.exists():
                 continue
             with replacing_file(place) as aside:
