@@ -20,6 +20,7 @@ from clip_core.files import sha256_file
 from clip_core.kept import KEPT
 from clip_core.project import RELEASE, SERVING, project_root
 from clip_core.serve import lineage, releases
+from clip_core.serve.remote import PULLED
 from clip_core.serve.rollout import Run, just_run, roll_out
 from flows import worktree
 from flows.dag import WORKTREES, alone, bring_up_to_date, collect_garbage, stages_upstream_first
@@ -117,7 +118,8 @@ def told(request: Request) -> Iterator[str]:
         yield f"release {one.release} (trained on {one.num_trained or 0} pairs, shows {one.num_found}): {does}{serves}"
     yield f"finetunes in {WORKTREES} and results in {KEPT} go, and what DVC's cache holds beside the workspace, "
     yield "also the weights of other branches and experiments"
-    yield "it stays where this project does not write: in the source itself, in remotes (`dvc gc --cloud`), in backups"
+    yield "it stays where this project does not write: in the source itself, in backups, in remotes (`dvc gc --cloud`; "
+    yield "of releases `python -m clip_core.serve.remote remove`)"
 
 
 def empty_caches(pictures: frozenset[str]) -> None:
@@ -125,7 +127,8 @@ def empty_caches(pictures: frozenset[str]) -> None:
     for folder in list(WORKTREES.glob("*")):
         worktree.remove(folder)
     with alone(Path()):
-        shutil.rmtree(KEPT, ignore_errors=True)
+        for folder in (KEPT, SERVING / PULLED):
+            shutil.rmtree(folder, ignore_errors=True)
         for file in FETCHED.rglob("*"):
             if file.is_file() and sha256_file(file) in pictures:
                 file.unlink()

@@ -79,7 +79,7 @@ def standing_in(stand_in: StandIn, port: int = 0) -> Generator[str]:
 
 @contextmanager
 def page_of(
-    backend: Any, releases: Path, kept_answers: int = 0, limits: Any = None, **options: Any
+    backend: Any, releases: Path, kept_answers: int = 0, limits: Any = None, tracer: Any = None, **options: Any
 ) -> Generator["httpx.Client"]:
     """A client of the page, which a thread serves."""
     import httpx
@@ -90,7 +90,8 @@ def page_of(
     from clip_core.serve.canary import Canary
     from clip_core.serve.upstream import Upstream
 
-    app = make_app(Upstream(backend, Answers(kept_answers), Canary(releases.parent, limits)), releases, **options)
+    canary = Canary(releases.parent, limits)
+    app = make_app(Upstream(backend, Answers(kept_answers), canary, tracer), releases, **options)
     config = uvicorn.Config(app, port=0, log_config=None, timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)

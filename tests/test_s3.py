@@ -1,44 +1,25 @@
 """Data on an S3-compatible server: pairs come from there, and DVC's remote lies there."""
 
 import shutil
-import subprocess
-import sys
 from collections.abc import Generator
 from pathlib import Path
 
-import httpx
 import pytest
 
-from clip_core.guard import free_port
 from clip_core.recipe import apply_recipes
 from clip_core.train.fingerprint import hash_of_input
 from tests.conftest import ENVIRONMENT, new_project, run_in
-from tests.prefect_api import until
+from tests.s3_server import KEY, SECRET, s3_server
 from tests.test_own_data import write_pairs
 from tests.watched import counts_of
-
-KEY, SECRET = "tests", "a-secret-of-the-tests"
 
 
 @pytest.fixture
 def server(tmp_path: Path) -> Generator[str]:
     """The address of a server whose buckets are the folders in tmp_path/s3."""
-    address = f"127.0.0.1:{free_port()}"
     (tmp_path / "s3" / "remote").mkdir(parents=True)
-    rclone = Path(sys.executable).parent / "rclone"
-    command = [rclone, "serve", "s3", "--addr", address, "--auth-key", f"{KEY},{SECRET}", tmp_path / "s3"]
-    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-    def answers() -> bool:
-        try:
-            return httpx.get(f"http://{address}", trust_env=False).status_code < 500
-        except httpx.TransportError:
-            return False
-
-    until(answers)
-    yield f"http://{address}"
-    process.terminate()
-    process.wait()
+    with s3_server(tmp_path / "s3") as address:
+        yield address
 
 
 def test_pairs_come_from_the_server_and_what_is_made_of_them_goes_there_and_comes_back(

@@ -28,7 +28,7 @@ USES = {
     "client": ["clip_core.serve.client"],
     "bulk": ["clip_core.serve.bulk"],
     "torch": ["clip_core.inference.predictor", "clip_core.model.pretrained.__main__"],
-    "serve": [f"clip_core.serve.{name}" for name in ("gallery", "gateway", "rollout", "releases")]
+    "serve": [f"clip_core.serve.{name}" for name in ("gallery", "gateway", "remote", "rollout", "releases")]
     + ["clip_core.inference.onnx_predictor"],
     "pipeline": [],  # everything
 }
@@ -43,8 +43,8 @@ COMES_WITH = {  # other packages, which are named
     *("packaging", "psutil", "networkx", "dvc_data", "markupsafe"),  # transformers, DVC, Prefect, Jinja
 }
 OTHERWISE = {  # imported by functions that nobody calls without it
-    "serve": {"faiss", "grimp"},  # an approximate index, the code that a stage reaches
-    "pipeline": {"faiss"},
+    "serve": {"faiss", "grimp", "opentelemetry"},  # an approximate index, the code that a stage reaches, traces
+    "pipeline": {"faiss", "opentelemetry"},
 }
 NO_IMPORTS = {"sqlalchemy", "uv"}  # a pin of what Prefect brings, and a command
 

@@ -17,6 +17,7 @@ from clip_core.serve.metrics import Metrics
 from clip_core.serve.page import add_page
 from clip_core.serve.pictures import Galleries
 from clip_core.serve.samples import Sampler
+from clip_core.serve.traces import traced
 from clip_core.serve.upstream import Upstream
 
 NAMED = 5  # of what is wrong with a request
@@ -47,6 +48,8 @@ def make_app(
     app = FastAPI(title="Chinese CLIP", version="1", docs_url=None, redoc_url=None, lifespan=lifespan)
     app.state.is_draining = False
     app.add_middleware(guarded, host_names=host_names, keys=keys, metrics=metrics)
+    if upstream.tracer:
+        app.add_middleware(traced, tracer=upstream.tracer)
 
     @app.exception_handler(HTTPException)
     async def refuse(request: Request, error: HTTPException) -> Response:

@@ -16,6 +16,7 @@ from collections.abc import Generator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 from urllib.request import ProxyHandler, build_opener
 
 from clip_core.all_params import load_params
@@ -31,7 +32,11 @@ from clip_core.serve.client import read_url
 from clip_core.serve.door import Door, add_arguments, door_of, listen, url_of
 from clip_core.serve.logs import log_to_stderr
 from clip_core.serve.supervisor import GaveUp, Supervisor
+from clip_core.serve.traces import tracer_of_environment
 from clip_core.serve.upstream import PATIENCE, Upstream
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Tracer
 
 MAX_FILES = 2**16  # each connection is one; whoever waits with many keeps others out when there are no more
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -49,7 +54,7 @@ def serve(serving: Path, door: Door, opens_browser: bool, params: Path | None) -
             f"{serving}: no release to serve yet; `make run` makes that of the pipeline, and "
             "`python -m clip_core.serve.gallery` one of any weights folder"
         )
-    allowed = load_params(params) if params else None
+    allowed, tracer = load_params(params) if params else None, tracer_of_environment()
     with _only_one(serving), listen(door) as listener:
         url = url_of(door, listener)
         supervisor = Supervisor(serving, url)
@@ -60,13 +65,15 @@ def serve(serving: Path, door: Door, opens_browser: bool, params: Path | None) -
             print(f"the page: {url}\nTriton (gRPC): {supervisor.address}\nCtrl-C stops everything", flush=True)
             if opens_browser and _has_user():
                 threading.Thread(target=_open_browser, args=(url,), daemon=True).start()
-            _run_gateway(supervisor, listener, door, allowed)
+            _run_gateway(supervisor, listener, door, allowed, tracer)
         finally:
             (serving / "running.json").unlink(missing_ok=True)
             supervisor.stop()
 
 
-def _run_gateway(supervisor: Supervisor, listener: socket.socket, door: Door, params: Params | None) -> None:
+def _run_gateway(
+    supervisor: Supervisor, listener: socket.socket, door: Door, params: Params | None, tracer: "Tracer | None"
+) -> None:
     import uvicorn
 
     serving, sampler = supervisor.serving, None
@@ -75,7 +82,7 @@ def _run_gateway(supervisor: Supervisor, listener: socket.socket, door: Door, pa
         if params.watch.keep != "nothing":
             sampler = samples.Sampler(serving, params.watch, lambda: supervisor.address)
     canary = Canary(serving, params.gateway.canary if params else None)
-    upstream = Upstream(supervisor, Answers(params.gateway.kept_answers if params else 0), canary)
+    upstream = Upstream(supervisor, Answers(params.gateway.kept_answers if params else 0), canary, tracer)
     app = make_app(upstream, serving / "releases", (*HOST_NAMES, *door.names), door.keys, sampler)
 
     class Server(uvicorn.Server):

@@ -158,13 +158,14 @@ async def ask_async(
     tensors: dict[str, np.ndarray],
     outputs: list[str],
     request_id: str,
+    headers: dict[str, str],
 ) -> list[np.ndarray]:
     """As `ask`, awaited; how long it may take is the caller's to say. UserError only for what the model refuses."""
     from tritonclient.utils import InferenceServerException
 
     for attempts_left in reversed(range(ATTEMPTS)):
         try:
-            answer = await client.infer(model, **_question(tensors, outputs), request_id=request_id)
+            answer = await client.infer(model, **_question(tensors, outputs), request_id=request_id, headers=headers)
             return [answer.as_numpy(output) for output in outputs]
         except InferenceServerException as error:
             if attempts_left and _is_anothers(error):

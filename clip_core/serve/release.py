@@ -12,10 +12,10 @@ serving code.
 
 import hashlib
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from clip_core.config.section import Section
 from clip_core.errors import UserError
@@ -27,6 +27,13 @@ RELEASE_ID = re.compile(r"[0-9a-f]{16}")
 GALLERY_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")  # it stands in paths and in URLs
 
 
+def _inside(name: str) -> str:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or path.as_posix() != name or name in (".", MANIFEST):
+        raise ValueError("no name of a file in the release's folder")
+    return name
+
+
 class Manifest(Section):
     """The content of `manifest.json`."""
 
@@ -35,7 +42,7 @@ class Manifest(Section):
     weights: str  # weights_id of the weights folder that it was made of
     galleries: tuple[str, ...]
     num_bytes: int
-    files: dict[str, str]  # path -> sha256
+    files: dict[Annotated[str, AfterValidator(_inside)], Annotated[str, Field(pattern="^[0-9a-f]{64}$")]]  # -> sha256
 
 
 def sums_of(folder: Path) -> dict[str, str]:
@@ -50,13 +57,24 @@ def id_of(sums: dict[str, str]) -> str:
     return hashlib.sha256(counted.encode()).hexdigest()[:16]
 
 
+def is_itself(manifest: Manifest) -> bool:
+    """Whether its id is that of its files, also by those that state it."""
+    stated = hashlib.sha256(f"{manifest.release}\n".encode()).hexdigest()
+    stating = {digest for name, digest in manifest.files.items() if Path(name).name == STATES_ID}
+    return id_of(manifest.files) == manifest.release and stating <= {stated}
+
+
 def seal(folder: Path, weights: str, galleries: tuple[str, ...]) -> Manifest:
     """Writes the manifest of a release that has been proved; from now on its files are what they are."""
     sums = sums_of(folder)
     num_bytes = sum((folder / name).stat().st_size for name in sums)
     manifest = Manifest(release=id_of(sums), weights=weights, galleries=galleries, num_bytes=num_bytes, files=sums)
-    (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    write_manifest(folder, manifest)
     return manifest
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -76,7 +94,7 @@ def verify(folder: Path) -> Manifest:
     """The manifest of the release in `folder`; UserError when a file is not the one that was proved."""
     manifest, found = read_manifest(folder), sums_of(folder)
     wrong = sorted(name for name in manifest.files.keys() | found.keys() if manifest.files.get(name) != found.get(name))
-    if not wrong and id_of(found) != manifest.release:
+    if not wrong and not is_itself(manifest):
         wrong = [MANIFEST]
     if wrong:
         named = ", ".join(wrong[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")

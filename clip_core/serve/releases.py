@@ -7,7 +7,7 @@
     live/, running.json, *.lock    of a running `make serve`
 
 None of it is DVC's, which removes what a stage makes before it runs again. `python -m clip_core.serve.releases` lists
-them, `... add FOLDER` adds one.
+them, `... add FOLDER` adds one; `clip_core.serve.remote` fetches one from an object store.
 """
 
 import argparse
@@ -187,6 +187,13 @@ def record(serving: Path, event: str, release: str, why: str = "") -> int:
 def only_gateway(serving: Path) -> Generator[None]:
     """Holds the folder for one gateway; Held when another one serves from it, wherever that was started."""
     with _lock(serving / "gateway.lock", f"{serving.resolve()}: another `make serve` serves from this folder"):
+        yield
+
+
+@contextmanager
+def only_pull(serving: Path) -> Generator[None]:
+    """Holds the folder for one pull; Held when another one is at it."""
+    with _lock(serving / "pull.lock", f"{serving}: another pull is running; wait for it and try again"):
         yield
 
 

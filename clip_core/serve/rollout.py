@@ -29,7 +29,7 @@ def roll_out(serving: Path, release: str | None, run: Run = just_run) -> str:
 
     By default it is the newest that was not refused: by the promotion, or as a canary.
     """
-    return _change(serving, release or _newest(serving), "rolled out", run)
+    return _change(serving, release or newest(serving), "rolled out", run)
 
 
 def roll_back(serving: Path, run: Run = just_run) -> str:
@@ -45,7 +45,7 @@ def begin_canary(serving: Path, release: str | None, share: float) -> str:
     if not 0 < share < 1:
         raise UserError(f"--canary {share}: a share between 0 and 1 is wanted, as 0.1; 0 ends the one under way")
     with releases.only_rollout(serving):
-        release = release or _newest(serving)
+        release = release or newest(serving)
         folder = releases.verified(serving, release)
         releases.refuse_deleted(serving, folder)
         server = releases.running_server(serving)
@@ -97,7 +97,8 @@ def settle(triton: Triton, serving: Path) -> None:
     live.unload_others(triton, release, begun and begun.release)
 
 
-def _newest(serving: Path) -> str:
+def newest(serving: Path) -> str:
+    """The newest release that was not refused; UserError when there is none."""
     added, refused = releases.added(serving), releases.refused(serving)
     if not added:
         raise UserError(f"{serving}: no release yet; `make run` makes one")

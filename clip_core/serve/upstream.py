@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 from starlette.exceptions import HTTPException
@@ -19,6 +19,10 @@ from clip_core.serve.answers import Answers
 from clip_core.serve.canary import Canary, Fault, Seen
 from clip_core.serve.edge import INTERNAL
 from clip_core.serve.queries import SHARES, Found, ask_async, in_requests
+from clip_core.serve.traces import note_release, question
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Tracer
 
 AT_ONCE = 64  # questions: as many as the models take in one batch; more would only wait behind it
 DEADLINE = 10.0  # seconds for a search; nobody looks at a page for longer
@@ -67,8 +71,8 @@ class Caller(NamedTuple):
 class Upstream:
     """Questions to Triton, but for those whose answers are known; `release` is the public one that answered last."""
 
-    def __init__(self, backend: Backend, answers: Answers, canary: Canary) -> None:
-        self.backend, self.answers, self.canary = backend, answers, canary
+    def __init__(self, backend: Backend, answers: Answers, canary: Canary, tracer: "Tracer | None" = None) -> None:
+        self.backend, self.answers, self.canary, self.tracer = backend, answers, canary, tracer
         self.num_running = 0
         self.release: str | None = None
         self.address, self.client = "", None
@@ -94,6 +98,7 @@ class Upstream:
         canary, asked = self.canary.release_for(caller.name), [one for (one,) in tensors.values()]
         known = canary or self.backend.release
         if known and (found := self.answers.get(known, "clip_search", *asked)):
+            note_release(self.tracer, known)
             return found
         try:
             (ids,), (scores,), ((release,),) = await self._ask(
@@ -102,6 +107,7 @@ class Upstream:
         except UserError as error:
             raise HTTPException(400, str(error)) from None
         found = Found([image_id.decode() for image_id in ids], scores, release.decode())
+        note_release(self.tracer, found.release)
         if not canary:
             self.release = found.release
         if not np.isfinite(scores).all():
@@ -120,6 +126,7 @@ class Upstream:
             rows, releases = await self._encode(items, caller.request_id, canary, known)
             if len(releases) == 1:
                 (release,) = releases
+                note_release(self.tracer, release)
                 if not canary:
                     self.release = release
                 return np.stack([rows[name] for name in items]), release
@@ -172,7 +179,8 @@ class Upstream:
         asked = f"{model}_{canary}" if canary else model
         started, fault = time.perf_counter(), "errors"  # whatever ends it, also that it takes too long
         try:
-            arrays = await ask_async(self._client(), asked, columns, outputs, request_id)
+            with question(self.tracer, asked) as headers:
+                arrays = await ask_async(self._client(), asked, columns, outputs, request_id, headers)
             fault = _fault_of(arrays)
             return arrays
         except UserError:
