@@ -117,6 +117,11 @@ def assemble(onnx: Path, galleries: Mapping[str, Gallery], golden: Golden, k: in
         for place in (folder, folder / "models" / "clip_classify" / "1"):
             shutil.copy2(onnx / CALIBRATION_FILE, place / CALIBRATION_FILE)
     write_golden(golden._replace(approximate=approximate), folder / "golden")
+    return state_id(folder)
+
+
+def state_id(folder: Path) -> str:
+    """Writes the id of the release in `folder` to where its models find it; returns it."""
     release = id_of(sums_of(folder))
     for model in ANSWERS_WITH_ID:
         (folder / "models" / model / "1" / STATES_ID).write_text(f"{release}\n", encoding="utf-8")
