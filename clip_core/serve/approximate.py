@@ -44,6 +44,18 @@ def build(kind: Kind, features: np.ndarray, file: Path) -> None:
     faiss.write_index(index, str(file))
 
 
+def best_of(features: np.ndarray, rows: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The `k` best of each query's `rows`, (queries, found), and their exact scores; of equals the first.
+
+    A row is -1 where there is none; its score is -inf.
+    """
+    rows = np.sort(rows, axis=1)
+    scores = np.einsum("qd,qkd->qk", queries, features[rows])
+    scores[rows < 0] = -np.inf
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(rows, best, axis=1), np.take_along_axis(scores, best, axis=1)
+
+
 class Approximate:
     """An index that was built of these features, mapped into memory.
 
@@ -76,11 +88,7 @@ class Approximate:
             return top_k(self.features, queries, k)
         found = np.where(found < 0, -1, self.places[found])
         later, _ = top_k(self.features[self.num_kept :], queries, k)
-        rows = np.sort(np.concatenate([found, later + self.num_kept], axis=1), axis=1)  # of equal ones the first
-        scores = np.einsum("qd,qkd->qk", queries, self.features[rows])
-        scores[rows < 0] = -np.inf
-        best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-        return np.take_along_axis(rows, best, axis=1), np.take_along_axis(scores, best, axis=1)
+        return best_of(self.features, np.concatenate([found, later + self.num_kept], axis=1), queries, k)
 
     def _parameters(self, wanted: int) -> Any:
         import faiss

@@ -54,7 +54,7 @@ SERVING_CODE = (
     *(f"clip_core/inference/{name}.py" for name in ("__init__", "calibration", "nearest", "onnx_towers", "prompts")),
     "clip_core/inference/prompts.toml",
     *(f"clip_core/model/{name}.py" for name in ("__init__", "contract")),
-    *(f"clip_core/serve/{name}.py" for name in ("__init__", "approximate", "index", "queries")),
+    *(f"clip_core/serve/{name}.py" for name in ("__init__", "approximate", "index", "milvus", "queries")),
     *(f"clip_core/serve/triton_{name}.py" for name in ("classify", "edge", "models", "search")),
 )
 

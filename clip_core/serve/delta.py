@@ -17,7 +17,16 @@ from clip_core.files import link_file
 from clip_core.serve import approximate
 from clip_core.serve.assemble import Gallery
 from clip_core.serve.gallery import SHARD_BYTES
-from clip_core.serve.index import FEATURES, KEPT, describe_index, of_pictures, read_content, read_index, read_kept
+from clip_core.serve.index import (
+    FEATURES,
+    KEPT,
+    build_search,
+    describe_index,
+    of_pictures,
+    read_content,
+    read_index,
+    read_kept,
+)
 
 if TYPE_CHECKING:
     from clip_core.data.store import Store
@@ -54,7 +63,8 @@ def write_changed(
     kept[np.flatnonzero(kept)[~stays[: kept.sum()]]] = False
     num_later = len(image_ids) - int(kept.sum())
     has_grown = num_later + (~kept).sum() > max_delta * len(kept)
-    is_merged = bool(has_grown or not set(new_ids).isdisjoint(store.image_ids))
+    comes_back = not set(new_ids).isdisjoint(store.image_ids)
+    is_merged = bool(has_grown or comes_back or content.kind == "milvus")  # a collection is of one release
 
     after.index.mkdir(parents=True)
     rows = np.concatenate([features[stays], change.features])
@@ -63,8 +73,6 @@ def write_changed(
         image_ids, rows = [image_ids[place] for place in order], rows[order]
         metadata = {column: [values[place] for place in order] for column, values in metadata.items()}
         _write_store(store, new, set(image_ids), after.store)
-        if content.kind != "exact":
-            approximate.build(content.kind, rows, after.index / approximate.FILE)
     else:
         later = image_ids[len(image_ids) - num_later :]
         if later:
@@ -75,6 +83,8 @@ def write_changed(
             link_file(before.index / approximate.FILE, after.index / approximate.FILE)
     np.save(after.index / FEATURES, rows)
     content = content._replace(image_ids=image_ids, metadata=metadata)
+    if is_merged:
+        build_search(content, rows, after.index)
     return describe_index(after.index, content, queries, k), is_merged
 
 

@@ -1,7 +1,7 @@
 """A gallery's index: search over the image features of one model, exact or approximate (`index.kind`)."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -9,10 +9,11 @@ import numpy as np
 
 from clip_core.errors import UserError
 from clip_core.files import replacing_folder
-from clip_core.inference.nearest import top_k
+from clip_core.inference.nearest import Scores, top_k
 from clip_core.model.contract import weights_id
-from clip_core.serve import approximate
+from clip_core.serve import approximate, milvus
 from clip_core.serve.approximate import Approximate
+from clip_core.serve.milvus import Milvus
 
 if TYPE_CHECKING:
     from clip_core.config.index import Index as Params
@@ -29,11 +30,28 @@ class Index(NamedTuple):
     image_ids: list[str]
     weights_id: str  # of the model that made the features
     recall: float  # of texts, against the exact search, when it was built
-    approximate: Approximate | None
+    approximate: Approximate | Milvus | None
 
     def top_k(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The places and scores of the `k` pictures found for each query, both (queries, k), best first."""
-        return self.approximate.top_k(queries, k) if self.approximate else top_k(self.features, queries, k)
+        if not self.approximate:
+            return top_k(self.features, queries, k)
+        places, scores = self.approximate.top_k(queries, k)
+        return (places, scores) if (places >= 0).all() else top_k(self.features, queries, k)
+
+    def top_k_with(
+        self, wanted: Mapping[str, object], have_it: np.ndarray, queries: np.ndarray, k: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As `top_k`, of the pictures whose metadata are as wanted: they `have_it`, (images,) bool."""
+        if isinstance(self.approximate, Milvus):
+            places, scores = self.approximate.top_k(queries, k, wanted)
+            if (places[:, : have_it.sum()] >= 0).all():
+                return places, scores
+
+        def drop(_queries: slice, candidates: slice, scores: Scores) -> None:
+            scores[:, ~have_it[candidates]] = -np.inf
+
+        return top_k(self.features, queries, k, drop)
 
 
 class Content(NamedTuple):
@@ -75,9 +93,16 @@ def build_index(onnx: Path, store: "Store", texts: Sequence[str], params: "Param
     content = Content(store.image_ids, metadata, weights_id(onnx), params.kind, params.min_recall)
     with replacing_folder(folder) as aside:
         np.save(aside / FEATURES, features)
-        if params.kind != "exact":
-            approximate.build(params.kind, features, aside / approximate.FILE)
+        build_search(content, features, aside)
         return describe_index(aside, content, queries, params.top_k)
+
+
+def build_search(content: Content, features: np.ndarray, folder: Path) -> None:
+    """Writes what finds pictures into `folder`, which holds the features, unless all of them are to be compared."""
+    if content.kind == "milvus":
+        milvus.build(folder / FEATURES, content.metadata, folder / milvus.FILE)
+    elif content.kind != "exact":
+        approximate.build(content.kind, features, folder / approximate.FILE)
 
 
 def describe_index(folder: Path, content: Content, queries: np.ndarray, k: int) -> float:
@@ -85,6 +110,8 @@ def describe_index(folder: Path, content: Content, queries: np.ndarray, k: int) 
 
     UserError when that is below what is asked.
     """
+    for name, tree in (("image_ids", content.image_ids), ("metadata", content.metadata)):
+        _write(folder / f"{name}.json", tree, 0 if name == "image_ids" else 2)
     features, found = _open(folder)
     places, _ = found.top_k(queries, k) if found else top_k(features, queries, k)
     recall = recall_of(features, queries, places)
@@ -98,10 +125,12 @@ def describe_index(folder: Path, content: Content, queries: np.ndarray, k: int) 
         "num_queries": len(queries),
         "min_recall": content.min_recall,
     }
-    for name, tree in (("image_ids", content.image_ids), ("index", facts), ("metadata", content.metadata)):
-        text = json.dumps(tree, ensure_ascii=False, indent=0 if name == "image_ids" else 2)
-        (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+    _write(folder / "index.json", facts, 2)
     return recall
+
+
+def _write(file: Path, tree: object, indent: int) -> None:
+    file.write_text(json.dumps(tree, ensure_ascii=False, indent=indent) + "\n", encoding="utf-8")
 
 
 def of_pictures(store: "Store", column: str) -> list:
@@ -152,7 +181,9 @@ def read_index(folder: Path) -> Index:
     return Index(features, image_ids, weights_id, recall, found)
 
 
-def _open(folder: Path) -> tuple[np.ndarray, Approximate | None]:
+def _open(folder: Path) -> tuple[np.ndarray, Approximate | Milvus | None]:
     features = np.load(folder / FEATURES, mmap_mode="r", allow_pickle=False)
+    if (folder / milvus.FILE).exists():
+        return features, Milvus(folder / milvus.FILE, features, read_metadata(folder))
     file = folder / approximate.FILE
     return features, Approximate(file, features, read_kept(folder)) if file.exists() else None
