@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,8 @@ SECONDS = 10.0
 def build(features: Path, metadata: Mapping[str, list], file: Path) -> None:
     """Names the collection of the features in a file and their metadata; who opens it first fills it."""
     content = sha256_file(features) + json.dumps(metadata, ensure_ascii=False)
-    file.write_text(json.dumps({"collection": f"clip_{hashlib.sha256(content.encode()).hexdigest()[:16]}"}) + "\n")
+    name = f"clip_{hashlib.sha256(content.encode()).hexdigest()[:16]}"
+    file.write_text(json.dumps({"collection": name}) + "\n", encoding="utf-8")
 
 
 def collection_in(file: Path) -> str:
@@ -37,9 +38,18 @@ def collection_in(file: Path) -> str:
     return json.loads(file.read_text(encoding="utf-8"))["collection"]
 
 
+def collections_of(releases: Iterable[Path]) -> set[str]:
+    """The names of the collections that releases in these folders search."""
+    return {collection_in(file) for folder in releases for file in folder.glob(f"models/*/1/galleries/*/{FILE}")}
+
+
 def drop(collections: Collection[str]) -> None:
-    """Removes the collections from the server."""
-    client = _connected()
+    """Removes the collections from the server; where it does not answer, they stay, which is said."""
+    try:
+        client = _connected() if collections else None
+    except UserError as error:
+        print(f"{', '.join(collections)}: still in Milvus: {error}", flush=True)
+        return
     for name in collections:
         client.drop_collection(name)
 
@@ -116,9 +126,7 @@ def _connected() -> Any:
     try:
         return MilvusClient(address, token=os.environ.get(TOKEN, ""), timeout=SECONDS)
     except MilvusException as error:
-        raise UserError(
-            f"{ADDRESS}={address}: no Milvus answers there ({error.message}); start it, or name another"
-        ) from None
+        raise UserError(f"{ADDRESS}={address}: no Milvus answers there: {error.message}") from None
 
 
 def _field(number: int) -> str:
