@@ -45,8 +45,10 @@ def collections_of(releases: Iterable[Path]) -> set[str]:
 
 def drop(collections: Collection[str]) -> None:
     """Removes the collections from the server; where it does not answer, they stay, which is said."""
+    if not collections:
+        return
     try:
-        client = _connected() if collections else None
+        client = _connected()
     except UserError as error:
         print(f"{', '.join(collections)}: still in Milvus: {error}", flush=True)
         return
