@@ -20,7 +20,7 @@ from clip_core.serve.golden import Golden, WrongAnswers, rankings_of, read_golde
 from clip_core.serve.index import read_content, read_index
 from clip_core.serve.pictures import INDEXES
 from clip_core.serve.queries import similar
-from clip_core.serve.release import MANIFEST, STATES_ID, read_manifest, seal
+from clip_core.serve.release import STATES_ID, read_manifest, seal
 from clip_core.serve.released_model import load_released
 from clip_core.serve.triton import check_server
 
@@ -124,8 +124,10 @@ def _queries(predictor: Predictor, gallery: Gallery, golden: Golden) -> np.ndarr
 def _link_all_but(release: Path, parts: Sequence[Path], folder: Path) -> None:
     for name in read_manifest(release).files:
         file = release / name
-        if not any(file.is_relative_to(part) for part in parts) and file.name not in (STATES_ID, MANIFEST):
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        if any(file.is_relative_to(part) for part in parts):
+            continue
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        if file.name != STATES_ID:
             link_file(file, folder / name)
 
 

@@ -66,7 +66,8 @@ def write_changed(
     comes_back = not set(new_ids).isdisjoint(store.image_ids)
     is_merged = bool(has_grown or comes_back or content.kind == "milvus")  # a collection is of one release
 
-    after.index.mkdir(parents=True)
+    for folder in (after.index, after.store.parent):
+        folder.mkdir(parents=True, exist_ok=True)
     rows = np.concatenate([features[stays], change.features])
     if is_merged:
         order = sorted(range(len(image_ids)), key=image_ids.__getitem__)
