@@ -225,7 +225,7 @@ def test_an_index_with_a_delta_finds_nearly_all_of_the_true_top_ten(kind: Kind, 
 @pytest.mark.parametrize(
     ("ids", "names", "csv", "said"),
     [
-        (["a-red-circle", "nobody", "none"], [], "", r"picture 'nobody' to remove is not in the gallery \(2 such\)"),
+        (["a-red-square", "nobody", "none"], [], "", r"picture 'nobody' to remove is not in the gallery \(2 such\)"),
         ([], ["a-red-circle.png", "later/pink.png"], "", r"picture 'later/pink.png' to add is in the gallery already"),
         ([], ["x.png"], "image_id,family\ny.png,red\n", r"picture 'y.png' is described, but not among those to add"),
         ([], ["x.png"], "image_id,colour\nx.png,red\n", r"columns image_id, colour; image_id is wanted and any of"),
