@@ -32,6 +32,8 @@ def way_of(serving: Path, release: str) -> Iterator[str]:
     events = [f"{event.event} {event.time}" for event in releases.history(serving) if event.release == release]
     yield f"release {release}: {', '.join(events) or 'not in the history'}"
     differed = ", from which files differed" * facts["commit"].endswith("+")
+    if before := facts.get("changed_from"):
+        yield f"it is release {before} with other pictures"
     yield f"made {facts['date']} with commit {facts['commit'].rstrip('+')}{differed}"
     made = facts["made"]
     yield f"weights {facts['weights']}, by {made['stage']} with params {made['params']}, from {made['parent']}"

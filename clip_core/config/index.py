@@ -10,7 +10,7 @@ TopK = Annotated[int, Field(ge=1, le=100)]
 
 
 class Index(Section):
-    kind: Literal["exact", "hnsw", "ivf_pq"]
+    kind: Literal["exact", "hnsw", "ivf_pq", "milvus"]
     top_k: TopK
     min_recall: Share  # of the index against the exact search
     metadata: tuple[Name, ...]  # columns of the pair table by which searches may be filtered

@@ -115,20 +115,49 @@ def join_stores(stores: Mapping[str, Path], folder: Path) -> dict:
     The shards get the names, and come in their order; `<name>-` stands before the files of each.
     """
     folder.mkdir()
-    shards, first = [], 0
+    shards: list[dict] = []
     for name, store in sorted(stores.items()):
-        (shard,) = json.loads((store / "manifest.json").read_text(encoding="utf-8"))["shards"]
-        for file in (*shard["sha256"], *(file["file"] for file in shard["files"])):
-            link_file(store / file, folder / f"{name}-{file}")
-        moved = {
-            "name": name,
-            "first": first,
-            "files": [f | {"file": f"{name}-{f['file']}", "first": first + f["first"]} for f in shard["files"]],
-            "sha256": {f"{name}-{file}": sha256 for file, sha256 in shard["sha256"].items()},
-        }
-        shards.append(shard | moved)
-        first += shard["num_images"]
+        (shard,) = _shards_of(store)
+        shards.append(_link_shard(shard, store, folder, _num_images(shards), name))
     return _write_manifest(shards, folder)
+
+
+def extend_store(base: Path, name: str, added: Path | None, folder: Path) -> dict:
+    """Makes the store `folder` of links to the files of `base`, with the store `added` of one shard as its last shard.
+
+    That one gets the name, and takes the place of the shard that has it, also if nothing is `added`.
+    """
+    folder.mkdir()
+    shards: list[dict] = []
+    for shard in _shards_of(base):
+        if shard["name"] != name:
+            shards.append(_link_shard(shard, base, folder, _num_images(shards)))
+    if added:
+        (shard,) = _shards_of(added)
+        shards.append(_link_shard(shard, added, folder, _num_images(shards), name))
+    return _write_manifest(shards, folder)
+
+
+def _link_shard(shard: dict, store: Path, folder: Path, first: int, name: str = "") -> dict:
+    """Links the files of a store's shard into `folder`, with a new name before theirs; what is said of it there."""
+    prefix = f"{name}-" if name else ""
+    for file in (*shard["sha256"], *(file["file"] for file in shard["files"])):
+        link_file(store / file, folder / f"{prefix}{file}")
+    moved = first - shard["first"]
+    return shard | {
+        "name": name or shard["name"],
+        "first": first,
+        "files": [f | {"file": f"{prefix}{f['file']}", "first": moved + f["first"]} for f in shard["files"]],
+        "sha256": {f"{prefix}{file}": sha256 for file, sha256 in shard["sha256"].items()},
+    }
+
+
+def _shards_of(store: Path) -> list[dict]:
+    return json.loads((store / "manifest.json").read_text(encoding="utf-8"))["shards"]
+
+
+def _num_images(shards: Sequence[dict]) -> int:
+    return sum(shard["num_images"] for shard in shards)
 
 
 def _write_manifest(shards: list[dict], folder: Path) -> dict:

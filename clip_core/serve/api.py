@@ -14,7 +14,6 @@ from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
 from clip_core.inference.calibration import Calibration
-from clip_core.inference.nearest import Scores, top_k
 from clip_core.inference.prompts import templates_of, unit
 from clip_core.serve.pictures import Galleries
 from clip_core.serve.samples import Sampler
@@ -80,12 +79,8 @@ def api_of(upstream: Upstream, galleries: Galleries, wants_keys: bool, sampler: 
             are_searched = pictures.are_as(question.filter or {})
             num_pictures = int(are_searched.sum())
             end = min(question.offset + question.limit, MAX_FOUND, num_pictures)
-
-            def drop(_queries: slice, candidates: slice, scores: Scores) -> None:
-                scores[:, ~are_searched[candidates]] = -np.inf
-
             index = pictures.index
-            search = partial(top_k, index.features, adjust=drop) if question.filter else index.top_k
+            search = partial(index.top_k_with, question.filter, are_searched) if question.filter else index.top_k
             # Asked for more, an approximate index may find others: all pages follow from one ranking.
             k = MAX_FOUND if index.approximate else end
             (places,), (scores,) = await asyncio.to_thread(search, queries=wanted[None], k=k)

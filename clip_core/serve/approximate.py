@@ -44,10 +44,26 @@ def build(kind: Kind, features: np.ndarray, file: Path) -> None:
     faiss.write_index(index, str(file))
 
 
-class Approximate:
-    """An index that was built of these features, mapped into memory."""
+def best_of(features: np.ndarray, rows: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The `k` best of each query's `rows`, (queries, found), and their exact scores; of equals the first.
 
-    def __init__(self, file: Path, features: np.ndarray) -> None:
+    A row is -1 where there is none; its score is -inf.
+    """
+    rows = np.sort(rows, axis=1)
+    scores = np.einsum("qd,qkd->qk", queries, features[rows])
+    scores[rows < 0] = -np.inf
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(rows, best, axis=1), np.take_along_axis(scores, best, axis=1)
+
+
+class Approximate:
+    """An index that was built of these features, mapped into memory.
+
+    Where pictures came and went since it was built, `kept` says which of those that it holds are still there, (built,)
+    bool: their features come first and in the same order. The others came later: all of them are compared.
+    """
+
+    def __init__(self, file: Path, features: np.ndarray, kept: np.ndarray | None = None) -> None:
         try:
             import faiss
         except ModuleNotFoundError:
@@ -55,23 +71,28 @@ class Approximate:
         faiss.omp_set_num_threads(1)  # questions come side by side
         self.features = features
         self.index: Any = faiss.read_index(str(file), faiss.IO_FLAG_MMAP_IFC)
-        if hasattr(self.index, "nlist"):
-            self.index.nprobe = max(32, self.index.nlist // 16)
-        if self.index.ntotal != len(features):
+        kept = np.ones(len(features), dtype=bool) if kept is None else kept
+        if self.index.ntotal != len(kept) or kept.sum() > len(features):
             raise UserError(f"{file}: of {self.index.ntotal} pictures, but there are {len(features)} features")
+        self.num_kept = int(kept.sum())
+        self.places = np.where(kept, np.cumsum(kept) - 1, -1)  # of what FAISS finds
+        self.allowed = None if kept.all() else faiss.IDSelectorBitmap(np.packbits(kept, bitorder="little"))
 
     def top_k(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Places and exact scores of the `k` pictures found for each query, both (queries, k), best first."""
         k = min(k, len(self.features))
-        wanted = min(max(AGAIN * k, BREADTH), len(self.features))
-        if hasattr(self.index, "hnsw"):
-            self.index.hnsw.efSearch = max(BREADTH, wanted)
+        wanted = min(max(AGAIN * k, BREADTH), self.num_kept)
         queries = np.ascontiguousarray(queries, dtype=np.float32)
-        _, found = self.index.search(queries, wanted)
-        rows = np.sort(found, axis=1)  # equal scores: the first picture comes first
-        scores = np.einsum("qd,qkd->qk", queries, self.features[rows])
-        scores[rows < 0] = -np.inf  # FAISS's word for "no more"
-        best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-        if (np.take_along_axis(rows, best, axis=1) < 0).any():
+        _, found = self.index.search(queries, wanted, params=self._parameters(wanted))
+        if ((found >= 0).sum(axis=1) < min(k, self.num_kept)).any():  # -1 is FAISS's word for "no more"
             return top_k(self.features, queries, k)
-        return np.take_along_axis(rows, best, axis=1), np.take_along_axis(scores, best, axis=1)
+        found = np.where(found < 0, -1, self.places[found])
+        later, _ = top_k(self.features[self.num_kept :], queries, k)
+        return best_of(self.features, np.concatenate([found, later + self.num_kept], axis=1), queries, k)
+
+    def _parameters(self, wanted: int) -> Any:
+        import faiss
+
+        if hasattr(self.index, "hnsw"):
+            return faiss.SearchParametersHNSW(efSearch=max(BREADTH, wanted), sel=self.allowed)
+        return faiss.SearchParametersIVF(nprobe=max(32, self.index.nlist // 16), sel=self.allowed)

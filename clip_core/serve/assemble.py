@@ -54,7 +54,7 @@ SERVING_CODE = (
     *(f"clip_core/inference/{name}.py" for name in ("__init__", "calibration", "nearest", "onnx_towers", "prompts")),
     "clip_core/inference/prompts.toml",
     *(f"clip_core/model/{name}.py" for name in ("__init__", "contract")),
-    *(f"clip_core/serve/{name}.py" for name in ("__init__", "approximate", "index", "queries")),
+    *(f"clip_core/serve/{name}.py" for name in ("__init__", "approximate", "index", "milvus", "queries")),
     *(f"clip_core/serve/triton_{name}.py" for name in ("classify", "edge", "models", "search")),
 )
 
@@ -117,6 +117,11 @@ def assemble(onnx: Path, galleries: Mapping[str, Gallery], golden: Golden, k: in
         for place in (folder, folder / "models" / "clip_classify" / "1"):
             shutil.copy2(onnx / CALIBRATION_FILE, place / CALIBRATION_FILE)
     write_golden(golden._replace(approximate=approximate), folder / "golden")
+    return state_id(folder)
+
+
+def state_id(folder: Path) -> str:
+    """Writes the id of the release in `folder` to where its models find it; returns it."""
     release = id_of(sums_of(folder))
     for model in ANSWERS_WITH_ID:
         (folder / "models" / model / "1" / STATES_ID).write_text(f"{release}\n", encoding="utf-8")

@@ -81,17 +81,23 @@ def _add(
     return release_id, differences
 
 
-def store_pictures(folder: Path, contract: Contract, out: Path) -> Store:
-    """A store of the pictures in `folder` and below; a picture's id is its path there.
+def ids_in(folder: Path) -> list[str]:
+    """The ids of the pictures in `folder` and below, sorted: the path of each there."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder of pictures")
+    return sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if is_picture(file))
+
+
+def store_pictures(
+    folder: Path, contract: Contract, out: Path, described: Mapping[str, Mapping[str, str]] | None = None
+) -> Store:
+    """A store of the pictures in `folder` and below; of some it is `described`, by id, what the pair table is to say.
 
     Those that can not be read are named with the reason and left out; UserError when none is left.
     """
     import pandas as pd
 
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder of pictures")
-    image_ids = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if is_picture(file))
-    writer, rows = StoreWriter(out, SHARD_BYTES), []
+    image_ids, writer, rows = ids_in(folder), StoreWriter(out, SHARD_BYTES), []
     for image_id in image_ids:
         try:
             image = _read_picture(folder / image_id, contract)
@@ -99,7 +105,7 @@ def store_pictures(folder: Path, contract: Contract, out: Path) -> Store:
             print(f"left out: {in_utf8(folder / image_id)}: {error}", flush=True)
             continue
         writer.add(image_id, image)
-        rows.append(_row(image_id, image))
+        rows.append(_row(image_id, image) | dict((described or {}).get(image_id, {})))
     if not rows:
         raise UserError(f"{folder}: none of its {len(image_ids)} files {KINDS} is a picture to find")
     writer.finish(pd.DataFrame(rows))

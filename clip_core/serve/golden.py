@@ -51,12 +51,13 @@ def make_golden(
     predictor: "Predictor", texts: Sequence[str], galleries: Mapping[str, Seen], params: Deploy, k: int
 ) -> Golden:
     """Torch's answers for `params.num_golden` of the texts and as many pictures (PNG and JPEG by turns)."""
-    asked = [texts[place] for place in _spread(params.num_golden, len(texts))]
+    asked = [texts[place] for place in spread(params.num_golden, len(texts))]
     features = predictor.encode_texts(asked)
     stores = [gallery.store for gallery in galleries.values()]
     images = [image for store in stores for image in _some_of(store, -(-params.num_golden // len(stores)))]
     images = [_as_jpeg(image) if place % 2 else image for place, image in enumerate(images)]
     image_features = predictor.encode_images(images)
+    queries, margin = [*features, *image_features], params.max_feature_difference
     return Golden(
         weights_id=predictor.weights_id,
         texts=asked,
@@ -64,22 +65,26 @@ def make_golden(
         images=images,
         image_features=image_features,
         rankings={
-            name: [_ranking(row, gallery, k, params.max_feature_difference) for row in (*features, *image_features)]
+            name: rankings_of(gallery.store.image_ids, gallery.features, queries, k, margin)
             for name, gallery in galleries.items()
         },
         max_difference=params.max_feature_difference,
     )
 
 
-def _ranking(features: np.ndarray, gallery: Seen, k: int, max_difference: float) -> dict[str, float]:
-    scores = gallery.features @ features
-    k = min(k, len(scores))
-    least = np.partition(scores, -k)[-k] - 2 * max_difference
-    return {gallery.store.image_ids[place]: float(scores[place]) for place in np.flatnonzero(scores >= least)}
+def rankings_of(
+    image_ids: Sequence[str], features: np.ndarray, queries: Sequence[np.ndarray], k: int, max_difference: float
+) -> list[dict[str, float]]:
+    """For each query the scores of all pictures that may be among its `k` best."""
+    rankings, k = [], min(k, len(features))
+    for scores in (features @ query for query in queries):
+        least = np.partition(scores, -k)[-k] - 2 * max_difference
+        rankings.append({image_ids[place]: float(scores[place]) for place in np.flatnonzero(scores >= least)})
+    return rankings
 
 
 def _some_of(store: "Store", num: int) -> list[bytes]:
-    return [store.image_bytes(place) for place in _spread(num, len(store))]
+    return [store.image_bytes(place) for place in spread(num, len(store))]
 
 
 def write_golden(golden: Golden, folder: Path) -> None:
@@ -184,8 +189,9 @@ def _score_difference(found: Found, ranking: dict[str, float]) -> float:
     return float(np.max([abs(float(score) - true) for score, true in known], initial=0.0))
 
 
-def _spread(num: int, among: int) -> list[int]:
-    return sorted({round(place) for place in np.linspace(0, among - 1, num)})
+def spread(num: int, among: int) -> list[int]:
+    """At most `num` places, evenly spread."""
+    return sorted({round(place) for place in np.linspace(0, among - 1, num)}) if among else []
 
 
 def _as_jpeg(image: bytes) -> bytes:

@@ -1,7 +1,7 @@
 """A gallery's index: search over the image features of one model, exact or approximate (`index.kind`)."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -9,15 +9,18 @@ import numpy as np
 
 from clip_core.errors import UserError
 from clip_core.files import replacing_folder
-from clip_core.inference.nearest import top_k
+from clip_core.inference.nearest import Scores, top_k
 from clip_core.model.contract import weights_id
-from clip_core.serve import approximate
+from clip_core.serve import approximate, milvus
 from clip_core.serve.approximate import Approximate
+from clip_core.serve.milvus import Milvus
 
 if TYPE_CHECKING:
     from clip_core.config.index import Index as Params
     from clip_core.data.store import Store
 
+FEATURES = "features.npy"
+KEPT = "kept.npy"  # where pictures came and went: which of those that the base had are still there, and come first
 QUERIES_AT_ONCE = 256
 ROUNDING = 1e-6  # by which float32 scores of unit vectors may differ from the exact ones
 
@@ -27,11 +30,38 @@ class Index(NamedTuple):
     image_ids: list[str]
     weights_id: str  # of the model that made the features
     recall: float  # of texts, against the exact search, when it was built
-    approximate: Approximate | None
+    approximate: Approximate | Milvus | None
 
     def top_k(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The places and scores of the `k` pictures found for each query, both (queries, k), best first."""
-        return self.approximate.top_k(queries, k) if self.approximate else top_k(self.features, queries, k)
+        if not self.approximate:
+            return top_k(self.features, queries, k)
+        places, scores = self.approximate.top_k(queries, k)
+        return (places, scores) if (places >= 0).all() else top_k(self.features, queries, k)
+
+    def top_k_with(
+        self, wanted: Mapping[str, object], have_it: np.ndarray, queries: np.ndarray, k: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As `top_k`, of the pictures whose metadata are as wanted: they `have_it`, (images,) bool."""
+        if isinstance(self.approximate, Milvus):
+            places, scores = self.approximate.top_k(queries, k, wanted)
+            if (places[:, : have_it.sum()] >= 0).all():
+                return places, scores
+
+        def drop(_queries: slice, candidates: slice, scores: Scores) -> None:
+            scores[:, ~have_it[candidates]] = -np.inf
+
+        return top_k(self.features, queries, k, drop)
+
+
+class Content(NamedTuple):
+    """What an index says of its pictures, beside the features."""
+
+    image_ids: list[str]
+    metadata: dict[str, list]  # by column, of each picture
+    weights_id: str
+    kind: str
+    min_recall: float
 
 
 def same_ranking(true_scores: np.ndarray, places: np.ndarray, margin: float) -> np.ndarray:
@@ -58,32 +88,52 @@ def build_index(onnx: Path, store: "Store", texts: Sequence[str], params: "Param
     """
     from clip_core.inference.onnx_towers import encode_store, encode_texts
 
-    metadata = {column: _of_pictures(store, column) for column in params.metadata}
-    features, queries, k = encode_store(onnx, store), encode_texts(onnx, texts), params.top_k
+    metadata = {column: of_pictures(store, column) for column in params.metadata}
+    features, queries = encode_store(onnx, store), encode_texts(onnx, texts)
+    content = Content(store.image_ids, metadata, weights_id(onnx), params.kind, params.min_recall)
     with replacing_folder(folder) as aside:
-        np.save(aside / "features.npy", features)
-        if params.kind == "exact":
-            places, _ = top_k(features, queries, k)
-        else:
-            approximate.build(params.kind, features, aside / approximate.FILE)
-            places, _ = Approximate(aside / approximate.FILE, features).top_k(queries, k)
-        recall = recall_of(features, queries, places)
-        if recall < params.min_recall:
-            raise UserError(f"the index finds {recall:.4f} of the true top {k}; index.min_recall: {params.min_recall}")
-        facts = {
-            "weights_id": weights_id(onnx),
-            "kind": params.kind,
-            "num_images": len(store),
-            "recall": recall,
-            "num_queries": len(texts),
-        }
-        for name, content in (("image_ids", list(store.image_ids)), ("index", facts), ("metadata", metadata)):
-            text = json.dumps(content, ensure_ascii=False, indent=0 if name == "image_ids" else 2)
-            (aside / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+        np.save(aside / FEATURES, features)
+        build_search(content, features, aside)
+        return describe_index(aside, content, queries, params.top_k)
+
+
+def build_search(content: Content, features: np.ndarray, folder: Path) -> None:
+    """Writes what finds pictures into `folder`, which holds the features, unless all of them are to be compared."""
+    if content.kind == "milvus":
+        milvus.build(folder / FEATURES, content.metadata, folder / milvus.FILE)
+    elif content.kind != "exact":
+        approximate.build(content.kind, features, folder / approximate.FILE)
+
+
+def describe_index(folder: Path, content: Content, queries: np.ndarray, k: int) -> float:
+    """Completes the index in `folder`, where what is searched lies already; returns its recall of the `queries`.
+
+    UserError when that is below what is asked.
+    """
+    for name, tree in (("image_ids", content.image_ids), ("metadata", content.metadata)):
+        _write(folder / f"{name}.json", tree, 0 if name == "image_ids" else 2)
+    features, found = _open(folder)
+    places, _ = found.top_k(queries, k) if found else top_k(features, queries, k)
+    recall = recall_of(features, queries, places)
+    if recall < content.min_recall:
+        raise UserError(f"the index finds {recall:.4f} of the true top {k}; index.min_recall: {content.min_recall}")
+    facts = {
+        "weights_id": content.weights_id,
+        "kind": content.kind,
+        "num_images": len(content.image_ids),
+        "recall": recall,
+        "num_queries": len(queries),
+        "min_recall": content.min_recall,
+    }
+    _write(folder / "index.json", facts, 2)
     return recall
 
 
-def _of_pictures(store: "Store", column: str) -> list:
+def _write(file: Path, tree: object, indent: int) -> None:
+    file.write_text(json.dumps(tree, ensure_ascii=False, indent=indent) + "\n", encoding="utf-8")
+
+
+def of_pictures(store: "Store", column: str) -> list:
     """What the pair table's column says of each picture, as JSON has it."""
     pairs = store.pairs
     if column not in pairs.columns:
@@ -101,13 +151,26 @@ def read_metadata(folder: Path) -> dict[str, list]:
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
 
+def read_content(folder: Path) -> Content:
+    """What the index in `folder` says of its pictures."""
+    facts = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+    image_ids = json.loads((folder / "image_ids.json").read_text(encoding="utf-8"))
+    least = facts.get("min_recall", facts["recall"])  # an index of an earlier version does not say what was asked
+    return Content(image_ids, read_metadata(folder), facts["weights_id"], facts["kind"], least)
+
+
+def read_kept(folder: Path) -> np.ndarray | None:
+    """Which of the base's pictures the index in `folder` still has, (base,) bool; None: it has no base."""
+    return np.load(folder / KEPT, allow_pickle=False) if (folder / KEPT).exists() else None
+
+
 def read_index(folder: Path) -> Index:
     """The index in `folder`; ValueError when its parts do not belong together."""
     try:
         facts = json.loads((folder / "index.json").read_text(encoding="utf-8"))
         # without the encoding, Triton's Python reads ASCII, whatever the locale is
         image_ids = json.loads((folder / "image_ids.json").read_text(encoding="utf-8"))
-        features = np.load(folder / "features.npy", mmap_mode="r", allow_pickle=False)
+        features, found = _open(folder)
         weights_id, recall = facts["weights_id"], facts["recall"]
     except FileNotFoundError as error:
         raise UserError(f"{folder}: not an index: {Path(error.filename).name} is missing") from None
@@ -115,6 +178,12 @@ def read_index(folder: Path) -> Index:
         raise UserError(f"{folder / 'index.json'} has no {error}: make the index again") from None
     if len(features) != len(image_ids):
         raise UserError(f"{folder}: {len(features)} rows of features for {len(image_ids)} image ids")
-    file = folder / approximate.FILE
-    found = Approximate(file, features) if file.exists() else None
     return Index(features, image_ids, weights_id, recall, found)
+
+
+def _open(folder: Path) -> tuple[np.ndarray, Approximate | Milvus | None]:
+    features = np.load(folder / FEATURES, mmap_mode="r", allow_pickle=False)
+    if (folder / milvus.FILE).exists():
+        return features, Milvus(folder / milvus.FILE, features, read_metadata(folder))
+    file = folder / approximate.FILE
+    return features, Approximate(file, features, read_kept(folder)) if file.exists() else None

@@ -66,6 +66,14 @@ def keep(serving: Path, release: Path, project: Path) -> None:
     atomic_write(_file(serving, manifest.release), json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
 
 
+def follow(serving: Path, before: str, release: str) -> None:
+    """Writes down that `release` is the one `before` with other pictures, where anything is known of that one."""
+    if before in known(serving) and release not in known(serving):
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        facts = of(serving, before) | {"release": release, "date": now, "changed_from": before}
+        atomic_write(_file(serving, release), json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+
+
 def of(serving: Path, release: str) -> dict:
     """What `keep` has written; UserError where that is nothing."""
     file = _file(serving, release)

@@ -122,16 +122,18 @@ def for_browsers(data: bytes) -> tuple[bytes, str]:
 
 def _open_pictures(folder: Path) -> Pictures:
     store, release = open_store(folder), folder.parents[1]
-    index = release / INDEXES / folder.name
+    index = read_index(release / INDEXES / folder.name)
+    can_be_found = set(index.image_ids)  # the store may have files with others, which were removed
+    metadata = read_metadata(release / INDEXES / folder.name)
     for file in store.files:
         store.image_bytes(file["first"])  # opens it, so that it can be read also when the folder is removed
     return Pictures(
         store,
-        {image_id: place for place, image_id in enumerate(store.image_ids)},
+        {image_id: place for place, image_id in enumerate(store.image_ids) if image_id in can_be_found},
         _names(store),
         read_calibration(release, None),
-        read_index(index),
-        {column: np.array(values, dtype=object) for column, values in read_metadata(index).items()},
+        index,
+        {column: np.array(values, dtype=object) for column, values in metadata.items()},
         f"/images/{release.name}/{folder.name}",
     )
 

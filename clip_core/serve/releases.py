@@ -26,6 +26,7 @@ from clip_core.errors import UserError, told_to_the_user
 from clip_core.files import atomic_write, check_space, link_file, replacing_folder, sync
 from clip_core.locks import try_lock
 from clip_core.project import RELEASE, project_root, serving_folder
+from clip_core.serve.milvus import collections_of, drop
 from clip_core.serve.release import MANIFEST, RELEASE_ID, Manifest, read_manifest, verify
 from clip_core.serve.triton import Server
 
@@ -261,10 +262,12 @@ def unneeded(serving: Path, keep: int) -> list[str]:
 def remove(serving: Path, releases: Sequence[str], why: str) -> None:
     """Removes them; Held while a rollout is at work, which may need one; the current one never goes."""
     with only_rollout(serving):
+        gone = collections_of(folder_of(serving, release) for release in releases)
         for release in releases:
             assert release != current(serving)
             record(serving, "removed", release, why)
             shutil.rmtree(folder_of(serving, release))
+        drop(gone - collections_of(folder_of(serving, release) for release in added(serving)))
 
 
 @contextmanager
