@@ -1,4 +1,4 @@
-"""Machines share results through a remote of DVC's, on a real Prefect server: what one has made, no other makes again."""
+"""Machines share results through a remote of DVC's: what one has made no other makes again; a real Prefect server."""
 
 from pathlib import Path
 
