@@ -7,7 +7,6 @@ import secrets
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Generator
 from contextlib import suppress
@@ -19,9 +18,10 @@ import pytest
 from clip_core.errors import UserError
 from clip_core.guard import free_port
 from flows.database import VARIABLES, check_database
-from tests.conftest import ENVIRONMENT, ROOT, run_in
-from tests.prefect_api import ask, processes_in, until
+from tests.conftest import run_in
+from tests.prefect_api import ask, until
 from tests.toy_pipeline import TOY, new_toy_of_one_stage, runs
+from tests.toy_platform import deployments, platform
 
 DEBIAN, USER = Path("/usr/lib/postgresql"), "postgres"
 
@@ -71,29 +71,18 @@ def test_a_deployment_s_run_is_recorded_in_postgresql_and_its_password_is_in_no_
 ) -> None:
     toy = new_toy_of_one_stage(tmp_path)
     (toy / "toy.py").write_text(f"import os; print(os.environ)\n{TOY}", encoding="utf-8")
-    text = (ROOT / "prefect.yaml").read_text(encoding="utf-8").partition("  - name: on-new-data")[0]
-    (toy / "prefect.yaml").write_text(re.sub(r"    (schedules|triggers):\n( {6}.*\n)+", "", text))
-    environment = {**ENVIRONMENT, "PYTHONPATH": str(ROOT), VARIABLES[1]: postgres.address}
-    port, log = free_port(), toy / "platform.log"
-    with log.open("w") as output:
-        command = [sys.executable, "-m", "flows.platform", "--port", str(port)]
-        platform = subprocess.Popen(command, cwd=toy, env=environment, stdout=output, stderr=subprocess.STDOUT)
-    try:
-        until(lambda: "Prefect is up" in log.read_text() or platform.poll() is not None)
-        assert platform.poll() is None, log.read_text()
-        monkeypatch.setenv("PREFECT_HOME", str(toy / ".prefect"))
-        url = f"http://127.0.0.1:{port}/api"
+    deployments(toy, "nightly")
+    with platform(toy, **{VARIABLES[1]: postgres.address}) as (url, _):
         (deployment,) = ask(url, "deployments/filter")
         run = ask(url, f"deployments/{deployment['id']}/create_flow_run")["id"]
         asked = [*postgres.query, f"select state_name from flow_run where id = '{run}'"]
         until(lambda: run_in(toy, *asked).stdout.strip() == "Completed")
-    finally:
-        platform.send_signal(signal.SIGINT)
-        assert platform.wait(120) == 0
-    until(lambda: not processes_in(toy))
     assert runs(toy) == ["letters"] and not (toy / ".prefect" / "prefect.db").exists()
     files = [file for file in toy.rglob("*") if file.is_file()]
-    assert log in files and [file for file in files if postgres.password.encode() in file.read_bytes()] == []
+    assert (
+        toy / "platform.log" in files
+        and [file for file in files if postgres.password.encode() in file.read_bytes()] == []
+    )
     said = run_in(toy, *postgres.query, "select string_agg(message, ' ') from log").stdout
     assert "environ({" in said and postgres.password not in said  # what the stage saw
 
