@@ -52,9 +52,9 @@ def tiny_export(**others: Any) -> "Export":
 def make_release(
     folder: Path, store: "Store", seed: int, width: int | None = None, trained: "CLIP | None" = None
 ) -> Release:
-    """All that export, index and deploy make of a model with random weights, which are a function of `seed`.
+    """All that export, index and deploy make of a model with random weights, which are a function of `seed`; or of `trained`.
 
-    Or of the `trained` one. `width` is `export.width`: features of so many numbers of a model that counts as trained for that.
+    `width` is `export.width`: features of so many numbers of a model that counts as trained for that.
     """
     from clip_core.config.deploy import Deploy
     from clip_core.config.index import Index

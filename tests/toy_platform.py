@@ -1,5 +1,6 @@
 """`python -m flows.platform` on a toy repository, for tests and proofs."""
 
+import re
 import signal
 import subprocess
 import sys
@@ -17,19 +18,10 @@ from tests.prefect_api import processes_in, until
 def deployments(toy: Path, *names: str, seconds: float | None = None) -> None:
     """Gives the toy prefect.yaml with these alone, without triggers; scheduled every so many seconds, else never."""
     head, *parts = (ROOT / "prefect.yaml").read_text(encoding="utf-8").split("  - name: ")
-    parts = [part for part in parts if part.partition("\n")[0] in names]
-    text = head + "".join(f"  - name: {part}" for part in parts)
-    kept, is_left_out = [], False
-    for line in text.splitlines(keepends=True):
-        if line.strip() in ("schedules:", "triggers:"):
-            is_left_out = True
-        elif not line.startswith("      "):
-            is_left_out = False
-        if not is_left_out:
-            kept.append(line)
-        if seconds and line.strip() == "schedules:":
-            kept.append(f"    schedules: [{{interval: {seconds}}}]\n")
-    (toy / "prefect.yaml").write_text("".join(kept), encoding="utf-8")
+    text = head + "".join(f"  - name: {part}" for part in parts if part.partition("\n")[0] in names)
+    scheduled = f"    schedules: [{{interval: {seconds}}}]\n" if seconds else ""
+    text = re.sub(r"    schedules:\n( {6}.*\n)+", scheduled, text)
+    (toy / "prefect.yaml").write_text(re.sub(r"    triggers:\n( {6}.*\n)+", "", text), encoding="utf-8")
 
 
 @contextmanager
