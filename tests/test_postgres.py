@@ -79,10 +79,8 @@ def test_a_deployment_s_run_is_recorded_in_postgresql_and_its_password_is_in_no_
         until(lambda: run_in(toy, *asked).stdout.strip() == "Completed")
     assert runs(toy) == ["letters"] and not (toy / ".prefect" / "prefect.db").exists()
     files = [file for file in toy.rglob("*") if file.is_file()]
-    assert (
-        toy / "platform.log" in files
-        and [file for file in files if postgres.password.encode() in file.read_bytes()] == []
-    )
+    assert toy / "platform.log" in files
+    assert [file for file in files if postgres.password.encode() in file.read_bytes()] == []
     said = run_in(toy, *postgres.query, "select string_agg(message, ' ') from log").stdout
     assert "environ({" in said and postgres.password not in said  # what the stage saw
 

@@ -52,7 +52,7 @@ def tiny_export(**others: Any) -> "Export":
 def make_release(
     folder: Path, store: "Store", seed: int, width: int | None = None, trained: "CLIP | None" = None
 ) -> Release:
-    """All that export, index and deploy make of a model with random weights, which are a function of `seed`; or of `trained`.
+    """All that export, index and deploy make of `trained`, or of random weights, which are a function of `seed`.
 
     `width` is `export.width`: features of so many numbers of a model that counts as trained for that.
     """
