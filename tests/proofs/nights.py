@@ -28,11 +28,11 @@ NO_NEWS = 6  # every so many nights nothing has changed
 PIPELINE = """
 stages:
   ingest:
-    cmd: mkdir data/raw && cat pairs/* > data/raw/pairs
+    cmd: mkdir -p data/raw && cat pairs/* > data/raw/pairs
     deps: [pairs]
     outs: [data/raw]
   deploy:
-    cmd: mkdir models && cp -r "$(cat choice)" models/release
+    cmd: mkdir -p models && cp -r "$(cat choice)" models/release
     deps: [choice, data/raw]
     outs: [models/release]
 """
