@@ -65,7 +65,7 @@ def opened(name: str) -> Generator[tuple["Repo", "HashFileDB"]]:
 
 def objects(repo: "Repo", made: Iterable[dict], name: str) -> set["HashInfo"]:
     """The hashes of all outs of stages, each as `dvc.lock` or the run cache has it, and also of outs that git keeps."""
-    stages = [repo.stage_cache._create_stage(one) for one in made]
+    stages = [repo.stage_cache._create_stage(one) for one in made if "outs" in one]
     used = [stage.get_used_objs(remote=name, force=True).values() for stage in stages]
     return set().union(*chain.from_iterable(used))
 
