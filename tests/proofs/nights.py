@@ -7,6 +7,7 @@ import json
 import os
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -18,6 +19,10 @@ from clip_core.serve import releases
 from flows.server import server
 from tests.conftest import ROOT, commit_all
 from tests.toy_pipeline import new_toy, run_flow
+
+if TYPE_CHECKING:
+    from clip_core.data.store import Store
+    from clip_core.model.clip import CLIP
 
 NIGHTS = int(os.environ.get("NIGHTS", "24"))
 OF_A_NIGHT = 2 * 2**20  # bytes of new data; those of the last three nights are there
@@ -130,7 +135,7 @@ def make_releases(scratch: Path) -> dict[str, Path]:
     }
 
 
-def trained_on(store):
+def trained_on(store: "Store") -> "CLIP":
     """A tiny model that finds the pictures of the store by their names."""
     import torch
 
