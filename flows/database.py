@@ -14,12 +14,13 @@ def check_database() -> None:
     variable = next((name for name in VARIABLES if os.environ.get(name)), None)
     if variable is None or not (address := os.environ[variable]).startswith("postgres"):
         return
+    from asyncpg import PostgresError
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
         asyncio.run(connect(address))
-    except (OSError, SQLAlchemyError) as error:  # a timeout is an OSError
+    except (OSError, PostgresError, SQLAlchemyError) as error:  # a timeout is an OSError
         reason = getattr(error, "orig", None) or error
         raise UserError(
             f"{variable}: no way into PostgreSQL at {make_url(address).set(query={})}: {reason}. Mend the variable or "

@@ -139,7 +139,7 @@ if __name__ == "__main__":
 
     @wraps(sweep.fn)
     def run(*arguments: object, **options: object) -> State:
-        return asyncio.run(sweep(*arguments, **options, return_state=True))  # ty: ignore[invalid-argument-type]
+        return asyncio.run(sweep(*arguments, **options, return_state=True))  # ty: ignore[no-matching-overload]
 
     state = tyro.cli(run, prog="python -m flows.sweep")
     print(f"{'' if state.is_completed() else 'error: '}{state.message}", file=sys.stderr)

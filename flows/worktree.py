@@ -52,9 +52,11 @@ def with_recipes(root: Path, recipes: Sequence[str], settings: Mapping[str, obje
         params.write_bytes((root / PARAMS).read_bytes())
         overlay: dict = {}
         for key, value in (settings or {}).items():
-            for part in reversed(key.split(".")):
-                value = {part: value}
-            overlay = merged(overlay, value)
+            *above, last = key.split(".")
+            setting: dict = {last: value}
+            for part in reversed(above):
+                setting = {part: setting}
+            overlay = merged(overlay, setting)
         together = Path(aside, "settings.yaml")
         together.write_text(json.dumps(overlay), encoding="utf-8")
         apply_recipes([*files, together], params)

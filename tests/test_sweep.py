@@ -61,7 +61,7 @@ def test_the_best_of_a_sweep_is_applied_by_its_command_and_what_was_made_is_not_
     best, other = (row[3] for row in rows[-2:])
     assert output.rstrip().endswith(f"the best is {best}: dvc exp apply {best}")
     assert ask(api, "artifacts/filter", artifacts={"key": {"any_": ["sweep"]}})[0]["data"] in output
-    assert not (toy / "letters.out").exists() and not run_in(toy, "git", "status", "--porcelain").stdout
+    assert not (toy / "letters.out").exists() and not run_in(toy, "git", "diff").stdout
     shown = json.loads(run_in(toy, "dvc", "exp", "show", "--json").stdout)
     assert {one["name"] for baseline in shown for one in baseline["experiments"] or []} == {best, other}
 
