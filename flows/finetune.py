@@ -46,14 +46,23 @@ async def finetune(
         folder = await asyncio.to_thread(worktree.make, root, recipes)
     except UserError as error:
         return Failed(name="Refused", message=str(error))
+    state = await experiment(folder, retries, seconds_before_retry, max_parallel, stage_hours)
+    if not state.is_completed():
+        return state
+    await acreate_markdown_artifact(key="finetune", markdown=page_of(root, folder))
+    return Completed(message=f"experiment {folder.name}; its weights: {(folder / MODEL).relative_to(root)}")
+
+
+async def experiment(
+    folder: Path, retries: int, seconds_before_retry: float, max_parallel: int, stage_hours: float | None
+) -> State:
+    """Runs every stage in `folder`, a worktree, and keeps what that makes as DVC's experiment of the same name."""
     os.environ["CLIP_PROJECT"] = str(folder)  # for the stages; this process runs nothing else
     with chdir(folder):
         state = await concluded(*await bring_up_to_date(retries, seconds_before_retry, max_parallel, stage_hours))
-        if not state.is_completed():
-            return state
-        await asyncio.to_thread(save_experiment, folder.name)
-    await acreate_markdown_artifact(key="finetune", markdown=page_of(root, folder))
-    return Completed(message=f"experiment {folder.name}; its weights: {(folder / MODEL).relative_to(root)}")
+        if state.is_completed():
+            await asyncio.to_thread(save_experiment, folder.name)
+    return state
 
 
 def page_of(root: Path, folder: Path) -> str:

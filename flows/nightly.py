@@ -20,7 +20,11 @@ go_on_without_the_lease()  # here, since a worker imports this module and runs t
 
 @flow
 async def nightly(
-    retries: int = 1, seconds_before_retry: float = 20, max_parallel: int = 1, stage_hours: float | None = None
+    retries: int = 1,
+    seconds_before_retry: float = 20,
+    max_parallel: int = 1,
+    stage_hours: float | None = None,
+    remote: str | None = None,
 ) -> State:
     """Brings every stage up to date and decides about the newest release; all their steps are this run's tasks.
 
@@ -29,8 +33,9 @@ async def nightly(
         seconds_before_retry: for a killed run's successor: DVC calls a stage busy until the old one has ended.
         max_parallel: how many stages run at once.
         stage_hours: how long a stage may take; one that takes longer is stopped. Without it there is no limit.
+        remote: a remote of DVC's: what other machines have put there is not made again, and what is made goes there.
     """
-    state = await pipeline.fn(retries, seconds_before_retry, max_parallel, stage_hours)
+    state = await pipeline.fn(retries, seconds_before_retry, max_parallel, stage_hours, remote)
     if not state.is_completed():
         return state
     if not releases.added(SERVING):

@@ -26,6 +26,7 @@ async def on_new_data(
     seconds_before_retry: float = 20,
     max_parallel: int = 1,
     stage_hours: float | None = None,
+    remote: str | None = None,
 ) -> State:
     """Brings every stage up to date when `data.path` has other bytes than `ingest` has last read; else runs nothing.
 
@@ -35,6 +36,7 @@ async def on_new_data(
         seconds_before_retry: for a killed run's successor: DVC calls a stage busy until the old one has ended.
         max_parallel: how many stages run at once.
         stage_hours: how long a stage may take; one that takes longer is stopped. Without it there is no limit.
+        remote: a remote of DVC's: what other machines have put there is not made again, and what is made goes there.
     """
     try:
         source = existing(Path(load_params(Path("params.yaml")).data.path), "data.path")
@@ -44,4 +46,4 @@ async def on_new_data(
         return Completed(name="Unchanged", message=f"{source}: nothing is new")
     if time.time() - last_written(source) < 60 * still_minutes:
         return Completed(name="Waiting", message=f"{source}: written to in the last {still_minutes:g} minutes")
-    return await pipeline.fn(retries, seconds_before_retry, max_parallel, stage_hours)
+    return await pipeline.fn(retries, seconds_before_retry, max_parallel, stage_hours, remote)

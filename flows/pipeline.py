@@ -8,9 +8,7 @@ if __name__ == "__main__":  # before Prefect is imported, which reads its settin
 import asyncio
 import json
 import os
-import subprocess
 import sys
-from collections import deque
 from pathlib import Path
 
 import httpx
@@ -21,15 +19,14 @@ from prefect.states import Completed, Failed
 
 from clip_core.all_params import load_params
 from clip_core.errors import EXIT_CODE, UserError
-from clip_core.guard import start, stop
 from clip_core.project import RELEASE, SERVING, project_root
 from clip_core.serve import lineage, releases
-from flows.dag import Stage, clear_stale_locks, environment, locked, stages_upstream_first
+from flows.dag import Stage, clear_stale_locks, locked, stages_upstream_first
+from flows.exchange import exchanged
+from flows.heard import heard
 from flows.outage import go_on_without_the_lease
 
 go_on_without_the_lease()  # here, since a worker imports this module and runs the flow
-
-GIT_HINTS = ("To track the changes", "git add", "To enable auto staging", "dvc config", "Use `dvc push`")
 
 
 class StageFailed(RuntimeError):
@@ -49,25 +46,24 @@ def may_help(_task: object, _run: object, state: State) -> bool:
 
 
 @task(retry_condition_fn=may_help)
-async def reproduce(stage: str, hours: float | None) -> State:
-    """Has DVC bring `stage` up to date; the state's name tells what that took: Ran, Cached or Unchanged."""
+async def reproduce(stage: str, hours: float | None, remote: str | None) -> State:
+    """Has DVC bring `stage` up to date; the state's name tells what that took: Ran, Cached or Unchanged.
+
+    Where `remote` has its outs they are not made again.
+    """
     outcome = Path(".work", stage, "outcome.json")  # see stages/command.py; DVC hides a stage's exit code
     outcome.unlink(missing_ok=True)
     before = await asyncio.to_thread(locked, Path.cwd(), stage)
-    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage]
-    process = start(
-        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
-    )
     try:
         async with asyncio.timeout(hours and hours * 3600):
-            code, last_lines = await asyncio.to_thread(relay, process, get_run_logger())
+            if remote:
+                await heard("flows.remote", "restore", remote, stage)  # where that fails, the stage runs
+            code, last_lines = await heard("dvc", "--wait-for-lock", "repro", "--single-item", stage)
     except TimeoutError:
         raise StageOverdue(
             f"stage {stage} was stopped after {hours:g} hours (stage_hours); "
             "the next run goes on from its last checkpoint"
         ) from None
-    finally:  # a cancelled run waits here, blocking, until the stage's processes are gone
-        stop(process)
     end = json.loads(outcome.read_text(encoding="utf-8")) if outcome.exists() else None
     if code != 0 and end and end["kind"] == "refused":
         raise StageRefused(f"stage {stage} refused: {end['message']}")
@@ -91,20 +87,13 @@ def add_release(folder: Path, keep: int) -> str:
     return releases.announcement(SERVING, release)
 
 
-def relay(process: subprocess.Popen[str], logger) -> tuple[int, list[str]]:
-    """Logs DVC's output line by line as it comes; gives its exit code and the last lines."""
-    assert process.stdout
-    last_lines = deque(maxlen=12)
-    for line in map(str.rstrip, process.stdout):
-        if line and not line.strip().startswith(GIT_HINTS):
-            logger.info(line)
-            last_lines.append(line)
-    return process.wait(), list(last_lines)
-
-
 @flow
 async def pipeline(
-    retries: int = 1, seconds_before_retry: float = 20, max_parallel: int = 1, stage_hours: float | None = None
+    retries: int = 1,
+    seconds_before_retry: float = 20,
+    max_parallel: int = 1,
+    stage_hours: float | None = None,
+    remote: str | None = None,
 ) -> State:
     """Brings every stage of `dvc.yaml` in the working directory up to date, upstream first.
 
@@ -113,23 +102,31 @@ async def pipeline(
         seconds_before_retry: for a killed run's successor: DVC calls a stage busy until the old one has ended.
         max_parallel: how many stages run at once.
         stage_hours: how long a stage may take; one that takes longer is stopped. Without it there is no limit.
+        remote: a remote of DVC's: what other machines have put there is not made again, and what is made goes there.
     """
     try:
         params = load_params(Path("params.yaml"))
     except UserError as error:
         return Failed(name="Refused", message=str(error))
-    stages, outcomes = await bring_up_to_date(retries, seconds_before_retry, max_parallel, stage_hours)
+    stages, outcomes = await bring_up_to_date(retries, seconds_before_retry, max_parallel, stage_hours, remote)
     if "deploy" in outcomes and outcomes["deploy"].is_completed():
         print(add_release(RELEASE, params.releases.keep), flush=True)
     return await concluded(stages, outcomes)
 
 
 async def bring_up_to_date(
-    retries: int, seconds_before_retry: float, max_parallel: int, stage_hours: float | None
+    retries: int, seconds_before_retry: float, max_parallel: int, stage_hours: float | None, remote: str | None = None
 ) -> tuple[list[Stage], dict[str, State]]:
-    """The stages of `dvc.yaml` in the working directory, and the state in which the task of each has ended."""
+    """The stages of `dvc.yaml` in the working directory, and the state in which the task of each has ended.
+
+    The exchange with a remote is two tasks more, and one that is away keeps no stage from being made.
+    """
     for lock in clear_stale_locks(Path.cwd()):
         get_run_logger().warning(f"DVC's lock is cleared: {lock}")
+    exchanges: dict[str, State] = {}
+    if remote:
+        exchanges["fetch"] = await exchanged("fetch", remote, seconds_before_retry)
+    reached = remote if remote and exchanges["fetch"].is_completed() else None
     stages = stages_upstream_first(Path.cwd())
     states: dict[str, asyncio.Task[State]] = {}
     patient = reproduce.with_options(retries=retries, retry_delay_seconds=seconds_before_retry)
@@ -138,7 +135,7 @@ async def bring_up_to_date(
     async def run(stage: Stage) -> State:
         upstream = [await states[name] for name in stage.needs]
         is_unchanged = not stage.is_dirty and all(state.name == "Unchanged" for state in upstream)
-        verb, limits = (skip, ()) if is_unchanged else (patient, (stage_hours,))
+        verb, limits = (skip, ()) if is_unchanged else (patient, (stage_hours, reached))
         async with slots:  # a stage after a failed one is not run: Prefect marks it NotReady
             task_run = verb.with_options(name=stage.name)(stage.name, *limits, wait_for=upstream, return_state=True)
             return await task_run  # ty: ignore[invalid-await]: Prefect's types know no async tasks here
@@ -146,7 +143,9 @@ async def bring_up_to_date(
     async with asyncio.TaskGroup() as group:
         for stage in stages:
             states[stage.name] = group.create_task(run(stage))
-    return stages, {name: state.result() for name, state in states.items()}
+    if remote:
+        exchanges["push"] = await exchanged("push", remote, seconds_before_retry)
+    return stages, {name: state.result() for name, state in states.items()} | exchanges
 
 
 async def concluded(stages: list[Stage], outcomes: dict[str, State]) -> State:

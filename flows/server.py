@@ -21,6 +21,7 @@ from clip_core.files import replacing_file
 from clip_core.guard import free_port, start, stop
 from clip_core.locks import is_alive, signature, try_lock
 from clip_core.project import project_root
+from flows.database import check_database
 
 HOST = "127.0.0.1"
 PATIENCE = 120  # seconds for the server to come up; 6 to 17 on two quiet cores
@@ -142,6 +143,7 @@ def server(port: int) -> Generator[str]:
     """
     with only_server() as lock:
         check_port(port)
+        check_database()
         make_secret()
         print("Starting a Prefect server ...", flush=True)
         log = home() / "server.log"

@@ -29,4 +29,4 @@ def test_a_deployment_names_a_flow_whose_form_has_a_type_and_a_word_on_each_fiel
 def test_those_that_train_have_one_queue_out_of_which_the_platform_lets_one_go_at_a_time() -> None:
     deployments = read_yaml(ROOT / "prefect.yaml")["deployments"]
     queued = {one["name"] for one in deployments if one["work_pool"].get("work_queue_name") == QUEUE}
-    assert queued == {"nightly", "on-new-data", "finetune"}
+    assert queued == {"nightly", "on-new-data", "finetune", "sweep"}

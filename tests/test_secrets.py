@@ -10,10 +10,11 @@ import pytest
 from clip_core.params_file import known_keys
 from clip_core.serve.client import KEY
 from flows.alerts import WEBHOOK
+from flows.database import VARIABLES
 from tests.conftest import ENVIRONMENT, ROOT, run_in
 from tests.toy_pipeline import new_toy_of_one_stage
 
-HAVING = (WEBHOOK, KEY, "PREFECT_API_AUTH_STRING")  # the variables that may hold one of ours
+HAVING = (WEBHOOK, KEY, "PREFECT_API_AUTH_STRING", *VARIABLES)  # the variables that may hold one of ours
 RUN = "from flows.dag import bring_up_to_date; bring_up_to_date(['letters'])"
 SHOW = "import os; print(os.environ); print(os.environ, file=open('letters.out', 'w'))\n"
 NAMED = re.compile(r"secret|password|passwd|credential|api_?key|auth|webhook", re.IGNORECASE)
