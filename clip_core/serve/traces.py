@@ -1,6 +1,6 @@
 """OpenTelemetry: a span for each request to the gateway, and below it one for each question to Triton.
 
-Nothing of it is imported unless the environment says where spans go (ENDPOINTS). OpenTelemetry's other variables say as
+Its SDK is not imported unless the environment says where spans go (ENDPOINTS). OpenTelemetry's other variables say as
 whose (OTEL_SERVICE_NAME) and how many (OTEL_TRACES_SAMPLER). What was asked stands in no span.
 """
 
