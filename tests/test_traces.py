@@ -43,7 +43,7 @@ def bodies(monkeypatch: pytest.MonkeyPatch) -> Generator[list[bytes]]:
             self.send_response(200)
             self.end_headers()
 
-        def log_message(self, *_: Any) -> None:
+        def log_message(self, format: str, *_: Any) -> None:
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Collector) as server:

@@ -44,9 +44,10 @@ def prove() -> dict:
             gateway = httpx.URL(url)
             address = json.loads((folder / "serving" / "running.json").read_text())["address"]
             target = Target((gateway.host, gateway.port or 80), address, release)
-            processes = family(process.pid)
+            processes = {pid: _command(pid) for pid in family(process.pid)}
             asked, mib = soak(target, url, process.pid, 60 * minutes)
-            assert family(process.pid) == processes, "a process has ended"
+            ended = [command for pid, command in processes.items() if pid not in family(process.pid)]
+            assert not ended, f"ended: {ended}"
     assert sorted(Path("/dev/shm").iterdir()) == segments, "shared memory is left"
     assert_flat(mib)
     return {
@@ -115,7 +116,7 @@ def memory(pid: int) -> dict[str, float]:
     """The MiB in memory of the gateway, of Triton and of each of its models' processes."""
     found = {"gateway": _mib(pid)}
     for child in family(pid)[1:]:
-        command = Path(f"/proc/{child}/cmdline").read_text(encoding="utf-8").replace("\0", " ")
+        command = _command(child)
         if "guard.py" in command:  # only waits
             continue
         model = MODEL.search(command)
@@ -134,6 +135,10 @@ def assert_flat(mib: dict[str, list[float]]) -> None:
     found = {name: medians(values) for name, values in mib.items()}
     grown = {name: (middle, last) for name, (middle, last) in found.items() if last > MOST * middle}
     assert not grown, f"grows, in MiB: {grown}"
+
+
+def _command(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8").replace("\0", " ")
 
 
 def _mib(pid: int) -> float:
