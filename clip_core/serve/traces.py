@@ -1,6 +1,6 @@
 """OpenTelemetry: a span for each request to the gateway, and below it one for each question to Triton.
 
-Nothing of it is imported unless the environment says where spans go (ENDPOINTS). OpenTelemetry's other variables say as
+Its SDK is not imported unless the environment says where spans go (ENDPOINTS). OpenTelemetry's other variables say as
 whose (OTEL_SERVICE_NAME) and how many (OTEL_TRACES_SAMPLER). What was asked stands in no span.
 """
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 SERVICE = "clip-gateway"
-HIDDEN = {"record_exception": False, "set_status_on_exception": False}  # its message may hold what was asked
 
 
 def tracer_of_environment() -> "Tracer | None":
@@ -57,7 +56,9 @@ def traced(app: "ASGIApp", tracer: "Tracer") -> "ASGIApp":
             await send(message)
 
         above = TraceContextTextMapPropagator().extract(Headers(scope=scope))
-        with tracer.start_as_current_span(scope["method"], above, SpanKind.SERVER, **HIDDEN) as span:
+        with tracer.start_as_current_span(
+            scope["method"], above, SpanKind.SERVER, record_exception=False, set_status_on_exception=False
+        ) as span:
             try:
                 await app(scope, receive, send_and_note)
             finally:
@@ -89,7 +90,10 @@ def question(tracer: "Tracer | None", model: str) -> Generator[dict[str, str]]:
     from opentelemetry.trace import SpanKind, StatusCode
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-    with tracer.start_as_current_span(model, kind=SpanKind.CLIENT, **HIDDEN) as span:
+    # Not the exception itself: its message may hold what was asked.
+    with tracer.start_as_current_span(
+        model, kind=SpanKind.CLIENT, record_exception=False, set_status_on_exception=False
+    ) as span:
         TraceContextTextMapPropagator().inject(headers)
         try:
             yield headers
