@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
@@ -60,7 +60,7 @@ class Content(NamedTuple):
     image_ids: list[str]
     metadata: dict[str, list]  # by column, of each picture
     weights_id: str
-    kind: str
+    kind: Literal["exact", "milvus"] | approximate.Kind
     min_recall: float
 
 
