@@ -96,7 +96,7 @@ def pages(api: httpx.Client, wanted: dict) -> list[tuple[str, float]]:
     return sorted((hit["image_id"], hit["score"]) for hit in found)
 
 
-def test_a_release_is_served_by_it_and_takes_its_collection_along(
+def test_triton_compares_with_all_and_a_release_takes_its_collection_along(
     index: Path, release: Release, client: "pymilvus.MilvusClient", tmp_path: Path
 ) -> None:
     made, serving = tmp_path / "release", tmp_path / "serving"
@@ -105,7 +105,8 @@ def test_a_release_is_served_by_it_and_takes_its_collection_along(
         release.onnx, {"test": Gallery(release.store.folder, index)}, release.golden, TOP_K, TRITON, made
     )
     name = collection_in(index / FILE)
-    client.drop_collection(name)  # as on another server: Triton fills it
+    client.drop_collection(name)  # as on another server
+    read_index(index)
     with triton_of(release._replace(folder=made, id=release_id), folder=tmp_path / "served") as triton:
         probe(triton.client, read_golden(made / "golden"), release_id)
         texts = release.truth.texts[:20]
