@@ -4,6 +4,7 @@ Texts lie apart from the pictures' features, so an index that finds a picture's 
 `index` gates the recall of texts.
 """
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -76,7 +77,8 @@ class Approximate:
             raise UserError(f"{file}: of {self.index.ntotal} pictures, but there are {len(features)} features")
         self.num_kept = int(kept.sum())
         self.places = np.where(kept, np.cumsum(kept) - 1, -1)  # of what FAISS finds
-        self.allowed = None if kept.all() else faiss.IDSelectorBitmap(np.packbits(kept, bitorder="little"))
+        untyped: Any = faiss
+        self.allowed = None if kept.all() else untyped.IDSelectorBitmap(np.packbits(kept, bitorder="little"))
 
     def top_k(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Places and exact scores of the `k` pictures found for each query, both (queries, k), best first."""
@@ -90,9 +92,8 @@ class Approximate:
         later, _ = top_k(self.features[self.num_kept :], queries, k)
         return best_of(self.features, np.concatenate([found, later + self.num_kept], axis=1), queries, k)
 
-    def _parameters(self, wanted: int) -> Any:
-        import faiss
-
+    def _parameters(self, wanted: int) -> object:
+        faiss: Any = import_module("faiss")  # its types do not know what its constructors take
         if hasattr(self.index, "hnsw"):
             return faiss.SearchParametersHNSW(efSearch=max(BREADTH, wanted), sel=self.allowed)
         return faiss.SearchParametersIVF(nprobe=max(32, self.index.nlist // 16), sel=self.allowed)

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
@@ -60,7 +60,7 @@ class Content(NamedTuple):
     image_ids: list[str]
     metadata: dict[str, list]  # by column, of each picture
     weights_id: str
-    kind: str
+    kind: Literal["exact", "milvus"] | approximate.Kind
     min_recall: float
 
 
@@ -164,13 +164,16 @@ def read_kept(folder: Path) -> np.ndarray | None:
     return np.load(folder / KEPT, allow_pickle=False) if (folder / KEPT).exists() else None
 
 
-def read_index(folder: Path) -> Index:
-    """The index in `folder`; ValueError when its parts do not belong together."""
+def read_index(folder: Path, asks_server: bool = True) -> Index:
+    """The index in `folder`; ValueError when its parts do not belong together.
+
+    One of the kind milvus compares with all pictures where it `asks_server` is False.
+    """
     try:
         facts = json.loads((folder / "index.json").read_text(encoding="utf-8"))
         # without the encoding, Triton's Python reads ASCII, whatever the locale is
         image_ids = json.loads((folder / "image_ids.json").read_text(encoding="utf-8"))
-        features, found = _open(folder)
+        features, found = _open(folder, asks_server)
         weights_id, recall = facts["weights_id"], facts["recall"]
     except FileNotFoundError as error:
         raise UserError(f"{folder}: not an index: {Path(error.filename).name} is missing") from None
@@ -181,9 +184,9 @@ def read_index(folder: Path) -> Index:
     return Index(features, image_ids, weights_id, recall, found)
 
 
-def _open(folder: Path) -> tuple[np.ndarray, Approximate | Milvus | None]:
+def _open(folder: Path, asks_server: bool = True) -> tuple[np.ndarray, Approximate | Milvus | None]:
     features = np.load(folder / FEATURES, mmap_mode="r", allow_pickle=False)
-    if (folder / milvus.FILE).exists():
+    if asks_server and (folder / milvus.FILE).exists():
         return features, Milvus(folder / milvus.FILE, features, read_metadata(folder))
     file = folder / approximate.FILE
     return features, Approximate(file, features, read_kept(folder)) if file.exists() else None

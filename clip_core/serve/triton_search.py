@@ -33,7 +33,8 @@ class Search:
         self.top_k = int(config["parameters"]["top_k"]["string_value"])
         models = Path(args["model_repository"]).parent  # a gallery's index is there once, for both models
         folders = sorted((models / f"clip_search{self.suffix}" / args["model_version"] / "galleries").iterdir())
-        self.galleries = {folder.name: read_index(folder) for folder in folders}
+        # pymilvus wants packages of numpy 2, which Triton's Python has not
+        self.galleries = {folder.name: read_index(folder, asks_server=False) for folder in folders}
 
     def execute(self, requests: Sequence["pb.InferenceRequest"]) -> list["pb.InferenceResponse"]:
         responses: list = [None] * len(requests)
