@@ -36,6 +36,13 @@ stages:
     cmd: mkdir -p data/raw && cat pairs/* > data/raw/pairs
     deps: [pairs]
     outs: [data/raw]
+  evaluate: # the version's card says with which confidence
+    foreach: [test]
+    do:
+      cmd: cp choice data/measured
+      deps: [choice]
+      params: [evaluate]
+      outs: [data/measured]
   deploy:
     cmd: mkdir -p models && cp -r "$(cat choice)" models/release
     deps: [choice, data/raw]
