@@ -66,6 +66,7 @@ def postgres() -> Generator[Postgres]:
             process.wait(60)
 
 
+@pytest.mark.slow
 def test_a_deployment_s_run_is_recorded_in_postgresql_and_its_password_is_in_no_file_and_no_line(
     tmp_path: Path, postgres: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
