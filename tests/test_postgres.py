@@ -66,13 +66,14 @@ def postgres() -> Generator[Postgres]:
             process.wait(60)
 
 
+@pytest.mark.slow
 def test_a_deployment_s_run_is_recorded_in_postgresql_and_its_password_is_in_no_file_and_no_line(
     tmp_path: Path, postgres: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     toy = new_toy_of_one_stage(tmp_path)
     (toy / "toy.py").write_text(f"import os; print(os.environ)\n{TOY}", encoding="utf-8")
     deployments(toy, "nightly")
-    with platform(toy, **{VARIABLES[1]: postgres.address}) as (url, _):
+    with platform(toy, **{VARIABLES[1]: postgres.address}) as url:
         (deployment,) = ask(url, "deployments/filter")
         run = ask(url, f"deployments/{deployment['id']}/create_flow_run")["id"]
         asked = [*postgres.query, f"select state_name from flow_run where id = '{run}'"]

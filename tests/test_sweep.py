@@ -43,6 +43,8 @@ def toy(tmp_path: Path) -> Path:
     toy = new_toy(tmp_path)
     (toy / "dvc.yaml").write_text(DVC_YAML)
     (toy / "score.py").write_text(SCORE)
+    (toy / "reports").mkdir()
+    (toy / "reports" / "letters.json").write_text("{}")  # git knows it, as it does the project's
     with (toy / ".gitignore").open("a") as file:
         file.write("*.out\n")
     commit_all(toy)

@@ -14,7 +14,7 @@ def test_a_finetune_waits_until_the_nightly_has_ended(tmp_path: Path) -> None:
     toy = new_toy_of_one_stage(tmp_path)
     (toy / "letters.in").write_text("wait")
     deployments(toy, "nightly", "finetune")
-    with platform(toy) as (url, _):
+    with platform(toy) as url:
         ids = {one["name"]: one["id"] for one in ask(url, "deployments/filter")}
         ask(url, f"deployments/{ids['nightly']}/create_flow_run")
         until((toy / "pid").exists)

@@ -13,7 +13,6 @@ from tests.workers import made_once
 if TYPE_CHECKING:
     from clip_core.config.export import Export
     from clip_core.data.store import Store
-    from clip_core.model.clip import CLIP
     from clip_core.serve.golden import Golden
     from clip_core.serve.triton import Server, Triton
     from clip_core.serve.truth import Truth
@@ -49,10 +48,8 @@ def tiny_export(**others: Any) -> "Export":
     return limits.model_copy(update=others)
 
 
-def make_release(
-    folder: Path, store: "Store", seed: int, width: int | None = None, trained: "CLIP | None" = None
-) -> Release:
-    """All that export, index and deploy make of `trained`, or of random weights, which are a function of `seed`.
+def make_release(folder: Path, store: "Store", seed: int, width: int | None = None) -> Release:
+    """All that export, index and deploy make of a model with random weights, which are a function of `seed`.
 
     `width` is `export.width`: features of so many numbers of a model that counts as trained for that.
     """
@@ -73,7 +70,7 @@ def make_release(
 
     model, onnx, index, made = (folder / name for name in ("model", "onnx", "index", "release"))
     tokenizer_json = tiny_tokenizer_json(store)
-    clip = trained or tiny_clip(tokenizer_json, seed)
+    clip = tiny_clip(tokenizer_json, seed)
     clip.architecture = clip.architecture.model_copy(update={"matryoshka": (width,) if width else ()})
     save_weights(clip, tokenizer_json, model, MADE)
     benchmark = read_benchmark(store)

@@ -15,21 +15,16 @@ from tests.conftest import ENVIRONMENT, ROOT
 from tests.prefect_api import processes_in, until
 
 
-def deployments(toy: Path, *names: str, seconds: float | None = None) -> None:
-    """Gives the toy prefect.yaml with these alone, without triggers; scheduled every so many seconds, else never."""
+def deployments(toy: Path, *names: str) -> None:
+    """Gives the toy prefect.yaml with these alone, which start only when they are asked to."""
     head, *parts = (ROOT / "prefect.yaml").read_text(encoding="utf-8").split("  - name: ")
     text = head + "".join(f"  - name: {part}" for part in parts if part.partition("\n")[0] in names)
-    scheduled = f"    schedules: [{{interval: {seconds}}}]\n" if seconds else ""
-    text = re.sub(r"    schedules:\n( {6}.*\n)+", scheduled, text)
-    (toy / "prefect.yaml").write_text(re.sub(r"    triggers:\n( {6}.*\n)+", "", text), encoding="utf-8")
+    (toy / "prefect.yaml").write_text(re.sub(r"    (schedules|triggers):\n( {6}.*\n)+", "", text), encoding="utf-8")
 
 
 @contextmanager
-def platform(toy: Path, **environment: str) -> Generator[tuple[str, subprocess.Popen[bytes]]]:
-    """Its API's address, which the caller may ask (tests/prefect_api.py), and its process; what it says is in a log.
-
-    It is stopped in the end, unless it has ended, and is to leave no process.
-    """
+def platform(toy: Path, **environment: str) -> Generator[str]:
+    """Its API's address, which the caller may ask (tests/prefect_api.py); stopped, it is to leave no process."""
     port, log = free_port(), toy / "platform.log"
     with log.open("w", encoding="utf-8") as output:
         process = subprocess.Popen(
@@ -44,9 +39,8 @@ def platform(toy: Path, **environment: str) -> Generator[tuple[str, subprocess.P
         assert process.poll() is None, log.read_text(encoding="utf-8")
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("PREFECT_HOME", str(toy / ".prefect"))
-            yield f"http://127.0.0.1:{port}/api", process
+            yield f"http://127.0.0.1:{port}/api"
     finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGINT)
-            assert process.wait(120) == 0
+        process.send_signal(signal.SIGINT)
+        assert process.wait(120) == 0
     until(lambda: not processes_in(toy))
