@@ -203,7 +203,7 @@ def test_an_approximate_index_is_linked_and_finds_what_came_but_not_what_went(re
     assert_finds_the_same(index_of(made, made.after), tmp_path / "anew", release.truth.text_features)
 
 
-@pytest.mark.parametrize("kind", ["hnsw", "ivf_pq"])
+@pytest.mark.parametrize("kind", ["hnsw", pytest.param("ivf_pq", marks=pytest.mark.slow)])
 def test_an_index_with_a_delta_finds_nearly_all_of_the_true_top_ten(kind: Kind, tmp_path: Path) -> None:
     draw = np.random.default_rng(3)
     centres = draw.normal(size=(200, 64))
