@@ -22,6 +22,7 @@ from clip_core.config.training import NoAugmentation
 from clip_core.data.batches import Batch
 from clip_core.data.pictures import Kept
 from clip_core.image import AS_RELEASED
+from clip_core.memory import keep_freed_memory
 from clip_core.model.clip import CLIP
 from clip_core.model.precision import pick_device, pick_precision
 from clip_core.model.weights import load_weights
@@ -80,6 +81,8 @@ def _in_chunks(spec: dict, repeats: int, global_batch: int) -> dict:
 def make(spec: dict) -> Callable[[], np.ndarray]:
     """A step, or as many as `num_steps` says, in each run; the loss, which the first run has from the same weights."""
     model = model_at(spec["model"])
+    if spec["side"] == "ours":
+        keep_freed_memory()  # as a training does that needs no more than half of the machine's memory
     step = (_ours if spec["side"] == "ours" else _cn_clip)(model, spec, captions(model.tokenizer, spec["batch"]))
     return lambda: np.array([step() for _ in range(spec.get("num_steps", 1))][-1])
 

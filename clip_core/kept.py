@@ -12,6 +12,7 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -77,20 +78,39 @@ def hashes_of(files: Sequence[Path]) -> list[str]:
     KEPT.mkdir(parents=True, exist_ok=True)
     with closing(sqlite3.connect(KEPT / "sha256.sqlite", timeout=60)) as known, known:
         known.execute("CREATE TABLE IF NOT EXISTS known (state TEXT PRIMARY KEY, sha256 TEXT)")
-        return [_hash_of(file, known) for file in files]
+        states = [_state_of(file) for file in files]
+        found = dict(row for state in states for row in known.execute("SELECT * FROM known WHERE state = ?", (state,)))
+        unknown = {state: file for state, file in zip(states, files, strict=True) if state not in found}
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing lets other threads compute
+            for (state, file), sha256 in zip(unknown.items(), pool.map(_sha256_of, unknown.values()), strict=True):
+                found[state] = sha256
+                if _is_settled(file):
+                    known.execute("INSERT OR REPLACE INTO known VALUES (?, ?)", (state, sha256))
+        return [found[state] for state in states]
 
 
-def _hash_of(file: Path, known: sqlite3.Connection) -> str:
+def mark_of(file: Path) -> str:
+    """What changes when the file's bytes do, found without reading it unless it was written this moment."""
+    return _state_of(file) if _is_settled(file) else sha256_file(file)
+
+
+def _is_settled(file: Path) -> bool:
+    """Whether its state tells its bytes: a file may change twice between two ticks of the clock."""
+    return time.time_ns() - file.stat().st_mtime_ns > 2e9
+
+
+def _state_of(file: Path) -> str:
     try:
-        state = state_of(file)
-        if found := known.execute("SELECT sha256 FROM known WHERE state = ?", (state,)).fetchone():
-            return found[0]
-        sha256 = sha256_file(file)
+        return state_of(file)
     except OSError as error:
         raise UserError(f"{file}: can not be read: {error.strerror}") from None
-    if time.time_ns() - file.stat().st_mtime_ns > 2e9:  # a file may change twice between two ticks of the clock
-        known.execute("INSERT OR REPLACE INTO known VALUES (?, ?)", (state, sha256))
-    return sha256
+
+
+def _sha256_of(file: Path) -> str:
+    try:
+        return sha256_file(file)
+    except OSError as error:
+        raise UserError(f"{file}: can not be read: {error.strerror}") from None
 
 
 def state_of(file: Path) -> str:

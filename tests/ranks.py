@@ -1,7 +1,11 @@
 """Trains small models as one of several ranks: `python -m tests.ranks FOLDER CASE ...`, under a launcher or alone."""
 
+import os
+import signal
+import subprocess
 import sys
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -19,7 +23,8 @@ from clip_core.errors import told_to_the_user
 from clip_core.image import Preprocessing
 from clip_core.model.clip import CLIP, make_clip
 from clip_core.text import parse_tokenizer
-from clip_core.train.distributed import agree, gathered_model, num_ranks, process_group, rank
+from clip_core.train import heartbeat
+from clip_core.train.distributed import agree, barrier, gathered_model, num_ranks, process_group, rank
 from clip_core.train.loop import train
 from clip_core.train.setup import Setup
 from clip_core.train.watch import RECALL, Validation
@@ -96,9 +101,19 @@ def measure(model: CLIP) -> dict[str, float]:
     return {RECALL: float(model.encode_texts(torch.tensor([[2, 4, 3]])).sum() * model.logit_scale)}
 
 
+def stop_one() -> None:
+    """Rank 1 falls silent as a host that is cut off, and rank 0 waits for it; then it may be ended."""
+    if rank():
+        subprocess.Popen(["sh", "-c", f"sleep 10; kill -CONT {os.getpid()}"])
+        os.kill(os.getpid(), signal.SIGSTOP)
+    barrier()
+
+
 def main(folder: Path, names: list[str]) -> None:
     if names == ["disagree"]:
         agree(f"the params of rank {rank()}")
+    if names == ["fall silent"]:
+        stop_one()
     for name in names:
         work = folder / f"{name} on {num_ranks()}" / "run"
         work.mkdir(parents=True, exist_ok=True)
@@ -108,5 +123,7 @@ def main(folder: Path, names: list[str]) -> None:
 
 if __name__ == "__main__":
     set_switches()
+    if sys.argv[2:] == ["fall silent"]:
+        heartbeat.EVERY, heartbeat.SILENCE = timedelta(seconds=0.2), timedelta(seconds=4)
     with told_to_the_user(), process_group():
         main(Path(sys.argv[1]), sys.argv[2:])

@@ -13,13 +13,13 @@ import torch
 
 from clip_core.config.model import ImageTower
 from clip_core.data.batches import Batch
+from clip_core.memory import give_back_freed_memory
 from clip_core.model.clip import make_clip
 from clip_core.model.contract import Architecture
 from clip_core.model.costs import architecture_of
 from clip_core.train.activations import checkpoint_activations
 from clip_core.train.backward import backward
 from clip_core.train.devices import KINDS
-from clip_core.train.fits import give_back_freed_memory
 from clip_core.train.optimizer import make_optimizer
 from clip_core.train.planned import Devices, Plan
 from clip_core.train.setup import Setup

@@ -66,6 +66,12 @@ def test_ranks_that_would_train_something_else_refuse_to_start(folder: Path) -> 
     assert "error: rank 1 would train something else than rank 0: other params, data, code or packages" in result.stderr
 
 
+def test_a_rank_that_falls_silent_without_a_word_is_named_and_all_stop(folder: Path) -> None:
+    result = on_ranks(2, folder, "fall silent")
+    assert result.returncode == 1
+    assert "error: rank 1 has not been heard of for 4 s: is it stopped, or its host cut off?" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("environment", "told"),
     [

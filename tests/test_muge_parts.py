@@ -164,5 +164,5 @@ def test_a_file_that_changes_while_it_is_read_is_named(folder: Path) -> None:
     found = harvest(data, parts_of(data)[0])
     content = (folder / "train_imgs.tsv").read_bytes()
     (folder / "train_imgs.tsv").write_bytes(content[:300] + b"A" * (len(content) - 300))
-    with pytest.raises(UserError, match=r"train_imgs\.tsv, line \d: the file changed while it was read"):
+    with pytest.raises(UserError, match=r"train_imgs\.tsv: the file changed while it was read"):
         list(found.images)

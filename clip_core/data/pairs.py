@@ -131,7 +131,8 @@ def write_images(images: Iterable[tuple[str, bytes]], file: Path) -> None:
     import pyarrow.parquet as pq
 
     schema = pa.schema([("image_id", pa.string()), ("image", pa.binary())])
-    with pq.ParquetWriter(file, schema, compression="none") as writer:
+    # plain: what the writer would find out about pictures, or share among them, takes longer than writing them
+    with pq.ParquetWriter(file, schema, compression="none", use_dictionary=False, write_statistics=False) as writer:
         for some in _row_groups(images):
             image_ids, encoded = zip(*some, strict=True)
             writer.write_table(pa.table({"image_id": image_ids, "image": encoded}, schema))

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     import lmdb
     import pandas as pd
 
-RECORDS_PER_TRANSACTION = 1000
+# LMDB holds them once more until they are written, in memory that the system clears anew each time when it is much
+RECORDS_PER_TRANSACTION, BYTES_PER_TRANSACTION = 1000, 2**19
 MAX_OPEN = 64  # LMDB files that a store holds open at a time
 MAP_BYTES = 2**40  # sparse: the file takes what is written; a fixed size, since LMDB records it in the file
 File = tuple[int, int, str]  # an LMDB file whatever path leads to it, and its sha256: another may come to its place
@@ -40,6 +41,7 @@ class StoreWriter:
         self.sums: list[str] = []  # sha256 of each picture as it came
         self.files: list[dict] = []
         self.waiting: list[tuple[bytes, bytes]] = []
+        self.waiting_bytes = 0
         self.file: lmdb.Environment | None = None
         self.written = 0  # bytes of pictures in the open file
 
@@ -53,7 +55,8 @@ class StoreWriter:
         self.image_ids.append(image_id)
         self.sums.append(sha256(image).hexdigest())
         self.written += len(stored or image)
-        if len(self.waiting) == RECORDS_PER_TRANSACTION:
+        self.waiting_bytes += len(stored or image)
+        if len(self.waiting) == RECORDS_PER_TRANSACTION or self.waiting_bytes > BYTES_PER_TRANSACTION:
             self._write_waiting()
 
     def finish(self, pairs: "pd.DataFrame", elsewhere: Collection[str] = ()) -> dict:
@@ -98,7 +101,7 @@ class StoreWriter:
         with _told_when_full(self.folder), self.file.begin(write=True) as transaction:
             for key, image in self.waiting:
                 transaction.put(key, image, append=True)
-        self.waiting = []
+        self.waiting, self.waiting_bytes = [], 0
 
     def _close_file(self) -> None:
         if self.file is not None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from clip_core.inference.fast import make_fast
-from clip_core.inference.memory import freed_memory_returned
+from clip_core.memory import freed_memory_returned
 from clip_core.model.clip import CLIP
 from clip_core.model.precision import pick_device, pick_precision
 from clip_core.model.weights import load_weights

@@ -20,9 +20,10 @@ from clip_core.config.training import Training
 from clip_core.errors import UserError
 from clip_core.model.clip import CLIP
 from clip_core.model.precision import pick_device
+from clip_core.train.heartbeat import heartbeat
 from clip_core.train.optimizer import layers_of
 
-PATIENCE = timedelta(hours=2)  # with a rank that says nothing; one that has died is noticed at once
+PATIENCE = timedelta(hours=2)  # with a rank whose heart beats; one that has died is noticed at once
 
 
 @contextmanager
@@ -46,7 +47,8 @@ def process_group() -> Generator[None]:
     try:
         if here:
             sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - until this process ends
-        yield
+        with heartbeat():
+            yield
     finally:
         sys.stdout = told
         dist.destroy_process_group()

@@ -1,6 +1,5 @@
 """Refuses a training that does not fit the device, before anything long, and says what to write. It decides no bit."""
 
-import ctypes
 import math
 import os
 from dataclasses import replace
@@ -8,6 +7,7 @@ from pathlib import Path
 
 from clip_core.config.train import Train
 from clip_core.errors import UserError
+from clip_core.memory import give_back_freed_memory, keep_freed_memory
 from clip_core.model.contract import Architecture
 from clip_core.train.backward import with_precision_resolved
 from clip_core.train.devices import GIB, this_device
@@ -18,8 +18,6 @@ from clip_core.train.planned import Devices, Plan
 from clip_core.train.setup import Setup
 from clip_core.train.teacher import check_teacher
 from clip_core.train.usual_lr import unusual_lr
-
-M_MMAP_THRESHOLD, AT_ONCE = -3, 2**17  # bytes from which glibc gives back; left alone it raises them to 2**25
 
 
 def refuse_stages(params_file: Path, is_pretrained: bool) -> None:
@@ -49,8 +47,8 @@ def refuse_what_does_not_fit(
     need = sum(plan.memory().values())
     if need > device.memory:
         raise UserError(too_large(name, plan))
-    if device.is_cpu and need > device.memory / 3:
-        give_back_freed_memory()
+    if device.is_cpu:
+        keep_freed_memory() if need < device.memory / 2 else give_back_freed_memory()
 
 
 def too_large(name: str, plan: Plan) -> str:
@@ -70,14 +68,3 @@ def too_large(name: str, plan: Plan) -> str:
         remedy += f" and {name}.checkpoint_activations: true"
     slower = fitting.seconds() / plan.seconds()
     return why + f"{remedy}: the same gradient, {slower:.1f} times the arithmetic" * math.isfinite(slower)
-
-
-def give_back_freed_memory() -> None:
-    """Has glibc give back to the system what is freed, at once: kept in gaps it is often as much again.
-
-    A small step took 12 % more processor time with it (one look, on a busy machine): for where memory is short.
-    """
-    try:
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, AT_ONCE)
-    except (AttributeError, OSError):  # no glibc
-        return

@@ -15,6 +15,7 @@ from clip_core.data.sources.muge_lines import decoded, texts_in
 from clip_core.data.sources.rows import UNKNOWN
 from clip_core.data.sources.split import PERCENT
 from clip_core.errors import UserError
+from clip_core.kept import state_of
 
 TRAIN, TEST = "train", ("test", "valid")  # what files are called where params.yaml says null
 
@@ -107,6 +108,7 @@ def harvest(data: MugeSource, part: Part) -> Harvest:
     """
     name, splits, table, number, _digest = part.at
     files = Files(str(name), tuple(str(splits).split()))
+    state = state_of(files.pictures(data))
     index = files.indexed(data)
     if table == "rest":
         found = index.rows("rest", int(number))
@@ -122,7 +124,7 @@ def harvest(data: MugeSource, part: Part) -> Harvest:
     unused = unnamed.difference(candidates)
     found = _harvest(rows, refused, len(unused))
     kept = [places[key] for key in sorted(places.keys() - unused)]
-    return replace(found, images=_pictures_at(kept, files, data))
+    return replace(found, images=_pictures_at(kept, files, data, state))
 
 
 def _harvest(rows: list[dict], refused: list[dict], num_unused: int = 0) -> Harvest:
@@ -168,12 +170,13 @@ def _refused(found: dict[str, Any], file: Path, files: Files) -> dict[str, Any]:
     return origin | ids | {"caption": found.get("caption")}
 
 
-def _pictures_at(places: list[dict[str, Any]], files: Files, data: MugeSource) -> Iterator[tuple[str, bytes]]:
+def _pictures_at(
+    places: list[dict[str, Any]], files: Files, data: MugeSource, state: str
+) -> Iterator[tuple[str, bytes]]:
     file = files.pictures(data)
     with file.open("rb") as opened:
         for place in places:
             opened.seek(place["offset"])
-            encoded = opened.read(place["length"])
-            if sha256(encoded).hexdigest() != place["sha256"]:
-                raise UserError(f"{file}, line {place['line']}: the file changed while it was read. Run again.")
-            yield f"{files.name}/{place['image_id']}", decoded(encoded)
+            yield f"{files.name}/{place['image_id']}", decoded(opened.read(place["length"]))
+    if state_of(file) != state:
+        raise UserError(f"{file}: the file changed while it was read. Run again.")

@@ -11,7 +11,7 @@ from clip_core.config.section import hash_of
 from clip_core.data.sources import muge_lines
 from clip_core.data.sources.folders import PART_BYTES, PART_PICTURES
 from clip_core.data.tables import connected
-from clip_core.kept import hashes_of, keep
+from clip_core.kept import hashes_of, keep, mark_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -96,7 +96,7 @@ def index_of(pictures: Path, texts: Path, is_held_out: bool) -> Index:
         next(muge_lines.lines_of(file), None)  # says what is missing
     code = [Path(__file__), Path(muge_lines.__file__)]
     limits = (PART_BYTES, PART_PICTURES, PART_PAIRS)
-    key = hash_of(hashes_of([pictures, texts, *code]), is_held_out, limits)
+    key = hash_of(mark_of(pictures), mark_of(texts), hashes_of(code), is_held_out, limits)
     return Index(keep("muge", key, lambda folder: _make(folder, pictures, texts, is_held_out)))
 
 
