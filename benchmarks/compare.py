@@ -94,11 +94,11 @@ def compare(ours: dict, peer: dict, repeats: int) -> dict[str, Any]:
         "repeats": repeats,
         "taken_again": len(taken) - repeats,
         "disturbed": sum(others > MAX_OTHER_CORES for others, *_ in kept),
-        "agreement": _agreement(our_found, peer_found),
+        "agreement": agreement(our_found, peer_found),
     }
 
 
-def _agreement(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
+def agreement(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
     """How alike the two sides' answers are: ids, unit vectors, or one number."""
     if ours.ndim == 0:
         return {"difference": abs(float(ours - theirs))}

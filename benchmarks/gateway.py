@@ -1,23 +1,23 @@
 """What the gateway adds to a search, and how soon the page and /livez are answered while clients search."""
 
 import json
-import os
 import tempfile
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from functools import partial
 from http.client import HTTPConnection
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 import numpy as np
 
+from benchmarks.clients import noise_of, quietest, timed
 from benchmarks.command import read_options
-from benchmarks.compare import MAX_OTHER_CORES, spread_of
+from benchmarks.compare import spread_of
 from benchmarks.data import captions, photos
 from benchmarks.models import model_at, prepare
-from benchmarks.noise import family, now, other_cores
 from benchmarks.report import keep, machine
 from clip_core.serve.gallery import make_gallery
 from clip_core.serve.queries import search
@@ -35,7 +35,7 @@ def main() -> None:
     """Each text is searched through the gateway, then straight by Triton; a disturbed round is taken again."""
     options = read_options("gateway", repeats=5)
     model = model_at(prepare(options.model, options.work))
-    texts, taken = captions(model.tokenizer, NUM), []
+    texts = captions(model.tokenizer, NUM)
     with tempfile.TemporaryDirectory(dir=options.work) as folder, served(model.weights, Path(folder)) as (url, address):
         with closing(HTTPConnection(urlsplit(url).netloc)) as gateway, closing(connect(address)) as triton:
 
@@ -46,16 +46,13 @@ def main() -> None:
                 return search(triton, [text])[0].scores.tolist()
 
             difference = max(np.abs(np.subtract(through_gateway(text), straight(text))).max() for text in texts)
-            for _ in range(2 * options.repeats):
-                pids = family(os.getpid())  # Triton's, too
-                start = now(pids)
-                seconds = np.array([[_timed(through_gateway, text), _timed(straight, text)] for text in texts])
-                taken.append((other_cores(start, now(pids)), seconds))
-                if sum(others <= MAX_OTHER_CORES for others, _ in taken) == options.repeats:
-                    break
+
+            def measure() -> np.ndarray:
+                return np.array([[timed(through_gateway, text)[0], timed(straight, text)[0]] for text in texts])
+
+            taken = quietest(measure, options.repeats)
         probes = probe(url, texts)
-    taken.sort(key=lambda one: one[0])
-    row = _row(taken[: options.repeats], float(difference))
+    row = _row(taken, float(difference))
     rows = {f"1 client, {NUM} searches: gateway / Triton": row}
     result = {"model": options.model, "pictures": NUM_PICTURES, **machine(1), "rows": rows, "probes": probes}
     keep("gateway", result, options.results)
@@ -88,7 +85,7 @@ def probe(url: str, texts: list[str]) -> dict[str, dict[str, float]]:
         while not all(client.done() for client in clients):
             for path, seconds in found.items():
                 with closing(HTTPConnection(urlsplit(url).netloc)) as connection:
-                    seconds.append(_timed(lambda asked: _answer(connection, asked), path))
+                    seconds.append(timed(partial(_answer, connection), path)[0])
             time.sleep(PAUSE)
         for client in clients:
             client.result()
@@ -100,12 +97,6 @@ def probe(url: str, texts: list[str]) -> dict[str, dict[str, float]]:
 
 
 PERCENTILES = {"p50": 50, "p99": 99, "max": 100}
-
-
-def _timed(ask: Callable[[str], object], question: str) -> float:
-    start = time.perf_counter()
-    ask(question)
-    return time.perf_counter() - start
 
 
 def _read(connection: HTTPConnection, path: str) -> dict:
@@ -129,9 +120,7 @@ def _row(taken: list[tuple[float, np.ndarray]], difference: float) -> dict:
         "our_seconds": spread_of([one[:, 0].sum() for one in seconds]),
         "peer_seconds": spread_of([one[:, 1].sum() for one in seconds]),
         "added_p50_ms": spread_of([round(1000 * (ours - theirs), 2) for ours, theirs in medians]),
-        "other_cores": spread_of(others),
-        "repeats": len(taken),
-        "disturbed": sum(one > MAX_OTHER_CORES for one in others),
+        **noise_of(others),
         "agreement": {"largest_difference": difference},
     }
 

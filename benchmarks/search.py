@@ -1,22 +1,17 @@
 """Searches of clients that ask at the same time, through Triton on this machine: as served today, and as before."""
 
 import json
-import os
 import tempfile
-import time
-from collections.abc import Generator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from benchmarks.clients import ask_at_once, quietest, row_of
 from benchmarks.command import read_options
-from benchmarks.compare import MAX_OTHER_CORES, spread_of
 from benchmarks.data import captions
 from benchmarks.models import model_at, prepare
-from benchmarks.noise import family, now, other_cores
 from benchmarks.report import keep, machine, spread
 from clip_core.model.contract import read_contract, weights_id
 from clip_core.serve import live
@@ -27,9 +22,6 @@ from clip_core.serve.golden import Golden
 from clip_core.serve.queries import Found, search
 from clip_core.serve.release import link_tree
 from clip_core.serve.triton import Triton, connect, triton_server
-
-if TYPE_CHECKING:
-    from tritonclient.grpc import InferenceServerClient
 
 CLIENTS = 8
 NUM = 96  # searches in a run
@@ -60,24 +52,23 @@ def main() -> None:
     options = read_options("search", repeats=5)
     model = model_at(prepare(options.model, options.work))
     texts = captions(model.tokenizer, NUM)
-    taken = []
     with tempfile.TemporaryDirectory(dir=options.work) as folder, serving(model.weights, Path(folder)) as served:
         address, names = served
         answers = {side: run(address, name, texts)[1] for side, name in names.items()}  # warms up, too
-        for _ in range(2 * options.repeats):
-            pids = family(os.getpid())  # Triton's, too
-            start = now(pids)
+
+        def measure() -> dict[str, np.ndarray]:
             seconds = {side: run(address, name, texts)[0] for side, name in names.items()}
-            taken.append((other_cores(start, now(pids)), seconds))
             print(
                 {side: round(float(CLIENTS / found.mean()), 1) for side, found in seconds.items()},
                 "searches per second",
             )
-            if sum(others <= MAX_OTHER_CORES for others, _ in taken) == options.repeats:
-                break
-    taken.sort(key=lambda one: one[0])
+            return seconds
+
+        taken = quietest(measure, options.repeats)
     rows = {
-        f"{CLIENTS} clients, {NUM} searches: {TODAY} / {side}": _row(side, taken[: options.repeats], answers)
+        f"{CLIENTS} clients, {NUM} searches: {TODAY} / {side}": row_of(
+            TODAY, side, taken, CLIENTS, {"largest_difference": _difference(answers[TODAY], answers[side])}
+        )
         for side in list(SIDES)[1:]
     }
     result = {"model": options.model, "pictures": NUM_PICTURES, **machine(1), "rows": rows}
@@ -119,48 +110,27 @@ def release_of(onnx: Path, folder: Path) -> Path:
     np.save(gallery.index / "features.npy", features / np.linalg.norm(features, axis=1, keepdims=True))
     image_ids = json.dumps([str(number) for number in range(NUM_PICTURES)])
     (gallery.index / "image_ids.json").write_text(image_ids, encoding="utf-8")
-    (gallery.index / "index.json").write_text(json.dumps({"weights_id": weights_id(onnx)}), encoding="utf-8")
+    (gallery.index / "index.json").write_text(
+        json.dumps({"weights_id": weights_id(onnx), "recall": 1.0}), encoding="utf-8"
+    )
     golden = Golden(weights_id(onnx), [], features[:0], [], features[:0], {}, 0.0)  # no rollout will ask
     assemble(onnx, {"random": gallery}, golden, TOP_K, TRITON, folder / "release")
     return folder / "release"
 
 
 def run(address: str, model: str, texts: list[str]) -> tuple[np.ndarray, list[Found]]:
-    """How many seconds each search takes while all clients ask, each its share one after the other; and the answers."""
+    """How many seconds each search takes while all clients ask, and the answers."""
 
-    def ask(some: list[str]) -> list[tuple[float, Found]]:
+    @contextmanager
+    def connected() -> Generator[Callable[[str], Found]]:
         with closing(connect(address)) as client:
-            return [_timed(client, text, model) for text in some]
+            yield lambda text: search(client, [text], model)[0]
 
-    with ThreadPoolExecutor(CLIENTS) as threads:
-        done = [one for some in threads.map(ask, [texts[i::CLIENTS] for i in range(CLIENTS)]) for one in some]
-    return np.array([seconds for seconds, _ in done]), [found for _, found in done]
+    return ask_at_once(connected, texts, CLIENTS)
 
 
-def _timed(client: "InferenceServerClient", text: str, model: str) -> tuple[float, Found]:
-    start = time.perf_counter()
-    (found,) = search(client, [text], model)
-    return time.perf_counter() - start, found
-
-
-def _row(side: str, taken: list[tuple[float, dict[str, np.ndarray]]], answers: dict[str, list[Found]]) -> dict:
-    ours, theirs = ([seconds[name] for _, seconds in taken] for name in (TODAY, side))
-    others = [one for one, _ in taken]
-    differences = [np.abs(a.scores - b.scores).max() for a, b in zip(answers[TODAY], answers[side], strict=True)]
-    row = {
-        "num": NUM,
-        "ratio": spread_of([b.sum() / a.sum() for a, b in zip(ours, theirs, strict=True)]),
-        "our_seconds": spread_of([a.sum() / CLIENTS for a in ours]),  # all clients are busy all the time
-        "peer_seconds": spread_of([b.sum() / CLIENTS for b in theirs]),
-        "other_cores": spread_of(others),
-        "repeats": len(taken),
-        "disturbed": sum(one > MAX_OTHER_CORES for one in others),
-        "agreement": {"largest_difference": float(max(differences))},
-    }
-    for part in (50, 99):
-        row[f"our_p{part}"] = spread_of([float(np.percentile(a, part)) for a in ours])
-        row[f"peer_p{part}"] = spread_of([float(np.percentile(b, part)) for b in theirs])
-    return row
+def _difference(ours: list[Found], theirs: list[Found]) -> float:
+    return float(max(np.abs(a.scores - b.scores).max() for a, b in zip(ours, theirs, strict=True)))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks import loading, loss, packing, recall, step, validation
+from benchmarks import loading, loss, overhead, packing, recall, step, validation
 from benchmarks.data import captions, photos
 from benchmarks.models import Model, model_at
 from clip_core.inference.torch_towers import TorchTowers
@@ -18,6 +18,7 @@ OWN = {  # tasks with a file of their own
     "load": loading.make,
     "loss": loss.make,
     "pack": packing.make,
+    "raw": overhead.make,
     "recall": recall.make,
     "step": step.make,
     "validate": validation.make,

@@ -31,7 +31,8 @@ ENVIRONMENT.pop("PYTHONPATH", None)  # a copy runs its own code
 LONG = (
     *("kill", "own_data", "pretrained_shapes", "schedule", "rerun", "supervisor", "offline", "family", "pipeline_flow"),
     *("rollout", "rollout_killed", "triton", "client", "gallery", "benchmarks", "prefect_is_closed", "triton_requests"),
-    *("siglip_shapes", "gpu_run", "full_disk", "gateway", "page", "gates", "export", "deploy", "readme", "results"),
+    *("siglip_shapes", "soak", "gpu_run", "full_disk", "gateway", "page", "gates", "export", "deploy", "readme"),
+    "results",
 )
 
 

@@ -96,6 +96,22 @@ def test_what_the_gateway_adds_to_a_search_is_measured_and_it_answers_what_trito
 
 
 @pytest.mark.slow
+def test_embeddings_in_fp32_and_int8_are_measured_against_a_plain_server_and_are_its_own(work: Path) -> None:
+    fp32, int8 = run(work, "embeddings").values()
+    assert fp32["agreement"]["least_cosine"] > 0.9999
+    assert 0.9 < int8["agreement"]["least_cosine"] < 0.9999
+    assert min(fp32["ratio"][0], int8["ratio"][0]) > 0
+
+
+@pytest.mark.slow
+def test_what_triton_adds_to_the_raw_tower_is_measured_by_perf_analyzer(work: Path) -> None:
+    many, one = run(work, "overhead").values()
+    assert many["agreement"]["least_cosine"] > 0.9999
+    assert 0 < many["our_seconds"][1] < one["our_seconds"][1]
+    assert one["added_ms"][0] > 0
+
+
+@pytest.mark.slow
 def test_searches_are_measured_with_those_before_in_turn_and_answer_alike(work: Path) -> None:
     rows = run(work, "search")
     assert len(rows) == 2

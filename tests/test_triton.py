@@ -3,12 +3,14 @@
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from contextlib import closing
 from pathlib import Path
 from typing import Literal
@@ -36,6 +38,13 @@ def test_served_features_are_torchs(triton: Server, release: Release) -> None:
         images = encode_images(client, [release.store.image_bytes(i) for i in range(len(release.store))])
     np.testing.assert_allclose(texts, release.truth.text_features, atol=1e-5)
     np.testing.assert_allclose(images, release.truth.image_features, atol=1e-5)
+
+
+def test_each_model_is_loaded_once_so_that_what_was_probed_is_what_serves(
+    triton: Server, release: Release, narrow_release: Release
+) -> None:
+    loaded = Counter(re.findall(r"successfully loaded '(\w+)'", triton.log.read_text()))
+    assert loaded == Counter([*PUBLIC, *(f"{model}_{one.id}" for one in (release, narrow_release) for model in MODELS)])
 
 
 @pytest.mark.parametrize("encoding", ["PNG", "JPEG", "WEBP"])

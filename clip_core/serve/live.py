@@ -5,6 +5,7 @@ names are one-step ensembles that stand for those of one release. So what serves
 loads nothing: no request waits for it or meets half of it.
 """
 
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -23,6 +24,9 @@ from clip_core.serve.triton import Triton
 INNER = ("text_preprocess", "text_core", "image_preprocess", "image_core")
 # Unloaded at once, and in the other order: a model goes after those that ask it, with their last requests.
 WAVES = (INNER, ("clip_text", "clip_image"), ("clip_search", "clip_similar", "clip_classify"))
+# Triton 2.51 loads a model a second time, with an ensemble that asks it, when something in its folder is newer than
+# before; and its Python writes bytecode there (isolated, it heeds no variable). Nothing is newer than this.
+FAR = 4_102_444_800  # the year 2100
 DRAIN_SECONDS = 2.0  # for requests on their way through a release that is no longer public
 
 
@@ -42,6 +46,7 @@ def load(triton: Triton, folder: Path, release: str) -> None:
                     step.model_name += f"_{release}"
                 file.unlink()  # the release's own stays as it is
                 file.write_text(str(config), encoding="utf-8")
+            os.utime(aside, (FAR, FAR))
             aside.rename(place)
     # One after the other: Triton 2.51 may abort (boost's lock_exception) while it loads several Python models at once.
     for model in chain(*WAVES):

@@ -200,7 +200,6 @@ def _environment(home: Path) -> dict[str, str]:
         # The stub takes its packages from the first python3 on PATH.
         "PATH": f"{environment / 'bin'}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         "LD_LIBRARY_PATH": f"{environment / PACKAGES / 'nvidia_pytriton.libs'}{os.pathsep}{libpython_folder()}",
-        "PYTHONDONTWRITEBYTECODE": "1",
         "OMP_NUM_THREADS": "1",
     }
 
