@@ -116,9 +116,8 @@ def ended(url: str, deployment: str, **parameters: object) -> dict:
     """A run of the deployment, once it has ended."""
     (its,) = [one for one in ask(url, "deployments/filter") if one["name"] == deployment]
     run = ask(url, f"deployments/{its['id']}/create_flow_run", parameters=parameters)["id"]
-
     asked = {"id": {"any_": [run]}, "state": {"type": {"any_": ["COMPLETED", "FAILED", "CRASHED"]}}}
-    (one,) = until(lambda: ask(url, "flow_runs/filter", flow_runs=asked))
+    (one,) = until(lambda: ask(url, "flow_runs/filter", flow_runs=asked), every=2)
     return one
 
 
