@@ -76,7 +76,7 @@ def this_device() -> Device:
 
 
 def measured(here: Device) -> Device:
-    """The same after a short look at its arithmetic: not so short on a CPU without bf16, which takes seconds a product."""
+    """The same after a look at its arithmetic, which is short unless a CPU has to imitate bf16: then half a minute."""
     device = pick_device("auto")
     return replace(here, flops={"fp32": _achieved(device, torch.float32), "bf16": _achieved(device, torch.bfloat16)})
 

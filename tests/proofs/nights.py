@@ -117,7 +117,7 @@ def ended(url: str, deployment: str, **parameters: object) -> dict:
     (its,) = [one for one in ask(url, "deployments/filter") if one["name"] == deployment]
     run = ask(url, f"deployments/{its['id']}/create_flow_run", parameters=parameters)["id"]
     asked = {"id": {"any_": [run]}, "state": {"type": {"any_": ["COMPLETED", "FAILED", "CRASHED"]}}}
-    (one,) = until(lambda: ask(url, "flow_runs/filter", flow_runs=asked), every=2)
+    (one,) = until(lambda: ask(url, "flow_runs/filter", flow_runs=asked), every=2, patience=3600)
     return one
 
 
