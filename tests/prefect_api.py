@@ -88,9 +88,9 @@ def processes_in(folder: Path) -> dict[int, list[str]]:
     return {pid: command for pid, command in commands().items() if is_there(pid)}
 
 
-def until(condition: Callable[[], T], every: float = 0.5) -> T:
+def until(condition: Callable[[], T], every: float = 0.5, patience: float = PATIENCE) -> T:
     """The first true answer of `condition`."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + patience
     while not (answer := condition()):
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(every)

@@ -25,6 +25,19 @@ def deployments(toy: Path, *names: str) -> None:
 @contextmanager
 def platform(toy: Path, **environment: str) -> Generator[str]:
     """Its API's address, which the caller may ask (tests/prefect_api.py); stopped, it is to leave no process."""
+    process, url = start_platform(toy, **environment)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PREFECT_HOME", str(toy / ".prefect"))
+            yield url
+    finally:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(120) == 0
+    until(lambda: not processes_in(toy))
+
+
+def start_platform(toy: Path, **environment: str) -> tuple[subprocess.Popen[bytes], str]:
+    """Its process, once it is up, and its API's address."""
     port, log = free_port(), toy / "platform.log"
     with log.open("w", encoding="utf-8") as output:
         process = subprocess.Popen(
@@ -34,13 +47,6 @@ def platform(toy: Path, **environment: str) -> Generator[str]:
             stdout=output,
             stderr=subprocess.STDOUT,
         )
-    try:
-        until(lambda: "Prefect is up" in log.read_text(encoding="utf-8") or process.poll() is not None)
-        assert process.poll() is None, log.read_text(encoding="utf-8")
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("PREFECT_HOME", str(toy / ".prefect"))
-            yield f"http://127.0.0.1:{port}/api"
-    finally:
-        process.send_signal(signal.SIGINT)
-        assert process.wait(120) == 0
-    until(lambda: not processes_in(toy))
+    until(lambda: "Prefect is up" in log.read_text(encoding="utf-8") or process.poll() is not None)
+    assert process.poll() is None, log.read_text(encoding="utf-8")
+    return process, f"http://127.0.0.1:{port}/api"

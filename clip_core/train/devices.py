@@ -2,7 +2,7 @@
 
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -65,15 +65,20 @@ KINDS = {
 
 
 def this_device() -> Device:
-    """The device that a training here runs on, with the memory that is free now and a short look at its arithmetic."""
+    """The device that a training here runs on, with the memory that is free now; `measured` tells its arithmetic."""
     device = pick_device("auto")
     if device.type == "cuda":
         name, free = torch.cuda.get_device_name(device), torch.cuda.mem_get_info(device)[0]
     else:
         name, free = "this CPU", free_memory() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    flops = {"fp32": _achieved(device, torch.float32), "bf16": _achieved(device, torch.bfloat16)}
     source = "free memory; 85 % of what a matrix product achieves here now; the link is assumed"
-    return Device(name, free, flops, 1e9 if device.type == "cpu" else 100e9, source, device.type == "cpu")
+    return Device(name, free, {}, 1e9 if device.type == "cpu" else 100e9, source, device.type == "cpu")
+
+
+def measured(here: Device) -> Device:
+    """The same after a look at its arithmetic, which is short unless a CPU has to imitate bf16: then half a minute."""
+    device = pick_device("auto")
+    return replace(here, flops={"fp32": _achieved(device, torch.float32), "bf16": _achieved(device, torch.bfloat16)})
 
 
 def free_memory() -> int:

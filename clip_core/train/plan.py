@@ -21,7 +21,7 @@ from clip_core.model.text_tower import with_positions
 from clip_core.params_file import read_yaml, validated
 from clip_core.project import project_root
 from clip_core.train.backward import with_precision_resolved
-from clip_core.train.devices import GIB, KINDS, Device, this_device
+from clip_core.train.devices import GIB, KINDS, Device, measured, this_device
 from clip_core.train.planned import Devices, Plan
 from clip_core.train.schedule import num_steps_of
 from clip_core.train.setup import Setup
@@ -117,7 +117,7 @@ def main() -> None:
         if min(arguments.devices) < 1:
             raise UserError(f"--devices {min(arguments.devices)}: at least 1")
         stages = read_stages(arguments.params_file or project_root() / "params.yaml")
-        kinds = [this_device() if name == "here" else KINDS[name] for name in arguments.device]
+        kinds = [measured(this_device()) if name == "here" else KINDS[name] for name in arguments.device]
         for name, setup in stages.setups().items():
             _print_stage(name, setup, stages.architecture(), kinds, arguments)
 
