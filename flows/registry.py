@@ -30,6 +30,7 @@ GROUPS = {
     "all": "all queries",
     "seen": "concepts seen in training",
     "unseen": "concepts never seen",
+    "unseen_words": "words never seen",
     "zero_shot": "classes by their names",
 }
 SHARES = ("recall", "accuracy")  # what the names of the metrics have that a card shows

@@ -2,10 +2,11 @@
 
 import json
 from pathlib import Path
+from typing import Literal
 
 from clip_core.config.intervals import Intervals
 from clip_core.config.loader import Loader
-from stages.ablation_arms import Params, arms_of, num_steps
+from stages.ablation_arms import Params, arms_of, at_full_rate, num_steps
 from stages.command import run
 
 
@@ -31,11 +32,13 @@ def main(
     from stages.training import Paths, train_stage
 
     chosen, work = arms_of(params)[arm], Path(".work/ablation") / f"{arm}-{seed}"
-    if chosen.start == "random":
-        start = _forget_english(start, seed, work / "start")
+    if chosen.forgets:
+        start = forget(chosen.forgets, start, seed, work / "start")
     for stage, schedule in chosen.trains.items():
         steps = num_steps(schedule)
         section = getattr(params, stage).model_copy(update={"schedule": schedule})
+        if chosen.forgets == "text":
+            section = section.model_copy(update={"optimizer": at_full_rate(section.optimizer)})
         setup = Setup.of(section, seed)
         interval = getattr(intervals, stage).model_copy(update={"evaluate_every": max(steps, 1)})
         print(f"{arm}, seed {seed}: {steps} steps of {stage}", flush=True)
@@ -50,22 +53,24 @@ def main(
         "title": chosen.title,
         "seed": seed,
         "chinese_steps": sum(num_steps(schedule) for schedule in chosen.trains.values()),
-        "english_steps": num_steps(params.warm_start) if chosen.start == "english" else 0,
+        "english_steps": num_steps(params.warm_start) if chosen.forgets != "image" else 0,
         "peak_lr": [schedule.peak_lr for schedule in chosen.trains.values()],
     }
     atomic_write(out, json.dumps(facts | to_json(answers_of(features, benchmark))))
     shutil.rmtree(work)
 
 
-def _forget_english(start: Path, seed: int, out: Path) -> Path:
-    """`start` with the image tower as it was before the warm-up."""
+def forget(side: Literal["image", "text"], start: Path, seed: int, out: Path) -> Path:
+    """`start` with one side as it was before it learnt anything; the tokenizer stays."""
     from clip_core.model.clip import make_clip
     from clip_core.model.contract import read_contract
     from clip_core.model.weights import load_weights, save_weights
     from clip_core.train.warm_start import take_image_side
 
-    contract, model = read_contract(start), load_weights(start)
-    take_image_side(model, make_clip(contract.architecture, seed))
+    contract, learnt = read_contract(start), load_weights(start)
+    new = make_clip(contract.architecture, seed)
+    model, other = (learnt, new) if side == "image" else (new, learnt)
+    take_image_side(model, other)
     made = contract.made.model_copy(update={"stage": "random start"})
     save_weights(model, (start / contract.tokenizer).read_text(encoding="utf-8"), out, made)
     return out

@@ -9,10 +9,10 @@ from clip_core.config.evaluation import PromptTemplates
 from clip_core.config.section import Section
 from clip_core.config.stage1 import Stage1
 from clip_core.config.stage2 import Stage2
-from clip_core.config.training import PeakLr, Schedule
+from clip_core.config.training import Optimizer, PeakLr, Schedule
 from clip_core.errors import UserError
 
-NAMES = ("scratch", "stage1", "direct", "two_stages", "longer_scratch")
+NAMES = ("scratch", "stage1", "direct", "two_stages", "random_text", "longer_scratch")
 
 
 class Params(Section):
@@ -29,7 +29,7 @@ class Arm:
     """What an arm starts from and what it trains, stage after stage."""
 
     title: str
-    start: Literal["english", "random"]
+    forgets: Literal["image", "text"] | None  # the side of the seed's start that is random instead
     trains: dict[str, Schedule]
 
 
@@ -47,13 +47,20 @@ def arms_of(params: Params) -> dict[str, Arm]:
     scratch = steps(second, num_steps=chinese, peak_lr=params.scratch_peak_lr)
     direct = steps(second, num_steps=chinese, peak_lr=params.direct_peak_lr)
     arms = (
-        Arm("from scratch", "random", {"stage2": scratch}),
-        Arm("stage 1 only", "english", {"stage1": steps(first, num_steps=chinese)}),
-        Arm("one stage, nothing frozen", "english", {"stage2": direct}),
-        Arm("two stages", "english", {"stage1": first, "stage2": second}),
-        Arm("from scratch, compute-matched", "random", {"stage2": steps(scratch, num_steps=all_steps)}),
+        Arm("from scratch", "image", {"stage2": scratch}),
+        Arm("stage 1 only", None, {"stage1": steps(first, num_steps=chinese)}),
+        Arm("one stage, nothing frozen", None, {"stage2": direct}),
+        Arm("two stages", None, {"stage1": first, "stage2": second}),
+        Arm("two stages, random text", "text", {"stage1": first, "stage2": second}),
+        Arm("from scratch, compute-matched", "image", {"stage2": steps(scratch, num_steps=all_steps)}),
     )
     return dict(zip(NAMES, arms, strict=True))
+
+
+def at_full_rate(optimizer: Optimizer) -> Optimizer:
+    """The optimizer of a text tower that was taught nothing: none of its learning rate is spared to keep that."""
+    shares = optimizer.lr_shares.model_copy(update={"text_tower": 1.0})
+    return optimizer.model_copy(update={"lr_shares": shares})
 
 
 def num_steps(schedule: Schedule) -> int:

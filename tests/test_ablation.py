@@ -5,20 +5,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from dvc.repo import Repo
 from dvc.repo.index import Index
 from scipy.stats import ttest_rel
 
 from clip_core.all_params import load_params
+from clip_core.config.training import LrShares
 from clip_core.evaluate.ablation import claim, compare
 from clip_core.evaluate.report.rendering import rendered
 from clip_core.evaluate.table import ablation_table
+from clip_core.model.clip import make_clip
+from clip_core.model.weights import load_weights, save_weights
 from clip_core.params_file import read_yaml
 from clip_core.recipe import merged
+from clip_core.text import build_tokenizer
 from stages import ablation_arm
-from stages.ablation_arms import NAMES, Params, arms_of, num_steps
+from stages.ablation_arms import NAMES, Params, arms_of, at_full_rate, num_steps
 from stages.command import sections_of
 from tests.stage_calls import call
+from tests.tiny import MADE, tiny_architecture
 from tests.tiny_split import make_split
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -66,6 +72,7 @@ def test_an_arm_better_with_every_seed_differs_and_an_equal_one_is_not_told_apar
                 ("stage1", 0.35),
                 ("direct", 0.35),
                 ("two_stages", 0.35),
+                ("random_text", 0.35),
                 ("longer_scratch", 0.5),
             ]
         ]
@@ -76,10 +83,11 @@ def test_an_arm_better_with_every_seed_differs_and_an_equal_one_is_not_told_apar
         ("two_stages", "stage1"): False,
         ("two_stages", "direct"): False,
         ("two_stages", "scratch"): True,
+        ("two_stages", "random_text"): False,
         ("longer_scratch", "two_stages"): True,
     }  # fmt: skip
     assert "seen: stage1 - scratch = +1" in ablation_table(found)
-    assert rendered("sections/ablation.html", run={"ablation": found}).count('<bdi lang="en">not told apart') == 2
+    assert rendered("sections/ablation.html", run={"ablation": found}).count('<bdi lang="en">not told apart') == 3
 
 
 def test_the_claim_follows_the_differences_and_keeps_the_framing() -> None:
@@ -107,7 +115,7 @@ def test_the_claim_follows_the_differences_and_keeps_the_framing() -> None:
 
 
 def arms_of_equal_worth(rng: np.random.Generator, num_seeds: int) -> list[dict]:
-    """Five arms that differ by what each drew with each seed, and by nothing else."""
+    """Arms that differ by what each drew with each seed, and by nothing else."""
     return [
         run_of(arm, seed, np.array([0.5 + 0.02 * rng.standard_normal()])) for arm in NAMES for seed in range(num_seeds)
     ]
@@ -134,7 +142,7 @@ def test_the_interval_of_an_arm_holds_what_more_seeds_would_show(num_seeds: int)
 
 
 def test_the_interval_of_a_difference_is_the_paired_t_test_s() -> None:
-    ahead = {"scratch": 0.0, "stage1": 0.05, "direct": 0.0, "two_stages": 0.1, "longer_scratch": 0.0}
+    ahead = {"scratch": 0.0, "stage1": 0.05, "direct": 0.0, "two_stages": 0.1, "random_text": 0.0, "longer_scratch": 0}
     by_seed = {arm: np.array([0.3, 0.5, 0.4]) + more * np.array([1.0, 1.2, 0.7]) for arm, more in ahead.items()}
     runs = [run_of(arm, seed, values[[seed]]) for arm, values in by_seed.items() for seed in range(3)]
     row = next(row for row in compare(runs, confidence=0.9)["differences"] if row["arm"] == "two_stages")
@@ -198,6 +206,23 @@ def test_every_arm_trains_with_the_pipeline_s_own_stages(tmp_path: Path, monkeyp
         "stage1": (4, 2),
         "direct": (4, 2),
         "two_stages": (4, 2),
+        "random_text": (4, 2),
         "longer_scratch": (6, 0),
     }
+    taught_nothing, two = (found["arms"][arm]["all"] for arm in ("random_text", "two_stages"))
+    assert taught_nothing == two  # as text_start is random here, too
     assert not list((tmp_path / ".work" / "ablation").glob("*scratch*"))
+
+
+def test_the_random_text_has_the_image_side_of_the_start_none_of_its_text_side_and_no_part_of_the_rate_spared(
+    tmp_path: Path,
+) -> None:
+    tokenizer_json = build_tokenizer(["猫"])
+    start, new = (make_clip(tiny_architecture(tokenizer_json), seed) for seed in (1, 2))
+    save_weights(start, tokenizer_json, tmp_path / "start", MADE)
+    found = load_weights(ablation_arm.forget("text", tmp_path / "start", 2, tmp_path / "out"))
+    for name, tensor in found.state_dict().items():
+        assert torch.equal(tensor, (new if name.startswith("text_") else start).state_dict()[name]), name
+    optimizer = arm_params(ROOT / "params.yaml").stage1.optimizer
+    taught = optimizer.model_copy(update={"lr_shares": LrShares(image_tower=0.5, text_tower=0.3, projections=1.0)})
+    assert at_full_rate(taught).lr_shares == LrShares(image_tower=0.5, text_tower=1.0, projections=1.0)

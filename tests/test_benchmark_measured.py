@@ -26,8 +26,9 @@ def asked(num: int) -> Benchmark:
     """A text for each picture, two for every third."""
     pairs = [(i, i % num) for i in range(num + num // 3)]
     texts = [f"t{i}" for i, _ in pairs]
-    every = np.ones(num, dtype=bool)
-    return Benchmark(texts, texts, np.ones(len(texts), bool), [f"p{i}" for i in range(num)], every, [], np.array(pairs))
+    every, texts_seen = np.ones(num, dtype=bool), np.ones(len(texts), dtype=bool)
+    images = [f"p{i}" for i in range(num)]
+    return Benchmark(texts, texts, texts_seen, ~texts_seen, images, every, [], np.array(pairs))
 
 
 def test_retrieval_is_what_a_full_sort_finds() -> None:

@@ -78,8 +78,8 @@ def noisy(num: int, seed: int) -> tuple[Features, Benchmark]:
     texts = images + rng.normal(scale=0.9, size=images.shape)
     images, texts = ((x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32) for x in (images, texts))
     names = [str(i) for i in range(num)]
-    seen = np.ones(num, dtype=bool)
-    benchmark = Benchmark(names, names, seen, names, seen, [None] * num, np.repeat(np.arange(num), 2).reshape(-1, 2))
+    seen, pairs = np.ones(num, dtype=bool), np.repeat(np.arange(num), 2).reshape(-1, 2)
+    benchmark = Benchmark(names, names, seen, ~seen, names, seen, [None] * num, pairs)
     return Features(texts, images, [], np.empty((0, 0))), benchmark
 
 

@@ -114,10 +114,11 @@ def test_a_gate_on_a_metric_that_is_never_measured_is_refused(params_file: Path)
 
 
 def test_the_metrics_for_gates_are_those_that_are_measured(tmp_path: Path) -> None:
-    store = make_split(tmp_path / "packed", [(f"p{i}", name, i < 2, "ab"[i % 2]) for i, name in enumerate("猫狗马牛")])
-    eye = np.eye(4, dtype=np.float32)
+    rows = [(f"p{i}", name, i < 2, "ab"[i % 2]) for i, name in enumerate("猫狗马牛")]
+    store = make_split(tmp_path / "packed", [*rows, ("p0", "毛", True, "a")], words="毛")
+    eye = np.eye(5, dtype=np.float32)
     params = load_params(ROOT / "params.yaml").evaluate
-    found = measure(Features(eye, eye, ["a", "b"], eye[:2]), read_benchmark(store), params, seed=1)
+    found = measure(Features(eye, eye[:4], ["a", "b"], eye[:2]), read_benchmark(store), params, seed=1)
     measured = {
         f"{group}.{name}"
         for group, named in found.items()

@@ -12,12 +12,14 @@ from PIL import Image
 
 from clip_core.all_params import load_params
 from clip_core.config.sources import EmojiSource
-from clip_core.data.sources import Harvest, emoji_packages
+from clip_core.data.captions import MARKS
+from clip_core.data.sources import Harvest, emoji, emoji_packages
 from clip_core.data.sources.built_in import main as fetch
 from clip_core.data.sources.emoji_families import family_of, rules, split_of
 from clip_core.data.sources.emoji_packages import slug
 from clip_core.data.sources.iconify import svg_of
 from clip_core.data.sources.npm_packages import npm_command, pinned_packages
+from clip_core.evaluate.benchmark import benchmark_of, questions
 from tests.conftest import ROOT
 from tests.harvested import harvested
 from tests.npm_shelf import asked, disc, open_shelf, pack
@@ -209,6 +211,67 @@ def test_every_concept_has_chinese_and_english_words_of_its_own(built_in: Harves
         assert of_language.drop_duplicates("concept_id")["caption"].is_unique
     assert built_in.pairs["pair_id"].is_unique
     assert built_in.pairs["group"].nunique() == 8
+
+
+@pytest.fixture(scope="module")
+def with_words() -> Harvest:
+    """The built-in data with a tenth of the words kept out of training."""
+    data = load_params(ROOT / "params.yaml").data
+    return harvested(data.model_copy(update={"path": str(CACHE), "unseen_word_percent": 10}))
+
+
+def test_an_unseen_word_is_a_chinese_keyword_that_no_name_and_no_group_says() -> None:
+    concepts = pd.DataFrame(
+        [
+            {"zh_name": "猫", "en_name": "cat", "zh_keywords": ["猫", "小猫", "动物", "喵"]},
+            {"zh_name": "OK手势", "en_name": "OK hand", "zh_keywords": ["ok", "手势", "好", "小猫"]},
+        ]
+    )
+    assert emoji.unseen_words(concepts, 100) == {"小猫", "喵", "好"}  # a group is 动物与自然
+    assert emoji.unseen_words(concepts, 0) == set()
+
+
+def test_a_larger_share_of_unseen_words_holds_the_smaller_one() -> None:
+    concepts = pd.read_parquet(CACHE / "concepts.parquet")
+    assert 100 < len(small := emoji.unseen_words(concepts, 5)) < len(large := emoji.unseen_words(concepts, 10))
+    assert small < large
+
+
+def test_no_caption_of_training_can_say_an_unseen_word(with_words: Harvest) -> None:
+    pairs, params = with_words.pairs, load_params(ROOT / "params.yaml")
+    words = set(pairs["caption"][pairs["caption_kind"] == "unseen_word"])
+    of_training = pairs[pairs["split"] == "train"]
+    templates = {text for stage in (params.stage1, params.stage2) for text in stage.captions.templates}
+    assert len(words) > 250
+    assert not {
+        word
+        for said in {*of_training["caption"], *of_training["group"], *templates, *MARKS["zh"]}
+        for word in words
+        if word in said.lower()
+    }
+
+
+def test_unseen_words_take_keywords_out_of_training_and_nothing_else(built_in: Harvest, with_words: Harvest) -> None:
+    assert set(built_in.pairs["caption_kind"]) == {"name", "keyword"}
+    before, after = built_in.pairs.set_index("pair_id"), with_words.pairs.set_index("pair_id")
+    gone = before.drop(after.index)
+    assert set(gone["split"]) == {"train"} and set(gone["caption_kind"]) == {"keyword"}
+    assert after.drop(columns="caption_kind").equals(before.loc[after.index].drop(columns="caption_kind"))
+    assert set(before["caption_kind"][after.index[after["caption_kind"] == "unseen_word"]]) == {"keyword"}
+    assert set(after["image_id"][after["split"] == "train"]) == set(before["image_id"][before["split"] == "train"])
+
+
+def test_an_unseen_word_is_asked_for_all_pictures_of_valid_or_test_whose_concept_has_it(with_words: Harvest) -> None:
+    keywords = pd.read_parquet(CACHE / "concepts.parquet", columns=["hexcode", "zh_keywords"]).explode("zh_keywords")
+    for split in ("valid", "test"):
+        rows = with_words.pairs[with_words.pairs["split"] == split]
+        pictures = rows[["image_id", "concept_id"]].drop_duplicates()
+        carriers = pictures.merge(keywords, left_on="concept_id", right_on="hexcode").groupby("zh_keywords")["image_id"]
+        benchmark = benchmark_of(rows.assign(seen=True), sorted(pictures["image_id"]))
+        asked = questions(benchmark, "unseen_words")
+        assert len(asked.images) == len(pictures) and len(asked.asking_texts) > 150
+        for text, right in zip(asked.asking_texts, asked.right_images, strict=True):
+            assert {benchmark.image_ids[i] for i in right} == set(carriers.get_group(benchmark.texts[text]))
 
 
 def test_the_notice_names_every_artwork_with_its_author_and_licence(built_in: Harvest) -> None:

@@ -278,7 +278,8 @@ def test_an_interval_is_what_the_benchmark_gives_for_the_same_answers(tmp_path: 
     found = [{"text_id": i, "image_ids": [one, *({*range(30)} - {one})][:10]} for i, one in enumerate(answers.tolist())]
     files = [write_lines(tmp_path / "found.jsonl", found), tmp_path / "found.json"]
     (told,) = score_retrieval(files[:1], write_lines(tmp_path / "truth.jsonl", truth)).values()
-    asked = Benchmark(names, names, every >= 0, names, every >= 0, [], np.stack([every, every], axis=1))
+    seen = every >= 0
+    asked = Benchmark(names, names, seen, ~seen, names, seen, [], np.stack([every, every], axis=1))
     features = np.eye(30)[answers]
     expected = measured_retrieval(features, np.eye(30), asked, ("text_to_image",), params, SEED).metrics
     recall = told["text_to_image_recall@1"]

@@ -34,6 +34,7 @@ def benchmark_of(texts: list[str], classes: list[str | None] | None = None) -> B
         texts=texts,
         text_ids=[f"t{i}" for i in range(n)],
         texts_seen=np.ones(n, dtype=bool),
+        are_words=np.zeros(n, dtype=bool),
         image_ids=[f"p{i}" for i in range(n)],
         is_seen=np.ones(n, dtype=bool),
         classes=classes or [None] * n,

@@ -42,6 +42,7 @@ def benchmark() -> Benchmark:
         texts=[f"第{i}张" for i in range(NUM)],
         text_ids=[str(i) for i in range(NUM)],
         texts_seen=np.ones(NUM, dtype=bool),
+        are_words=np.zeros(NUM, dtype=bool),
         image_ids=[str(i) for i in range(NUM)],
         is_seen=np.ones(NUM, dtype=bool),
         classes=["动物"] * (NUM // 5) + ["食物"] * (NUM - NUM // 5),

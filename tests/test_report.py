@@ -4,7 +4,7 @@ import io
 import json
 import re
 import shutil
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -339,10 +339,10 @@ def test_every_phrase_that_a_template_says_has_its_chinese_and_nothing_else_has(
     assert len(said) > 100
     strings = {text for text in said if isinstance(text, str) and re.search("[A-Za-z]", text)}
     assert strings - SAME <= set(phrases())
-    code = "".join(file.read_text() for file in (ROOT / "clip_core/evaluate").rglob("*.py"))
+    titles_of_arms = ROOT / "stages" / "ablation_arms.py"
+    code = "".join(file.read_text() for file in [*(ROOT / "clip_core/evaluate").rglob("*.py"), titles_of_arms])
     code = re.sub(r'"\n\s+"', "", code)  # a string over two lines
-    told = {arm["title"] for arm in json.loads((ROOT / "reports" / "ablation.json").read_text())["arms"].values()}
-    unused = {text for text in phrases() if text not in strings | told and f'"{text}"' not in code}
+    unused = {text for text in phrases() if text not in strings and f'"{text}"' not in code}
     assert unused == {"random start", "33 or more"}  # of model.json, of slices.py
 
 
@@ -480,6 +480,20 @@ def test_a_curve_ends_where_its_last_value_says() -> None:
         say("Loss"), [Line("stage 1", "stage1", [(1, 0.0), (10, 5.0), (100, 10.0)])], "%", (1, 100), is_log=True
     )
     assert drawn["lines"][0]["points"] == "40.0,180.0 193.0,96.0 346.0,12.0"
+
+
+def test_unseen_words_have_a_part_of_the_page_and_a_row_of_the_summary_where_they_were_asked(run: Run) -> None:
+    def with_words(metrics: Mapping) -> dict:
+        return {**metrics, "unseen_words": metrics["all"]}
+
+    stage1 = run.metrics["others"]["stage1"]
+    stage1 = with_words(stage1) | {"differences": with_words(stage1["differences"])}
+    metrics = with_words(run.metrics) | {"others": {"stage1": stage1}}
+    asked, plain = in_english(replace(run, metrics=metrics)), in_english(run)
+    assert "Words never seen" in asked and "Words never seen" not in plain
+    assert asked.count("<span>unseen words") > 0 == plain.count("<span>unseen words")
+    asked, plain = (summary(headline({"test": one}, 0.95), Path("report.html")) for one in (metrics, run.metrics))
+    assert "  words never seen" in asked and "words" not in plain
 
 
 def test_the_headline_is_rounded_and_holds_no_earlier_model(run: Run) -> None:

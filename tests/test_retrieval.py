@@ -232,6 +232,26 @@ def test_a_picture_without_text_and_a_text_without_picture_are_candidates_that_a
     assert len(asked["unseen"].asking_texts) == 0
 
 
+def test_an_unseen_word_is_asked_for_exactly_the_pictures_that_carry_it_among_all_and_in_no_other_group(
+    tmp_path: Path,
+) -> None:
+    rows = [("c", "猫", True, "动物"), ("a", "狗", True, "动物"), ("b", "钟", False, "物品"), ("d", "云", True, None)]
+    rows += [("c", "毛", True, "动物"), ("a", "毛", True, "动物"), ("a", "响", True, None), ("b", "响", False, "物品")]
+    benchmark = read_benchmark(make_split(tmp_path / "test", rows, words="毛响"))
+    names = {g: {benchmark.texts[i] for i in questions(benchmark, g).texts} for g in ("seen", "unseen", "all")}
+    assert names == {"seen": {"猫", "狗", "云"}, "unseen": {"钟"}, "all": {"猫", "狗", "钟", "云"}}
+    asked = questions(benchmark, "unseen_words")
+    assert [benchmark.image_ids[i] for i in asked.images] == ["a", "b", "c", "d"]
+    assert [benchmark.texts[i] for i in asked.asking_texts] == ["响", "毛"]
+    assert [[benchmark.image_ids[i] for i in right] for right in asked.right_images] == [["a", "b"], ["a", "c"]]
+    assert [benchmark.image_ids[i] for i in asked.asking_images] == ["a", "b", "c"]
+    assert [[benchmark.texts[asked.texts[i]] for i in right] for right in asked.right_texts] == [
+        ["响", "毛"],
+        ["响"],
+        ["毛"],
+    ]
+
+
 def test_a_split_whose_texts_have_no_picture_has_nothing_to_ask(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="there is nothing to ask"):
         read_benchmark(make_split(tmp_path / "test", [("a", None, True, None), (None, "猫", True, None)]))

@@ -68,6 +68,12 @@ def test_held_out_are_the_chinese_words_of_concepts_that_training_never_shows(pa
     assert held_out_words(packed) == {"小猫", "狗", "大地"}
 
 
+def test_held_out_are_also_the_words_that_training_never_says(tmp_path: Path) -> None:
+    for split in ("valid", "test"):
+        make_split(tmp_path / split, [("p0", "猫", True, "动物"), ("p0", "毛", True, "动物")], words="毛")
+    assert held_out_words(tmp_path) == {"毛"}
+
+
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("packed")

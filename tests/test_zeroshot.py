@@ -25,6 +25,7 @@ def perfect(num_unseen: int, classes: list[str | None]) -> tuple[Features, Bench
         texts=[f"名{i}" for i in range(n)],
         text_ids=[f"t{i}" for i in range(n)],
         texts_seen=np.ones(n, dtype=bool),
+        are_words=np.zeros(n, dtype=bool),
         image_ids=[f"p{i}" for i in range(n)],
         is_seen=np.arange(n) < n - num_unseen,
         classes=classes,

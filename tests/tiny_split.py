@@ -13,8 +13,11 @@ from clip_core.data.store import Store, StoreWriter, open_store
 Row = tuple[str | None, str | None, bool, str | None]
 
 
-def make_split(folder: Path, rows: Sequence[Row], source: str = "made") -> Store:
-    """The split of (image_id, Chinese name, seen, group) rows, a pair each, or a picture or a text alone."""
+def make_split(folder: Path, rows: Sequence[Row], source: str = "made", words: str = "") -> Store:
+    """The split of (image_id, Chinese name, seen, group) rows, a pair each, or a picture or a text alone.
+
+    A name that is a character of `words` is none, but an unseen word.
+    """
     encoded = {image_id: plain_picture(i) for i, image_id in enumerate(sorted({row[0] for row in rows if row[0]}))}
     pairs = pd.DataFrame(rows, columns=["image_id", "caption", "seen", "group"])
     has_text, sums = pairs.caption.notna(), {name: hashlib.sha256(image).hexdigest() for name, image in encoded.items()}
@@ -22,7 +25,7 @@ def make_split(folder: Path, rows: Sequence[Row], source: str = "made") -> Store
         pair_id=[f"{image_id}/{i}" for i, image_id in enumerate(pairs.image_id)],
         text_id="zh-name-" + pairs.caption,
         language=has_text.map({True: "zh", False: None}),
-        caption_kind=has_text.map({True: "name", False: None}),
+        caption_kind=has_text.map({True: "name", False: None}).mask(pairs.caption.isin([*words]), "unseen_word"),
         concept_id=pairs.caption,
         family=pairs.caption,
         split="test",

@@ -12,7 +12,7 @@ RECALLS = tuple(
     for recall in ("recall@1", "recall@5", "recall@10", "mean_recall", "map@r")
 )
 METRICS = (  # groups of a benchmark and what is measured of each, see clip_core/evaluate/measure.py
-    (("seen", "unseen", "all"), (*RECALLS, "mean_recall")),
+    (("seen", "unseen", "all", "unseen_words"), (*RECALLS, "mean_recall")),
     (("zero_shot",), ("top1_accuracy", "seen_top1_accuracy", "unseen_top1_accuracy")),
 )
 

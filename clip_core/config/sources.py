@@ -20,6 +20,7 @@ class EmojiSource(Section):
     valid_artwork: Name
     test_artwork: Name
     unseen_percent: Percent  # of the concepts, for valid and for test each
+    unseen_word_percent: Annotated[int, Field(ge=0, le=40)]  # of the Chinese keywords that no name says
 
     @model_validator(mode="after")
     def _artworks_are_distinct(self) -> "EmojiSource":

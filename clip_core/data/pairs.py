@@ -22,7 +22,7 @@ ROW_GROUP, ROW_GROUP_BYTES = 500, 32 * 2**20  # at most so much of pictures is i
 SPLITS = ("train", "valid", "test")
 HELD_OUT = ("valid", "test")
 LANGUAGES = ("zh", "en")
-CAPTION_KINDS = ("name", "keyword", "caption")
+CAPTION_KINDS = ("name", "keyword", "unseen_word", "caption")  # unseen_word: a keyword that train never says
 COLUMNS = {
     "pair_id": "string",
     "image_id": "string",  # this and image_sha256 are null in a text without picture

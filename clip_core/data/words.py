@@ -1,4 +1,4 @@
-"""General Chinese words, without those by which a concept that training never shows could be known."""
+"""General Chinese words, without those by which a concept or a word that training never shows could be known."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,13 +17,14 @@ def general_words(pieces: Iterable[str]) -> list[str]:
 
 
 def held_out_words(packed: Path) -> set[str]:
-    """All Chinese names and keywords of the concepts in valid and test that training never shows."""
+    """The Chinese unseen words, and all names and keywords of concepts in valid and test that training never shows."""
     held_out: set[str] = set()
     for split in HELD_OUT:
         store = open_store(packed / split)
         for shard in range(len(store.manifest["shards"])):
-            pairs = store.pairs_of([shard], ("language", "caption", "seen"))
-            held_out |= set(pairs["caption"][(pairs["language"] == "zh") & ~pairs["seen"].astype(bool)])
+            pairs = store.pairs_of([shard], ("language", "caption", "caption_kind", "seen"))
+            is_held_out = ~pairs["seen"].astype(bool) | (pairs["caption_kind"] == "unseen_word")
+            held_out |= set(pairs["caption"][(pairs["language"] == "zh") & is_held_out])
     return held_out
 
 

@@ -16,6 +16,7 @@ COMPARED = (  # an arm and the one it is measured against
     ("two_stages", "stage1"),
     ("two_stages", "direct"),
     ("two_stages", "scratch"),
+    ("two_stages", "random_text"),
     ("longer_scratch", "two_stages"),
 )
 DIFFERENCES = ("seen.text_to_image_mean_recall", "unseen.text_to_image_mean_recall")

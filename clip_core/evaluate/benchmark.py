@@ -15,7 +15,12 @@ from clip_core.errors import UserError
 if TYPE_CHECKING:
     import pandas as pd
 
-GROUPS = ("seen", "unseen", "all")  # concepts that occur in train, concepts that do not, everything
+GROUPS = (
+    "seen",  # concepts that occur in train
+    "unseen",  # concepts that do not
+    "all",  # both
+    "unseen_words",  # words that no caption of train says, asked for all pictures
+)
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,7 @@ class Benchmark:
     texts: list[str]
     text_ids: list[str]
     texts_seen: np.ndarray  # (texts,) bool
+    are_words: np.ndarray  # (texts,) bool: the unseen words, which no other group asks
     image_ids: list[str]
     is_seen: np.ndarray  # (pictures,) bool
     classes: list[str | None]  # the Chinese concept group of each picture; None where the source has none
@@ -55,9 +61,10 @@ def read_benchmark(store: Store) -> Benchmark:
 
 
 def benchmark_of(rows: "pd.DataFrame", image_ids: list[str]) -> Benchmark:
-    """The benchmark in a pair table with `seen`; its texts are the Chinese names, or captions where there are none."""
+    """The benchmark in a pair table with `seen`; its texts are the Chinese names and unseen words, or captions."""
     pictures = rows.dropna(subset="image_id").drop_duplicates("image_id").set_index("image_id").loc[image_ids]
-    asked = rows[(rows.language == "zh") & rows.caption_kind.isin(["name", "caption"])].sort_values("text_id")
+    asked = rows[(rows.language == "zh") & rows.caption_kind.isin(["name", "caption", "unseen_word"])]
+    asked = asked.sort_values("text_id")
     paired = asked.dropna(subset="image_id")
     texts = asked.drop_duplicates("text_id")
     text_place = {text_id: i for i, text_id in enumerate(texts.text_id)}
@@ -67,6 +74,7 @@ def benchmark_of(rows: "pd.DataFrame", image_ids: list[str]) -> Benchmark:
         texts=texts.caption.tolist(),
         text_ids=texts.text_id.tolist(),
         texts_seen=texts.seen.to_numpy(dtype=bool),
+        are_words=(texts.caption_kind == "unseen_word").to_numpy(dtype=bool),
         image_ids=list(image_ids),
         is_seen=pictures.seen.to_numpy(dtype=bool),
         classes=[name if isinstance(name, str) else None for name in pictures.group],
@@ -79,11 +87,11 @@ def questions(benchmark: Benchmark, group: str) -> Questions:
 
     A text belongs where its pictures do; one without a picture where its own row says.
     """
-    of_group = {"seen": lambda seen: seen, "unseen": np.logical_not, "all": np.ones_like}[group]
-    wanted = of_group(benchmark.is_seen)
+    of_group = {"seen": lambda seen: seen, "unseen": np.logical_not}.get(group, np.ones_like)
+    wanted, of_kind = of_group(benchmark.is_seen), benchmark.are_words == (group == "unseen_words")
     images = np.flatnonzero(wanted)
-    pairs = benchmark.pairs[wanted[benchmark.pairs[:, 1]]]
-    without_picture = np.setdiff1d(np.flatnonzero(of_group(benchmark.texts_seen)), benchmark.pairs[:, 0])
+    pairs = benchmark.pairs[wanted[benchmark.pairs[:, 1]] & of_kind[benchmark.pairs[:, 0]]]
+    without_picture = np.setdiff1d(np.flatnonzero(of_group(benchmark.texts_seen) & of_kind), benchmark.pairs[:, 0])
     texts = np.union1d(pairs[:, 0], without_picture)
     asking_texts, of_text = np.unique(pairs[:, 0], return_inverse=True)
     asking_images, of_image = np.unique(pairs[:, 1], return_inverse=True)

@@ -23,7 +23,7 @@ from clip_core.errors import UserError, told_to_the_user
 from clip_core.evaluate.answers import answers_of
 from clip_core.evaluate.benchmark import Benchmark, read_benchmark
 from clip_core.evaluate.embed import Features
-from clip_core.evaluate.interpolation_page import interpolation_page
+from clip_core.evaluate.interpolation_page import COLOURS, interpolation_page
 from clip_core.files import atomic_write, replacing_folder
 from clip_core.inference.predictor import Predictor, encode_pictures
 from clip_core.inference.torch_towers import TorchTowers
@@ -140,7 +140,7 @@ def sides_of(before: Sides, after: Sides, benchmark: Benchmark) -> dict[str, dic
 
 def _recalls(images: np.ndarray, texts: np.ndarray, benchmark: Benchmark) -> dict[str, float]:
     features, found = Features(texts=texts, images=images, class_names=[], classes=np.empty((0, 0))), {}
-    for group, named in answers_of(features, benchmark).items():
+    for group, named in answers_of(features, benchmark, tuple(COLOURS)).items():
         ways = {name: float(named[name].values.mean()) for name in WAYS}
         found[f"{group}.mean_recall"] = sum(ways.values()) / len(ways)
         found |= {f"{group}.{name}": value for name, value in ways.items()}

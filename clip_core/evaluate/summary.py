@@ -13,7 +13,12 @@ COLUMNS = {
     "text_to_image_recall@10": "R@10",
     "text_to_image_mean_recall": "mean recall",
 }
-GROUPS = {"all": "all together", "seen": "concepts trained on", "unseen": "concepts never seen"}
+GROUPS = {
+    "all": "all together",
+    "seen": "concepts trained on",
+    "unseen": "concepts never seen",
+    "unseen_words": "words never seen",
+}
 WITHOUT_CONCEPTS = {"all": "all test pairs"}
 
 

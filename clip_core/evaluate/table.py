@@ -17,7 +17,7 @@ CLASSES = {"top1_accuracy": "all", "seen_top1_accuracy": "seen", "unseen_top1_ac
 
 def metrics_table(metrics: Mapping, title: str) -> str:
     """Every group's recalls in percent, with interval and chance, and the zero-shot accuracies below."""
-    groups = [group for group in ("seen", "unseen", "all") if group in metrics]
+    groups = [group for group in ("seen", "unseen", "all", "unseen_words") if group in metrics]
     lines = [f"{title}, % [interval] (chance)"]
     lines.append(" " * 20 + "".join(f"{_size(group, metrics[group]):<30}" for group in groups))
     for name, label in ROWS.items():
@@ -31,7 +31,8 @@ def metrics_table(metrics: Mapping, title: str) -> str:
 
 def ablation_table(ablation: Mapping) -> str:
     """The arms of `reports/ablation.json` with their intervals over seeds, and the differences between arms."""
-    columns = {"seen": "seen concepts", "unseen": "unseen concepts"}
+    columns = {"seen": "seen concepts", "unseen": "unseen concepts", "unseen_words": "unseen words"}
+    columns = {g: label for g, label in columns.items() if any(g in arm for arm in ablation["arms"].values())}
     metric = "text_to_image_mean_recall"
     interval = f"{100 * ablation['confidence']:g} % interval over {len(ablation['seeds'])} seeds"
     lines = [f"text -> image mean recall, % [{interval}] (chance)"]

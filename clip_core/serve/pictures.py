@@ -140,6 +140,6 @@ def _open_pictures(folder: Path) -> Pictures:
 
 def _names(store: "Store") -> dict[str, str]:
     """The first Chinese name (or caption) of every picture."""
-    rows = store.pairs.query("language == 'zh' and caption_kind != 'keyword' and image_id.notna()")
+    rows = store.pairs.query("language == 'zh' and caption_kind in ('name', 'caption') and image_id.notna()")
     rows = rows.drop_duplicates("image_id")
     return dict(zip(rows.image_id, rows.caption, strict=True))

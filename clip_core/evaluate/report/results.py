@@ -11,12 +11,14 @@ GROUPS = {
     "all": ("All together", "Every query searches every picture."),
     "seen": ("Concepts seen in training", "The names were learnt with other pictures; these pictures are new."),
     "unseen": ("Concepts never seen", "Neither the name nor any picture of it was in training."),
+    "unseen_words": ("Words never seen", "No caption of training says it; each picture that it describes is right."),
 }
 WITHOUT_CONCEPTS = {"all": ("All test pairs", "Every query searches every picture. These data name no concepts.")}
 AMONG = {
     "all": "all test pairs",
     "seen": "seen concepts",
     "unseen": "unseen concepts",
+    "unseen_words": "unseen words",
     "zero_shot": "concept groups",
 }
 MEASURES = {"recall@1": "R@1", "recall@5": "R@5", "recall@10": "R@10", "mean_recall": "mean"}
@@ -33,6 +35,7 @@ HEADLINE = (  # the overall figures first
     ("all", "text_to_image_mean_recall"),
     ("seen", "text_to_image_mean_recall"),
     ("unseen", "text_to_image_mean_recall"),
+    ("unseen_words", "text_to_image_mean_recall"),
     ("zero_shot", "top1_accuracy"),
 )
 COMPARED = (*HEADLINE[:3], ("all", "image_to_text_mean_recall"), *HEADLINE[3:])
