@@ -48,7 +48,7 @@ def run():
 has(shutil.disk_usage(place).used + int(room))
 first = run()
 there = sys.stdin.read().split()
-subprocess.run(f"cp -aL --parents {' '.join(there)} {place}.first 2>/dev/null", shell=True, cwd=place)
+subprocess.run(["cp", "-aL", "--parents", *there, f"{place}.first"], stderr=subprocess.DEVNULL, cwd=place)
 has("16g")
 again = run()
 assert again.returncode == 0, again.stdout
