@@ -38,10 +38,10 @@ def icons(**change: object) -> Harvest:
 
 
 def test_ids_of_two_sources_can_not_clash_and_a_licence_can_be_given(tmp_path: Path) -> None:
-    same = data_set(tmp_path).model_dump()
+    alone, same = harvested(data_set(tmp_path)), data_set(tmp_path).model_dump()
     found = harvested(mixture(tmp_path, mixed("one", same), mixed("two", same, licence="mine")))
     pairs = found.pairs.sort_values("pair_id")
-    assert pairs["pair_id"].is_unique and len(pairs) == 2 * len(harvested(data_set(tmp_path)).pairs)
+    assert pairs["pair_id"].is_unique and len(pairs) == 2 * len(alone.pairs)
     assert pairs[["pair_id", "image_id", "text_id", "source", "licence"]].iloc[0].tolist() == [
         "one/test/7/0",
         "one/test/0",

@@ -35,7 +35,7 @@ def make_fast(model: CLIP, device: torch.device, dtype: torch.dtype) -> bool:
     """
     model.requires_grad_(False)
     keep_first_tokens(model)
-    packs = device.type == "cpu" and torch.backends.mkldnn.is_available()
+    packs = device.type == "cpu" and can_pack(dtype)
     if packs and dtype == torch.bfloat16:
         rewrite_vit(model.image_tower)
     packed = _layers_to_pack(model) if packs else []
@@ -51,6 +51,15 @@ def make_fast(model: CLIP, device: torch.device, dtype: torch.dtype) -> bool:
         del layer
     model.to(device)
     return bool(packed)
+
+
+def can_pack(dtype: torch.dtype) -> bool:
+    """Whether this CPU has oneDNN's packed layers: without AVX-512 torch refuses to make those of bf16.
+
+    The bf16 that torch then imitates is right and slow.
+    """
+    is_bf16 = dtype == torch.bfloat16
+    return torch.backends.mkldnn.is_available() and (not is_bf16 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _layers_to_pack(model: CLIP) -> list[tuple[nn.Module, str]]:
