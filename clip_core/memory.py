@@ -30,7 +30,7 @@ def keep_freed_memory() -> None:
     """From now on freed memory stays with this process for what it allocates next, where libc is glibc.
 
     A step of a training takes the gigabytes that the step before has freed. Given back, each page is cleared anew by
-    the system: a sixth of the time of stage 1, a third of stage 2 (ViT-B/16 in fp32, batch 32, two cores). Kept, they
+    the system: a sixth of the time of stage 1, a third of stage 2 in one look (ViT-B/16, fp32, a virtual machine). They
     take more room, since there are gaps: 5 % with that model, half as much again with a small one in small portions.
     """
     _mallopt(M_MMAP_MAX, 0)
