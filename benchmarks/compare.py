@@ -78,9 +78,9 @@ def compare(ours: dict, peer: dict, repeats: int) -> dict[str, Any]:
     with workers(ours, peer) as ((our_worker, peer_worker), (our_found, peer_found)):
         taken = []
         for _ in range(2 * repeats):
-            start = now(pids := family(os.getpid()))  # with what the workers have started
+            start = now(family(os.getpid()))  # with what the workers have started
             seconds = our_worker.seconds(), peer_worker.seconds()
-            taken.append((other_cores(start, now(pids)), *seconds))
+            taken.append((other_cores(start, now(family(os.getpid()))), *seconds))
             if sum(others <= MAX_OTHER_CORES for others, *_ in taken) == repeats:
                 break
         kept = sorted(taken)[:repeats]  # the quietest

@@ -17,7 +17,10 @@ class Moment(NamedTuple):
 
 
 def now(pids: Iterable[int]) -> Moment:
-    """The clock and the seconds of CPU spent so far, by all and by the processes `pids`."""
+    """The clock and the seconds of CPU spent so far, by all and by the processes `pids` and what they have started.
+
+    The time of a process that has ended is its parent's; give each moment the `family` as it is then.
+    """
     user, nice, system, _idle, _waiting, irq, softirq, steal = map(
         int, Path("/proc/stat").read_text(encoding="utf-8").split("\n", 1)[0].split()[1:9]
     )
@@ -43,5 +46,7 @@ def family(pid: int) -> list[int]:
 
 
 def _spent(pid: int) -> int:
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    return sum(map(int, fields[11:15]))  # of all its threads, and of the processes that it has started and that ended
+    with suppress(OSError):  # it ended meanwhile
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        return sum(map(int, fields[11:15]))  # of all its threads, and of the processes that it has started and that ended
+    return 0
