@@ -48,5 +48,5 @@ def family(pid: int) -> list[int]:
 def _spent(pid: int) -> int:
     with suppress(OSError):  # it ended meanwhile
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-        return sum(map(int, fields[11:15]))  # of all its threads, and of the processes that it has started and that ended
+        return sum(map(int, fields[11:15]))  # of all its threads, and of what it started and that ended
     return 0

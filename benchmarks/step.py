@@ -64,7 +64,8 @@ def main() -> None:
         times = spread(measured[name]["times_per_sample"])
         print(f"a global batch of {options.global_batch:,}, extrapolated: {times} times as long a sample", flush=True)
     result = {"model": options.model, **machine(options.threads), "rows": measured}
-    name = "-".join(["step", options.model, str(options.batch), *options.only.split()])  # rows asked for alone replace none
+    # rows that were asked for alone replace no others
+    name = "-".join(["step", options.model, str(options.batch), *options.only.split()])
     keep(name, result, options.results)
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from tests.conftest import ENVIRONMENT, run_in
 from tests.prefect_api import ask, flow_runs, stage_states
+from tests.ssh_server import ssh_server
 from tests.test_s3 import KEY, SECRET, server  # noqa: F401 (a fixture)
 from tests.toy_pipeline import DVC_YAML, new_toy, outcomes, run_flow, runs
 
@@ -72,6 +73,20 @@ def test_they_share_through_an_s3_server(
     for machine in machines:
         run_in(machine, "dvc", "remote", "add", "--local", "team", "s3://remote/clip")
         run_in(machine, "dvc", "remote", "modify", "--local", "team", "endpointurl", server)
+    the_second_machine_runs_nothing(one, two, api)
+
+
+@pytest.mark.slow
+def test_they_share_over_ssh(machines: list[Path], api: str, tmp_path: Path) -> None:
+    with ssh_server(tmp_path) as (port, key):
+        for machine in machines:
+            run_in(machine, "dvc", "remote", "add", "--local", "team", f"ssh://127.0.0.1:{port}{tmp_path / 'remote'}")
+            run_in(machine, "dvc", "remote", "modify", "--local", "team", "keyfile", str(key))
+        the_second_machine_runs_nothing(*machines, api)
+    assert any((tmp_path / "remote").rglob("*"))
+
+
+def the_second_machine_runs_nothing(one: Path, two: Path, api: str) -> None:
     for machine, made in ((one, "Ran"), (two, "Cached")):
         _, output = run_flow(machine, api, *SHARING)
         assert "Completed" in output and outcomes(output) == dict.fromkeys(STAGES, made)
