@@ -14,7 +14,7 @@ from tests.made_pairs import write_muge
 from tests.watched import counts_of, repro_each, size_of
 
 DATA = ("check", "ingest", "validate", "curate", "pack")
-TRAINING = ("init", "stage1", "stage2", "evaluate@valid", "evaluate@test")
+TRAINING = ("text_start", "init", "stage1", "stage2", "evaluate@valid", "evaluate@test")
 OVERLAY = """
 data: {path: my_pairs/MUGE}
 init:
