@@ -64,8 +64,8 @@ class Caller(NamedTuple):
 
     @classmethod
     def of(cls, request: Request) -> "Caller":
-        assert request.client is not None
-        return cls(request.state.id, getattr(request.state, "key", request.client.host))
+        address = request.client.host if request.client else "gone"  # who hung up at once has none any more
+        return cls(request.state.id, getattr(request.state, "key", address))
 
 
 class Upstream:
