@@ -535,10 +535,10 @@ def test_who_hangs_up_before_being_heard_is_no_fault_of_the_server(
     api: httpx.Client, caplog: pytest.LogCaptureFixture
 ) -> None:
     body = json.dumps({"model": MODEL, "input": ["猫"]}).encode()
-    head = f"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}"
+    head = "POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     for _ in range(50):
         with socket.create_connection((api.base_url.host, api.base_url.port or 80)) as caller:
-            caller.sendall(f"{head}\r\n\r\n".encode() + body)
+            caller.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
             caller.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # resets the connection
     assert api.get("/livez").status_code == 200
     assert "internal error" not in caplog.text and "failed" not in caplog.text
