@@ -3,6 +3,7 @@
 Wants root, for `ip netns`. Both hosts see one folder, as on a cluster.
 """
 
+import os
 import shutil
 import subprocess
 import sys
@@ -128,7 +129,9 @@ def begun(project: Path, host: str, *command: str) -> subprocess.Popen:
     return subprocess.Popen(
         ["ip", "netns", "exec", host, *command],
         cwd=project,
-        env=ENVIRONMENT | {"GLOO_SOCKET_IFNAME": CABLE, "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(project)},
+        env=ENVIRONMENT
+        | {"GLOO_SOCKET_IFNAME": CABLE, "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(project)}
+        | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // len(HOSTS)))},  # as two ranks on one host have
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
