@@ -43,10 +43,9 @@ def quietest(measure: Callable[[], T], repeats: int) -> list[tuple[float, T]]:
     """
     taken: list[tuple[float, T]] = []
     for _ in range(2 * repeats):
-        pids = family(os.getpid())
-        start = now(pids)
+        start = now(family(os.getpid()))
         found = measure()
-        taken.append((other_cores(start, now(pids)), found))
+        taken.append((other_cores(start, now(family(os.getpid()))), found))
         if sum(others <= MAX_OTHER_CORES for others, _ in taken) == repeats:
             break
     return sorted(taken, key=lambda one: one[0])[:repeats]
