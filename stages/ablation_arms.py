@@ -9,7 +9,7 @@ from clip_core.config.evaluation import PromptTemplates
 from clip_core.config.section import Section
 from clip_core.config.stage1 import Stage1
 from clip_core.config.stage2 import Stage2
-from clip_core.config.training import Optimizer, PeakLr, Schedule
+from clip_core.config.training import PeakLr, Schedule
 from clip_core.errors import UserError
 
 NAMES = ("scratch", "stage1", "direct", "two_stages", "random_text", "longer_scratch")
@@ -55,12 +55,6 @@ def arms_of(params: Params) -> dict[str, Arm]:
         Arm("from scratch, compute-matched", "image", {"stage2": steps(scratch, num_steps=all_steps)}),
     )
     return dict(zip(NAMES, arms, strict=True))
-
-
-def at_full_rate(optimizer: Optimizer) -> Optimizer:
-    """The optimizer of a text tower that was taught nothing: none of its learning rate is spared to keep that."""
-    shares = optimizer.lr_shares.model_copy(update={"text_tower": 1.0})
-    return optimizer.model_copy(update={"lr_shares": shares})
 
 
 def num_steps(schedule: Schedule) -> int:

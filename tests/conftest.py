@@ -61,7 +61,7 @@ def without_network() -> list[str]:
 
 
 def new_project(folder: Path) -> Path:
-    """The project as a newcomer's clone of it would be, in `folder`, with set-up's pictures already there."""
+    """The project as a newcomer's clone of it would be, in `folder`, with what set-up fetches already there."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -73,7 +73,7 @@ def new_project(folder: Path) -> Path:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
     (folder / "dvc.lock").unlink(missing_ok=True)  # it is of the full recipe
-    for source in ("emoji", "iconpark"):
+    for source in ("emoji", "iconpark", "teacher"):
         shutil.copytree(ROOT / ".cache" / source, folder / ".cache" / source, copy_function=os.link)
     commit_all(folder, "init", "-q", "-b", "main")
     return folder

@@ -49,7 +49,9 @@ def trained(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tr
     def run(model: dict[str, Any], **changes: Any) -> Path:
         step = {"schedule": {"num_steps": 1, "warmup_steps": 0}, "global_batch": 8}
         common = {"name": "custom", "image_size": 32, "context_length": 16, "matryoshka": [], "embed_dim": 8}
-        small = {"model": common | model, "init": {"warm_start": step}, "stage1": step, "stage2": step | changes}
+        random = {"from": "random", "path": "pretrained"}
+        trained = {"init": {"warm_start": step}, "stage1": step, "stage2": step | changes}
+        small = {"model": common | model, "text_start": random} | trained
         params_file = tmp_path / "params.yaml"
         params_file.write_text(json.dumps(merged(read_yaml(ROOT / "params.yaml"), small)))
         call("text_start", params_file, packed, tmp_path / "text", tmp_path / "text.json")

@@ -140,7 +140,6 @@ def test_a_file_of_noise_behind_a_right_beginning_is_refused_or_read_and_never_c
             assert "make setup" in str(error), (at, error)
 
 
-@pytest.mark.skipif(not REAL.exists(), reason="the teacher was not fetched (docs/models.md)")
 def test_the_real_teacher_embeds_as_the_engine_of_its_package_does() -> None:
     teacher = Teacher(REAL)
     texts = ["猫", "小狗", "下雨天", "雨伞", "生日派对", "how much protein per day"]
