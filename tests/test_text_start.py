@@ -93,8 +93,7 @@ def start(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call
         values["schedule"] = {"num_steps": 6, "warmup_steps": 1}
         init = {"warm_start": STEP}
         small = {"model": TINY, "text_start": values, "init": init, "stage1": STEP, "stage2": STEP}
-        by_recipe = merged(read_yaml(ROOT / "params.yaml"), read_yaml(ROOT / "recipes" / "taught-text.yaml"))
-        tree = merged(merged(by_recipe, small), {"text_start": asked})
+        tree = merged(merged(read_yaml(ROOT / "params.yaml"), small), {"text_start": asked})
         Path("params.yaml").write_text(json.dumps(tree), encoding="utf-8")
         call("text_start", Path("params.yaml"), packed, tmp_path / name, tmp_path / f"{name}.json")
         return tmp_path / name
