@@ -38,14 +38,14 @@ def test_the_report_of_a_real_run_is_self_contained_and_shows_every_part(smoke_p
     assert html.count("<img ") > 200 and "does not add up" not in html
 
 
-def test_the_metrics_hold_value_interval_and_chance_for_seen_unseen_and_all(smoke_project: Path) -> None:
+def test_the_metrics_hold_value_interval_and_chance_for_each_group(smoke_project: Path) -> None:
     metrics = json.loads((smoke_project / "reports" / "test" / "metrics.json").read_text())
-    for group in ("seen", "unseen", "all"):
+    for group in ("seen", "unseen", "all", "unseen_words"):
         entry = metrics[group]["text_to_image_mean_recall"]
         assert 0 < entry["chance"] < 0.2 and entry["low"] <= entry["value"] <= entry["high"]
     assert metrics["zero_shot"]["num_candidates"] == 8
     stage1 = metrics["others"]["stage1"]
-    assert set(stage1) == {"seen", "unseen", "all", "zero_shot", "differences"}
+    assert set(stage1) == {"seen", "unseen", "all", "unseen_words", "zero_shot", "differences"}
     name = "text_to_image_recall@1"
     difference = stage1["differences"]["all"][name]
     assert difference["value"] == pytest.approx(metrics["all"][name]["value"] - stage1["all"][name]["value"])

@@ -32,8 +32,9 @@ def prove() -> dict:
             found[kind] = json.loads(taken.said.splitlines()[-1]) | {"build_peak_mib": taken.peak_mib}
             asked = watch(ROOT, sys.executable, "-m", "tests.proofs.approximate", f"ask-{kind}", scratch)
             found[kind] |= json.loads(asked.said.splitlines()[-1])
+            found[kind]["passes"] = found[kind]["recall_of_texts"] >= LEAST  # as the stage `index` would say
             print(kind, found[kind], flush=True)
-    assert all(row["recall_of_texts"] >= LEAST for row in found.values())
+    assert found["exact"]["passes"] and found["hnsw"]["passes"]
     return {"pictures": num, "width": WIDTH, "questions": QUESTIONS, "kinds": found}
 
 
