@@ -60,7 +60,7 @@ rollback: setup ## make the release public again that was before
 platform: setup ## Prefect server, its page, a worker and the deployments (Ctrl-C stops everything)
 	@python -m flows.platform
 
-ablation: setup ## the paper's ablation, five seeds (one to two hours); writes reports/ablation.json
+ablation: setup ## the paper's ablation, five seeds (one to three hours); writes reports/ablation.json
 	@python -m stages.check
 	@dvc repro recipes/ablation/dvc.yaml
 	@test ! -f reports/report.html || dvc repro --force --single-item report # an optional file is no dep for DVC

@@ -77,7 +77,7 @@ def test_what_is_said_of_the_longer_scratch_with_each_seed_is_the_committed_abla
         arms[arm]["seen"]["text_to_image_mean_recall"]["by_seed"] for arm in ("longer_scratch", "two_stages")
     )
     said = re.split(r"unseen: longer_scratch.*\n```", page)[1].partition("\n## ")[0]
-    assert re.findall(r"[+-]\d\.\d", said) == [
+    assert re.findall(r"[+-]\d+\.\d", said) == [
         f"{100 * (one - other):+.1f}" for one, other in zip(longer, two, strict=True)
     ]
 

@@ -29,7 +29,8 @@ def with_precision_resolved(params: AnyTraining) -> AnyTraining:
 def compute_as(params: Training) -> None:
     """Has torch compute as `params` say, from now on: with the same bits in every run, fp32 in full or as TF32."""
     torch.use_deterministic_algorithms(params.torch.deterministic)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # it fills what will be written: 4 % of a step
+    # it fills what will be written: 4 % of a step
+    torch.utils.deterministic.fill_uninitialized_memory = False  # ty: ignore[missing-attribute]
     # not `fp32_precision`: torch.compile and the exporter read these, and refuse a mix of the two
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = params.torch.tf32
 
