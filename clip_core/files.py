@@ -16,6 +16,8 @@ from clip_core.locks import is_at, try_lock
 
 LEFT = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}\.(aside|old)")  # folders: what `_make_locked` names
 
+NUMPY_SHORT_OF_ROOM = re.compile(r"\d+ requested and \d+ written")  # it tells no errno
+
 MARGIN = 16 * 2**20  # bytes that stay free
 
 
@@ -138,7 +140,8 @@ def check_space(folder: Path, sources: Sequence[Path]) -> None:
     )
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise UserError(f"{folder}: {free // 2**20} MiB free, {-(-needed // 2**20)} MiB are needed; make room")
+        needs = f"{free // 2**20} MiB free, {-(-needed // 2**20)} MiB are needed"
+        raise UserError(f"{folder}: {needs}; make room and run again")
 
 
 @contextmanager
@@ -147,7 +150,7 @@ def named_when_full(path: Path) -> Generator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) and not NUMPY_SHORT_OF_ROOM.fullmatch(str(error)):
             raise
         free = shutil.disk_usage(path.parent).free // 2**20
         raise UserError(

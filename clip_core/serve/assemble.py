@@ -86,7 +86,7 @@ def assemble(onnx: Path, galleries: Mapping[str, Gallery], golden: Golden, k: in
                 f"{gallery.index}: made by weights {made_by}, but {onnx} holds {weights} and the golden answers are "
                 f"of {golden.weights_id}. Run `dvc repro` again."
             )
-    check_space(folder, [onnx, *(place for gallery in galleries.values() for place in gallery)])
+    check_space(folder.parent, [onnx, *(place for gallery in galleries.values() for place in gallery)])
     lengths = lengths_of(contract.context_length)
     values = {
         **{"embed_dim": contract.embed_dim, "image_size": contract.image_size, "top_k": k},
