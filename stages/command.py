@@ -113,10 +113,10 @@ def _outcome(stage: str) -> Generator[None]:
         with told_to_the_user():
             try:
                 yield
+                write("done")
             except UserError as error:
                 write("refused", str(error))
                 raise
     except Exception:
         write("failed", traceback.format_exc())
         raise
-    write("done")

@@ -170,7 +170,7 @@ def on_a_disk_of(room: int, undisturbed: Undisturbed, stage: str, scratch: Path)
             return ""
         assert_none_is_half_made(first, undisturbed, stage)
         assert_same_bytes(first / "dvc.lock", undisturbed)
-        told = [line.strip() for line in said.splitlines() if "make room and run again" in line]
+        told = [line.strip() for line in said.splitlines() if line.startswith("error: ") and "make room" in line]
         assert told, f"{stage} on a full disk says only: {said[-3000:]}"
         return told[-1].replace(f"{place}/", "")[:120]
 
