@@ -16,7 +16,8 @@ from clip_core.locks import is_at, try_lock
 
 LEFT = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}\.(aside|old)")  # folders: what `_make_locked` names
 
-NUMPY_SHORT_OF_ROOM = re.compile(r"\d+ requested and \d+ written")  # it tells no errno
+# What writers say of a full disk that raise no OSError with its number: DuckDB, safetensors, numpy.
+SAYS_FULL = re.compile(rf"No space left on device|os error {errno.ENOSPC}\b|\d+ requested and \d+ written")
 
 MARGIN = 16 * 2**20  # bytes that stay free
 
@@ -149,8 +150,9 @@ def named_when_full(path: Path) -> Generator[None]:
     """Turns a full disk into a message that says what to do."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT) and not NUMPY_SHORT_OF_ROOM.fullmatch(str(error)):
+    except Exception as error:
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if not (full or SAYS_FULL.search(str(error))):
             raise
         free = shutil.disk_usage(path.parent).free // 2**20
         raise UserError(

@@ -7,7 +7,7 @@ import sys
 import traceback
 import typing
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from clip_core.code import ROOT, differences, reached_by
@@ -109,14 +109,18 @@ def _outcome(stage: str) -> Generator[None]:
         content = json.dumps({"kind": kind, "message": message}, ensure_ascii=False)
         atomic_write(Path(".work") / stage / "outcome.json", content)
 
+    def write_if_there_is_room(kind: str, message: str) -> None:
+        with suppress(UserError):  # the error itself is what must be told
+            write(kind, message)
+
     try:
         with told_to_the_user():
             try:
                 yield
                 write("done")
             except UserError as error:
-                write("refused", str(error))
+                write_if_there_is_room("refused", str(error))
                 raise
     except Exception:
-        write("failed", traceback.format_exc())
+        write_if_there_is_room("failed", traceback.format_exc())
         raise

@@ -52,7 +52,9 @@ def test_a_failure_leaves_the_old_folder_and_no_litter(tmp_path: Path) -> None:
 FILL = """
 import sys
 from pathlib import Path
+import duckdb
 import numpy as np
+from safetensors.numpy import save_file
 from clip_core.errors import UserError
 from clip_core.files import atomic_write, replacing_folder
 small = Path(sys.argv[1])
@@ -63,6 +65,8 @@ for write in (
     lambda: atomic_write(small / "file", bytes(2**20)),
     lambda: (folder / "new").write_bytes(bytes(2**20)),
     lambda: np.save(folder / "new.npy", np.zeros(2**17)),
+    lambda: save_file({"new": np.zeros(2**17)}, folder / "new.safetensors"),
+    lambda: duckdb.connect(folder / "new.duckdb").execute("CREATE TABLE new AS SELECT random() FROM range(1000000)"),
 ):
     try:
         with replacing_folder(small / "out") as folder:
@@ -76,11 +80,10 @@ for write in (
 
 def test_a_full_disk_leaves_what_was_there_and_says_what_to_do(tmp_path: Path) -> None:
     small = tmp_path / "small"
-    file_is_full, after, folder_is_full, again, array_is_full, at_last = on_a_disk_of(2**18, small, FILL, small)
-    assert file_is_full.startswith(f"{small / 'file'}: the disk is full (0 MiB free); make room and run again")
-    for said in (folder_is_full, array_is_full):
-        assert said.startswith(f"{small / 'out'}: the disk is full (0 MiB free); make room and run again")
-    assert after == again == at_last == "old file old out"
+    told = on_a_disk_of(2**18, small, FILL, small)
+    for name, said in zip(["file", *["out"] * 4], told[::2], strict=True):
+        assert said.startswith(f"{small / name}: the disk is full (0 MiB free); make room and run again")
+    assert told[1::2] == ["old file old out"] * 5
 
 
 KILLED_WHILE_WRITING = """

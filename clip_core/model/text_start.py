@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from clip_core.config.model import Options
@@ -20,7 +20,7 @@ from clip_core.model.contract import TOKENIZER_FILE, WEIGHTS_FILE, TextArchitect
 from clip_core.model.pretrained.checkpoint import Checkpoint, read_checkpoint, read_json
 from clip_core.model.registry import Shape
 from clip_core.model.text_tower import TextTower, with_positions
-from clip_core.model.weights import differing, write_tensors
+from clip_core.model.weights import differing
 from clip_core.text import build_tokenizer, parse_tokenizer, tokenizer_of_vocabulary
 
 # Of what BERT was trained with, and of older versions of transformers.
@@ -66,7 +66,7 @@ def write_text_start(folder: Path, about: Written, tokenizer_json: str, tensors:
     with replacing_folder(folder) as aside:
         atomic_write(aside / ABOUT, about.model_dump_json(indent=2) + "\n")
         atomic_write(aside / TOKENIZER_FILE, tokenizer_json)
-        write_tensors(tensors, aside / WEIGHTS_FILE)
+        save_file(tensors, aside / WEIGHTS_FILE)
 
 
 def read_text_start(folder: Path) -> Folder:

@@ -5,7 +5,6 @@ into memory of its own. Reading rather than mapping the file: what is trained ca
 change under a running process, and tensors lie aligned, on which the last bits of matrix products depend.
 """
 
-import errno
 import json
 import threading
 from collections.abc import Generator, Iterator
@@ -49,17 +48,7 @@ def save_weights(model: CLIP, tokenizer_json: str, folder: Path, made: Made) -> 
     with replacing_folder(folder) as aside:
         atomic_write(aside / MODEL_FILE, contract.model_dump_json(indent=2) + "\n")
         atomic_write(aside / TOKENIZER_FILE, tokenizer_json)
-        write_tensors({name: t.contiguous() for name, t in model.state_dict().items()}, aside / WEIGHTS_FILE)
-
-
-def write_tensors(tensors: dict[str, Tensor], file: Path, metadata: dict[str, str] | None = None) -> None:
-    """Writes a safetensors file; where the disk is full it raises the OSError that other files do."""
-    try:
-        save_file(tensors, file, metadata)
-    except SafetensorError as error:
-        if f"os error {errno.ENOSPC}" in str(error):
-            raise OSError(errno.ENOSPC, str(error), str(file)) from None
-        raise
+        save_file({name: t.contiguous() for name, t in model.state_dict().items()}, aside / WEIGHTS_FILE)
 
 
 def load_weights(folder: Path, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> CLIP:

@@ -12,11 +12,11 @@ from typing import Self
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from clip_core.errors import UserError
 from clip_core.files import replacing_file
-from clip_core.model.weights import write_tensors
 from clip_core.train.average import Average
 from clip_core.train.distributed import fill, from_rank_0, num_ranks, rank, whole
 from clip_core.train.watch import trained
@@ -69,7 +69,7 @@ def _write(work: Path, step: int, num_steps: int, state: dict[str, Tensor]) -> N
     facts = {"progress": progress, "ranks": str(num_ranks()), "sha256": _checksum(progress, sorted(state.items()))}
     try:
         with replacing_file(work / f"checkpoint-{step:08}.safetensors") as aside:
-            write_tensors(state, aside, facts)
+            save_file(state, aside, facts)
     except (OSError, UserError) as error:
         print(
             f"warning: no checkpoint after step {step}: {error}; the training goes on, the one before stays", flush=True

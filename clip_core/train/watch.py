@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from clip_core.config.training import Best
 from clip_core.files import replacing_file
 from clip_core.model.clip import CLIP
 from clip_core.model.precision import pick_device
-from clip_core.model.weights import write_tensors
 from clip_core.train.distributed import fill, from_rank_0, gathered_model, rank, whole
 from clip_core.train.log import curve
 
@@ -69,7 +68,7 @@ class Watch:
             state = {name: whole(tensor).detach().cpu().contiguous() for name, tensor in trained(model)}
             if rank() == 0:
                 with replacing_file(self._file) as aside:
-                    write_tensors(state, aside)
+                    save_file(state, aside)
         return self._has_stalled()
 
     def is_due(self, step: int) -> bool:
