@@ -29,6 +29,7 @@ setup: .venv/ready ## the environment, Triton, the built-in pictures (everything
 
 run: setup ## set up, then the main job: `dvc repro`, from pictures to a served model
 	@python -m stages.check # DVC stops at the first misspelt key that dvc.yaml names; this names all that is wrong
+	@python -m flows.healing
 	@dvc repro
 	@python -m clip_core.serve.releases add models/release
 	@python -m clip_core.evaluate.summary

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import re
 import sys
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from clip_core.errors import UserError
 from clip_core.guard import start, stop
+from flows.healing import clear_stale_locks
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
@@ -160,31 +160,6 @@ def locked(root: Path, stage: str) -> object:
         return Lockfile(repo, str(root.resolve() / "dvc.lock")).load().get("stages", {}).get(stage)
 
 
-def clear_stale_locks(root: Path) -> list[str]:
-    """Takes out of DVC's lock what processes that are gone left in it; tells of each whose and on what it was.
-
-    DVC asks only whether some process has the number, and after a restart of the machine any other may have it.
-    """
-    from dvc.repo import Repo
-    from dvc.rwlock import _edit_rwlock
-
-    cleared = []
-
-    def is_stale(path: str, holder: dict) -> bool:
-        if is_running(**holder):
-            return False
-        cleared.append(f"{path}: process {holder['pid']} ({holder['cmd']}) is gone")
-        return True
-
-    with Repo(str(root)) as repo:
-        hardlink = repo.config["core"].get("hardlink_lock", False)
-        with _edit_rwlock(repo.tmp_dir, repo.fs, hardlink) as lock:
-            lock["write"] = {path: holder for path, holder in lock["write"].items() if not is_stale(path, holder)}
-            readers = {path: [h for h in holders if not is_stale(path, h)] for path, holders in lock["read"].items()}
-            lock["read"] = {path: holders for path, holders in readers.items() if holders}
-    return cleared
-
-
 def remove_outs(root: Path, but: Path) -> tuple[list[Path], list[Path]]:
     """Removes what stages made and the cache keeps, but for what is in `but`; gives what it removed and what it left.
 
@@ -232,17 +207,3 @@ def alone(root: Path) -> Generator["Repo"]:
 
 def _busy(pid: str, command: str) -> UserError:
     return UserError(f"process {pid} ({command}) is at work in this project. Wait for its end, or stop it: kill {pid}")
-
-
-def is_running(pid: int, cmd: str) -> bool:
-    """Whether process `pid` is still the one whose sys.argv, joined, was `cmd`."""
-    import psutil  # comes with DVC
-
-    # The program stands differently in the two: `python -m dvc repro` is /.../dvc/__main__.py repro in sys.argv.
-    arguments = re.split(r"(?<=dvc|\.py) ", cmd, maxsplit=1)[-1]
-    try:
-        return f" {' '.join(psutil.Process(pid).cmdline())}".endswith(f" {arguments}")
-    except psutil.NoSuchProcess:  # or a zombie
-        return False
-    except psutil.AccessDenied:  # another user's: it may be
-        return True

@@ -21,8 +21,9 @@ from clip_core.all_params import load_params
 from clip_core.errors import EXIT_CODE, UserError
 from clip_core.project import RELEASE, SERVING, project_root
 from clip_core.serve import lineage, releases
-from flows.dag import Stage, clear_stale_locks, locked, stages_upstream_first
+from flows.dag import Stage, locked, stages_upstream_first
 from flows.exchange import exchanged
+from flows.healing import heal
 from flows.heard import heard
 from flows.outage import go_on_without_the_lease
 
@@ -121,8 +122,8 @@ async def bring_up_to_date(
 
     The exchange with a remote is two tasks more, and one that is away keeps no stage from being made.
     """
-    for lock in clear_stale_locks(Path.cwd()):
-        get_run_logger().warning(f"DVC's lock is cleared: {lock}")
+    for mended in heal(Path.cwd()):
+        get_run_logger().warning(mended)
     exchanges: dict[str, State] = {}
     if remote:
         exchanges["fetch"] = await exchanged("fetch", remote, seconds_before_retry)

@@ -1,21 +1,12 @@
 """The graph that the flow walks is DVC's own, of the project's pipeline and no other."""
 
-import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 from clip_core.params_file import read_yaml
-from flows.dag import clear_stale_locks, stages_upstream_first
-from tests.conftest import ENVIRONMENT, ROOT, run_in
-from tests.toy_pipeline import new_toy, new_toy_of_one_stage
+from flows.dag import stages_upstream_first
+from tests.conftest import ROOT, run_in
+from tests.toy_pipeline import new_toy
 
 NEW_STAGE = """
   blurb:
@@ -100,50 +91,3 @@ def test_a_stage_is_dirty_when_what_it_reads_has_changed(tmp_path: Path) -> None
     assert not any(stage.is_dirty for stage in stages_upstream_first(toy))
     (toy / "words-long.in").write_text("new")
     assert [stage.name for stage in stages_upstream_first(toy) if stage.is_dirty] == ["words@long"]
-
-
-@pytest.fixture
-def stranger() -> Iterator[int]:
-    """The number of a process that has nothing to do with DVC."""
-    process = subprocess.Popen(["sleep", "600"])
-    yield process.pid
-    process.kill()
-    process.wait()
-
-
-def test_a_lock_whose_process_number_belongs_to_something_else_by_now_is_cleared(tmp_path: Path, stranger: int) -> None:
-    toy = new_toy_of_one_stage(tmp_path)
-    holder = {"pid": stranger, "cmd": "/venv/lib/dvc/__main__.py --wait-for-lock repro --single-item letters"}
-    lock = toy / ".dvc" / "tmp" / "rwlock"
-    lock.parent.mkdir()
-    lock.write_text(
-        json.dumps({"write": {f"{toy}/letters.out": holder}, "read": {f"{toy}/toy.py": [holder], "/elsewhere": []}})
-    )
-    assert "is busy" in run_in(toy, "dvc", "repro", check=False).stdout
-    first, second = clear_stale_locks(toy)
-    assert first == f"{toy}/letters.out: process {stranger} ({holder['cmd']}) is gone"
-    assert second.startswith(f"{toy}/toy.py: ")
-    run_in(toy, "dvc", "repro")
-
-
-@pytest.mark.parametrize("dvc", [("dvc",), (sys.executable, "-m", "dvc")])
-def test_a_lock_held_by_a_living_dvc_is_left_alone(dvc: tuple[str, ...], tmp_path: Path) -> None:
-    toy = new_toy_of_one_stage(tmp_path)
-    (toy / "letters.in").write_text("hang")
-    process = subprocess.Popen(
-        [*dvc, "repro", "letters"], cwd=toy, env=ENVIRONMENT, start_new_session=True, stdout=subprocess.DEVNULL
-    )
-    try:
-        deadline = time.monotonic() + 60
-        while not (toy / "pid").exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        lock = toy / ".dvc" / "tmp" / "rwlock"
-        before = json.loads(lock.read_text())
-        assert before["write"][f"{toy}/letters.out"]["pid"] == process.pid
-        assert clear_stale_locks(toy) == []
-        assert json.loads(lock.read_text()) == before
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    assert all(str(process.pid) in line for line in clear_stale_locks(toy))  # a dead one's too

@@ -22,6 +22,7 @@ from ruamel.yaml import YAML
 from clip_core.params_file import read_yaml
 from clip_core.recipe import apply_recipes
 from flows.dag import stages_upstream_first
+from flows.healing import heal
 from tests.conftest import ENVIRONMENT, copy_of, new_project, run_in
 from tests.kills import REPRO, folder_bytes
 from tests.prefect_api import processes_in
@@ -133,7 +134,8 @@ def after_a_kill(undisturbed: Undisturbed, stage: str, scratch: Path) -> str:
                 time.sleep(0.05)
             gone = time.monotonic() - start
             assert_none_is_half_made(project, undisturbed, stage)
-            run_in(project, *REPRO, stage)
+            heal(project)  # as `make run` and the flows do
+            run_in(project, *REPRO)
             assert_same_bytes(project / "dvc.lock", undisturbed)
         return f"after {moment:.1f} of {took:.1f} s; gone in {gone:.1f} s"
 
