@@ -86,17 +86,25 @@ def on_ray(project: Path) -> dict:
     with tempfile.TemporaryDirectory(prefix="ray-") as folder, ExitStack() as stack:
         options = ("start", "--block", "--disable-usage-stats", "--object-store-memory=80000000")
 
+        nodes = []
+
         def start(host: str, *arguments: str) -> None:
             process = begun(project, host, ray, *options, f"--node-ip-address={HOSTS[host]}", *arguments)
             stack.callback(process.wait)
             stack.callback(process.terminate)
+            nodes.append(process)
+
+        def status() -> str:
+            for node in nodes:  # on a busy machine Ray gives itself up after 15 seconds
+                assert node.poll() is None, node.communicate()[0][-3000:]
+            return asked(project, "clip-a", ray, "status", f"--address={head}:{PORT}").stdout
 
         first = ("--head", f"--port={PORT}", "--num-cpus=0", "--include-dashboard=false", f"--temp-dir={folder}")
         start("clip-a", *first)
-        until(lambda: asked(project, "clip-a", ray, "status", f"--address={head}:{PORT}").returncode == 0)
+        until(lambda: "cluster status" in status())
         for host in HOSTS:
             start(host, f"--address={head}:{PORT}", "--num-cpus=1")
-        until(lambda: "/2.0 CPU" in asked(project, "clip-a", ray, "status", f"--address={head}:{PORT}").stdout)
+        until(lambda: "/2.0 CPU" in status())
         file = project / "params.yaml"
         text = file.read_text(encoding="utf-8").replace("maps: local", "maps: ray")
         file.write_text(text.replace("address: null", f"address: {head}:{PORT}"), encoding="utf-8")
