@@ -36,6 +36,7 @@ stage2: {schedule: {num_steps: 12}}
 """
 PATIENCE = 10  # seconds for a stage's processes to be gone
 TIMED = "reports/deploy.json"  # holds times, so it is never the same twice
+QUOTES_TIMES = "reports/report.html"
 WRONG = "wrong"
 
 # On a file system of its own that is full once so many bytes more lie there: the command; then with room enough, again.
@@ -204,7 +205,8 @@ def assert_none_is_half_made(project: Path, undisturbed: Undisturbed, stage: str
 def assert_same_bytes(lock: Path, undisturbed: Undisturbed) -> None:
     now = locked(lock)
     changed = {name for stage, outs in undisturbed.lock.items() for name in outs if outs[name] != now[stage][name]}
-    assert changed <= {TIMED}, f"{changed}: other bytes than without a fault"
+    made_again = {TIMED, QUOTES_TIMES} if TIMED in changed else set()
+    assert changed <= made_again, f"{changed}: other bytes than without a fault"
 
 
 def locked(file: Path) -> dict[str, dict[str, str]]:
