@@ -95,16 +95,16 @@ def on_ray(project: Path) -> dict:
             nodes.append(process)
 
         def status() -> str:
-            for node in nodes:  # on a busy machine Ray gives itself up after 15 seconds
+            for node in nodes:  # it gives itself up where one of its parts is not up after 15 seconds
                 assert node.poll() is None, node.communicate()[0][-3000:]
             return asked(project, "clip-a", ray, "status", f"--address={head}:{PORT}").stdout
 
         first = ("--head", f"--port={PORT}", "--num-cpus=0", "--include-dashboard=false", f"--temp-dir={folder}")
         start("clip-a", *first)
         until(lambda: "cluster status" in status())
-        for host in HOSTS:
+        for number, host in enumerate(HOSTS, 1):
             start(host, f"--address={head}:{PORT}", "--num-cpus=1")
-        until(lambda: "/2.0 CPU" in status())
+            until(lambda there=f"/{number}.0 CPU": there in status())
         file = project / "params.yaml"
         text = file.read_text(encoding="utf-8").replace("maps: local", "maps: ray")
         file.write_text(text.replace("address: null", f"address: {head}:{PORT}"), encoding="utf-8")
