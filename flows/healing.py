@@ -1,12 +1,15 @@
 """What a killed DVC leaves behind is mended before the next one begins: `python -m flows.healing`."""
 
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from clip_core.errors import UserError, told_to_the_user
 from clip_core.files import atomic_write
 from clip_core.project import project_root
 from flows.git import git
+
+CONFLICT = "<<<<<<< "
 
 
 def heal(root: Path) -> list[str]:
@@ -45,19 +48,23 @@ def mend_lock_file(root: Path) -> list[str]:
     Nothing is lost: DVC's run cache has what stages have made since, and the next `dvc repro` takes it from there.
     """
     from dvc.dvcfile import Lockfile
-    from dvc.exceptions import DvcException
     from dvc.repo import Repo
+    from dvc.utils.serialize import ParseError
+    from dvc.utils.strictyaml import YAMLValidationError
 
     file = root / "dvc.lock"
     with Repo(str(root), _wait_for_lock=True) as repo, repo.lock:
         try:
             Lockfile(repo, str(file.resolve())).load()
-        except DvcException:
-            try:
+        except (ParseError, YAMLValidationError):
+            if CONFLICT in file.read_text(encoding="utf-8", errors="replace"):
+                return []  # of a merge, which is the user's to resolve
+            aside = root / ".work" / "half-written-dvc.lock"
+            aside.parent.mkdir(exist_ok=True)
+            file.rename(aside)
+            with suppress(UserError):  # git has none
                 atomic_write(file, git(root, "show", "HEAD:./dvc.lock") + "\n")
-            except UserError:  # git has none
-                file.unlink()
-            return [f"{file}: was half-written; the one of the last commit, if any, has taken its place"]
+            return [f"{file}: was half-written and lies in {aside}; the last commit's, if any, has taken its place"]
     return []
 
 

@@ -77,8 +77,17 @@ def test_a_lock_file_that_a_killed_dvc_left_half_written_is_the_last_commits_and
     assert run_in(toy, "dvc", "repro", check=False).returncode
     (told,) = heal(toy)
     assert told.startswith(f"{toy}/dvc.lock: was half-written")
+    assert (toy / ".work" / "half-written-dvc.lock").read_text() == left
     (toy / "letters.out").unlink()
     said = run_in(toy, "dvc", "repro").stdout
     assert "Running stage" not in said, said
     assert (toy / "dvc.lock").read_bytes() == whole
     assert heal(toy) == []
+
+
+def test_a_lock_file_in_the_middle_of_a_merge_is_left_to_the_user(tmp_path: Path) -> None:
+    toy = new_toy_of_one_stage(tmp_path)
+    conflict = "schema: '2.0'\n<<<<<<< HEAD\nstages: {}\n=======\n>>>>>>> other\n"
+    (toy / "dvc.lock").write_text(conflict)
+    assert heal(toy) == []
+    assert (toy / "dvc.lock").read_text() == conflict
